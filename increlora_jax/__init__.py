@@ -1,0 +1,1 @@
+"""IncreLoRA in JAX and Flax: low-rank fine-tuning whose rank grows during training."""
