@@ -1,0 +1,1 @@
+"""The algorithm on plain arrays: no Flax, no I/O."""

@@ -1,0 +1,178 @@
+"""The low-rank update: its slots, its product, and the score that leaves the backward pass."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+RESERVE_LAMBDA = 1e-5
+"""λ̂ of a reserve slot that learns in advance, and λ of a slot it becomes (paper §3.3)."""
+
+RANK_EPSILON = 1e-5
+"""Keeps α/r finite at rank 0 (reference trace, `scale_eps`)."""
+
+NEVER = jnp.iinfo(jnp.int32).max
+"""The birth of a leaf that has not become trainable yet."""
+
+
+class Adapter(NamedTuple):
+    """The parameters of one target module's update, `max_rank` slots wide."""
+
+    A: Float[Array, "*stack inputs slots"]
+    lam: Float[Array, "*stack slots"]
+    B: Float[Array, "*stack slots outputs"]
+
+
+class Slots(NamedTuple):
+    """What each slot is, and the first step at which its leaves may learn.
+
+    `active` and `reserve` are disjoint; a slot in neither is dormant. `is_advancing` says whether
+    the reserve takes part in the forward pass at λ̂ = 1e-5.
+    """
+
+    active: Bool[Array, "*stack slots"]
+    reserve: Bool[Array, "*stack slots"]
+    is_advancing: Bool[Array, "*stack"]
+    lambda_born: Int[Array, "*stack slots"]
+    matrix_born: Int[Array, "*stack slots"]
+
+    @property
+    def rank(self) -> Int[Array, "*stack"]:
+        """Number of active slots."""
+        return self.active.sum(axis=-1, dtype=jnp.int32)
+
+
+class Scaling(NamedTuple):
+    """The rule for s: `rank` is α/(r + 1e-5), `target` α/target_rank, `rsqrt` α/√r."""
+
+    alpha: float
+    rule: Literal["rank", "target", "rsqrt"] = "rank"
+    target_rank: float = 1.0
+
+    def __call__(self, rank: Int[Array, "*stack"], dtype: Any) -> Float[Array, "*stack"]:
+        """Compute s from the module's current rank r."""
+        r = rank.astype(dtype)
+        match self.rule:
+            case "rank":
+                return self.alpha / (r + RANK_EPSILON)
+            case "target":
+                return jnp.full_like(r, self.alpha / self.target_rank)
+            case "rsqrt":
+                return self.alpha / jnp.sqrt(r + RANK_EPSILON)
+
+
+class Update(NamedTuple):
+    """The update as one forward pass applies it: ΔW = s · A diag(λ̂) B."""
+
+    A: Float[Array, "*stack inputs slots"]
+    lam_hat: Float[Array, "*stack slots"]
+    B: Float[Array, "*stack slots outputs"]
+    scale: Float[Array, "*stack"]
+    slots: Slots
+
+    @property
+    def delta(self) -> Float[Array, "*stack inputs outputs"]:
+        """The dense ΔW."""
+        coefficients = self.scale[..., None] * self.lam_hat
+        return (self.A * coefficients[..., None, :]) @ self.B
+
+
+def init_slots(max_rank: int, initial_rank: int, stack: tuple[int, ...] = ()) -> Slots:
+    """Open the first `initial_rank` slots as active, born at step 0; the rest is dormant."""
+    active = jnp.broadcast_to(jnp.arange(max_rank) < initial_rank, (*stack, max_rank))
+    born = jnp.where(active, 0, NEVER).astype(jnp.int32)
+    return Slots(active, jnp.zeros_like(active), jnp.zeros(stack, bool), born, born)
+
+
+def effective_lambda(adapter: Adapter, slots: Slots) -> Float[Array, "*stack slots"]:
+    """λ̂: λ on active slots, 1e-5 on a reserve that learns in advance, 0 elsewhere."""
+    ahead = slots.reserve & slots.is_advancing[..., None]
+    resting = jnp.where(ahead, RESERVE_LAMBDA, 0.0).astype(adapter.lam.dtype)
+    return jnp.where(slots.active, adapter.lam, resting)
+
+
+def effective_update(adapter: Adapter, slots: Slots, scaling: Scaling) -> Update:
+    """Put parameters, slots and scaling together into the update of one forward pass."""
+    scale = scaling(slots.rank, adapter.lam.dtype)
+    return Update(adapter.A, effective_lambda(adapter, slots), adapter.B, scale, slots)
+
+
+Score = Callable[[Array, Update], Array]
+"""(∂L/∂ΔW [inputs, outputs], the update) → a module's raw importance []."""
+
+
+def apply_update(
+    x: Float[Array, "*batch inputs"],
+    update: Update,
+    probe: Float[Array, "..."] | None = None,
+    score: Score | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """Compute s · ((x·A) ∘ λ̂) · B in factored form.
+
+    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance.
+    A scalar probe receives `score(∂L/∂ΔW, update)`, a probe [inputs, outputs] receives ∂L/∂ΔW
+    itself, a probe [slots] receives ∂L/∂λ̂. Without a probe no dense gradient is ever formed.
+    """
+    if probe is not None and probe.ndim == 1:
+        return _product(None, x, update._replace(lam_hat=update.lam_hat + probe), None)
+    return _product(score, x, update, probe)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(score: Score | None, x: Array, update: Update, probe: Array | None) -> Array:
+    return _product_forward(score, x, update, probe)[0]
+
+
+def _product_forward(
+    score: Score | None, x: Array, update: Update, probe: Array | None
+) -> tuple[Array, Any]:
+    coefficients = update.scale * update.lam_hat
+    hidden = _matmul(x, update.A) * coefficients.astype(x.dtype)
+    return _matmul(hidden, update.B), (x, update, probe)
+
+
+def _product_backward(score: Score | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
+    x, update, probe = residuals
+    x_rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    coefficients = update.scale * update.lam_hat
+    hidden, d_hidden = _matmul(x_rows, update.A), _matmul(dy_rows, update.B.T)
+    inner = d_hidden * coefficients.astype(dy.dtype)
+    d_coefficients = jnp.sum(hidden * d_hidden, axis=0, dtype=coefficients.dtype)
+    d_update = Update(
+        A=_outer(x_rows, inner, update.A.dtype),
+        lam_hat=update.scale * d_coefficients,
+        B=_outer(hidden * coefficients.astype(x.dtype), dy_rows, update.B.dtype),
+        scale=jnp.sum(update.lam_hat * d_coefficients),
+        slots=None,  # type: ignore[arg-type]  # masks and births have no cotangent
+    )
+    dx = _matmul(inner, update.A.T).reshape(x.shape)
+    return dx, d_update, _evidence(score, x_rows, dy_rows, update, probe)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _evidence(
+    score: Score | None, x: Array, dy: Array, update: Update, probe: Array | None
+) -> Array | None:
+    if probe is None:
+        return None
+    gradient = _outer(x, dy, probe.dtype)
+    if probe.ndim == 2:
+        return gradient
+    if score is None:
+        raise ValueError("a scalar probe needs the score whose value its cotangent carries")
+    return score(gradient, update).astype(probe.dtype)
+
+
+def _matmul(x: Array, matrix: Array) -> Array:
+    """x·matrix in the activations' dtype: a bf16 model multiplies in bf16."""
+    return x @ matrix.astype(x.dtype)
+
+
+def _outer(x: Array, y: Array, dtype: Any) -> Array:
+    """xᵀ·y over all rows, accumulated in the parameters' dtype whatever the activations'."""
+    return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)

@@ -1,0 +1,100 @@
+"""How important a module is: the evidence a score needs, its equation, and its averages."""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from increlora_jax.core.adapter import Update
+
+
+class Evidence(Enum):
+    """What of the task loss's gradient a score reads."""
+
+    NONE = "none"
+    SLOTS = "slots"  # ∂L/∂λ̂ [slots]
+    DENSE = "dense"  # ∂L/∂ΔW [inputs, outputs]
+
+
+class ImportanceFunction(NamedTuple):
+    """One rule for a module's raw importance I.
+
+    `score(evidence, update, key)` gives I []; only `random` needs the key, and a function without
+    evidence ignores the first. Where `is_smoothed`, modules are ranked by Ī·Ū of its averages;
+    otherwise by I itself.
+    """
+
+    evidence: Evidence
+    score: Callable[..., Float[Array, ""]]
+    is_smoothed: bool
+
+
+class ImportanceState(NamedTuple):
+    """The averages over steps, one entry a module."""
+
+    sensitivity: Float[Array, " modules"]
+    uncertainty: Float[Array, " modules"]
+
+
+def init_importance(modules: int, dtype: DTypeLike) -> ImportanceState:
+    """Start both averages at 0."""
+    return ImportanceState(jnp.zeros(modules, dtype), jnp.zeros(modules, dtype))
+
+
+def update_importance(
+    raw: Float[Array, " modules"], state: ImportanceState, beta1: float, beta2: float
+) -> ImportanceState:
+    """Ī ← β₁Ī + (1−β₁)I, then Ū ← β₂Ū + (1−β₂)|I − Ī| with the new Ī (paper §3.2)."""
+    sensitivity = beta1 * state.sensitivity + (1 - beta1) * raw
+    uncertainty = beta2 * state.uncertainty + (1 - beta2) * jnp.abs(raw - sensitivity)
+    return ImportanceState(sensitivity, uncertainty)
+
+
+def sensitivity(gradient: Array, update: Update, key: Array | None = None) -> Array:
+    """I = Σ |ΔW ∘ ∂L/∂ΔW| / √(in·out), the paper's (§3.2); ΔW includes the reserve."""
+    delta = update.delta
+    return jnp.sum(jnp.abs(delta * gradient)) / jnp.sqrt(delta.size)
+
+
+def lambda_gradient(gradient: Array, update: Update, key: Array | None = None) -> Array:
+    """I = Σ_active |λ·∂L/∂λ| + Σ_reserve |∂L/∂λ|; needs no dense gradient.
+
+    The first sum is what the slots in use matter, the second what the slots in waiting would bring
+    per unit of λ.
+    """
+    used = jnp.abs(update.lam_hat * gradient)
+    return jnp.sum(jnp.where(update.slots.reserve, jnp.abs(gradient), used))
+
+
+def gradient_norm(gradient: Array, update: Update, key: Array | None = None) -> Array:
+    """I = ‖∂L/∂ΔW‖_F / √(in·out): the root mean square of the dense gradient."""
+    return jnp.sqrt(jnp.mean(jnp.square(gradient)))
+
+
+def magnitude(gradient: Array, update: Update, key: Array | None = None) -> Array:
+    """I = ‖ΔW‖_F / √(in·out): the root mean square of the update."""
+    return jnp.sqrt(jnp.mean(jnp.square(update.delta)))
+
+
+def random(gradient: Array, update: Update, key: Array) -> Array:
+    """I ~ U(0, 1), drawn anew at every step: the baseline any importance must beat."""
+    return jax.random.uniform(key, dtype=update.lam_hat.dtype)
+
+
+def uniform(gradient: Array, update: Update, key: Array | None = None) -> Array:
+    """I = −r: the lowest rank grows first, so that all modules grow alike."""
+    return -update.slots.rank.astype(update.lam_hat.dtype)
+
+
+IMPORTANCE_FUNCTIONS = {
+    "sensitivity": ImportanceFunction(Evidence.DENSE, sensitivity, is_smoothed=True),
+    "lambda_gradient": ImportanceFunction(Evidence.SLOTS, lambda_gradient, is_smoothed=True),
+    "gradient_norm": ImportanceFunction(Evidence.DENSE, gradient_norm, is_smoothed=True),
+    "magnitude": ImportanceFunction(Evidence.NONE, magnitude, is_smoothed=False),
+    "random": ImportanceFunction(Evidence.NONE, random, is_smoothed=False),
+    "uniform": ImportanceFunction(Evidence.NONE, uniform, is_smoothed=False),
+}

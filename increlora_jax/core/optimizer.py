@@ -1,0 +1,127 @@
+"""AdamW in which every slot has its own age, beside stock optax for the rest."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from increlora_jax.core.adapter import Adapter, Slots
+
+
+class Trainable(NamedTuple):
+    """Everything the optimizer moves: adapters by module, and whole parameters by path."""
+
+    adapter: dict[str, Adapter]
+    head: dict[str, Array]
+
+
+LABELS = Trainable(adapter="adapter", head="head")  # type: ignore[arg-type]  # a prefix tree
+
+
+class SlotAdamState(NamedTuple):
+    """The two moments; a slot's count is its age, so none is kept."""
+
+    mu: Any
+    nu: Any
+
+
+def births(params: Trainable, slots: dict[str, Slots]) -> Trainable:
+    """The step of birth of every entry of `params`, shaped to broadcast against its leaf."""
+    adapter = {name: _adapter_births(slots[name]) for name in params.adapter}
+    return Trainable(adapter, {path: jnp.zeros((), jnp.int32) for path in params.head})
+
+
+def _adapter_births(slots: Slots) -> Adapter:
+    return Adapter(
+        A=slots.matrix_born[..., None, :], lam=slots.lambda_born, B=slots.matrix_born[..., :, None]
+    )
+
+
+def mask_unborn(gradients: Any, born: Any, step: Int[Array, ""]) -> Any:
+    """Zero what may not learn yet, so that it has no part in the global norm either."""
+    return jax.tree.map(lambda g, b: jnp.where(step >= b, g, 0.0), gradients, born)
+
+
+CLIP_EPSILON = 1e-6
+"""PyTorch's clip divides by norm + 1e-6 (reference trace); optax's does not, and it shows."""
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """g ← g · min(1, max_norm / (‖g‖ + 1e-6)) over everything trainable."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + CLIP_EPSILON))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def slot_adamw(
+    rate: Callable[[Array, Array], Array],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW whose bias correction and learning rate count from each entry's birth b.
+
+    With age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ), and
+    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0.
+    `update` takes two extra arguments: `step` t [], and `born`, a tree like the parameters'.
+    """
+
+    def init(params: Any) -> SlotAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return SlotAdamState(zeros, zeros)
+
+    def update(
+        updates: Any, state: SlotAdamState, params: Any = None, *, step: Array, born: Any, **_: Any
+    ) -> tuple[Any, SlotAdamState]:
+        gradients = mask_unborn(updates, born, step)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
+
+        def move(m: Array, v: Array, b: Array, p: Array) -> Array:
+            # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
+            age = jnp.where(step >= b, step - b + 1, 1).astype(p.dtype)
+            m_hat, v_hat = m / (1 - b1**age), v / (1 - b2**age)
+            return -rate(step, b).astype(p.dtype) * (
+                m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * p
+            )
+
+        return jax.tree.map(move, mu, nu, born, params), SlotAdamState(mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def build_optimizer(
+    rate: Callable[[Array, Array], Array],
+    *,
+    max_grad_norm: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Clip by the global norm of everything trainable, then AdamW by label.
+
+    `adapter` takes `slot_adamw`, `head` stock `optax.adamw` with the rate of a leaf born at step 0.
+    `update` takes the extra arguments `step` and `born` (see `births`).
+    """
+    adam = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
+
+    def head_rate(count: Array) -> Array:
+        return rate(count, jnp.zeros((), jnp.int32))
+
+    return optax.chain(
+        clip_by_global_norm(max_grad_norm),
+        optax.multi_transform(
+            {"adapter": slot_adamw(rate, **adam), "head": optax.adamw(head_rate, **adam)},
+            LABELS,
+            mask_compatible_extra_args=True,
+        ),
+    )

@@ -1,0 +1,121 @@
+"""The plan of a run's growth, computed before anything is loaded: rounds, budget, buffer width."""
+
+from math import ceil
+from typing import Literal, NamedTuple
+
+from increlora_jax.errors import InputError
+
+SLOT_MULTIPLE = 8
+"""Buffers are rounded up to this many slots: narrower ones run no faster."""
+
+DEFAULT_WIDTH = 32
+"""The default cap on a buffer is max(32, 4 · target_rank) slots, since width costs time."""
+
+
+class GrowthPlan(NamedTuple):
+    """What will happen to the ranks of a run, as far as it is known beforehand."""
+
+    steps: int
+    modules: int
+    initial_total: int
+    budget: int
+    rounds: tuple[int, ...]  # the steps at which ranks grow until the budget is spent
+    max_ranks: dict[str, int]  # buffer width S by module
+
+    def describe(self) -> str:
+        """Say the plan in one paragraph, for people."""
+        widths = sorted(set(self.max_ranks.values()))
+        width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+        head = f"{self.modules} modules, {self.steps} steps, buffers of {width} slots"
+        if not self.rounds:
+            return f"{head}; total rank {self.initial_total} throughout"
+        first, last = self.rounds[0], self.rounds[-1]
+        return (
+            f"{head}; total rank {self.initial_total} → {self.budget} in {len(self.rounds)} "
+            f"rounds, steps {first} to {last}, then {self.steps - 1 - last} steps at full budget"
+        )
+
+
+def plan_growth(
+    sizes: dict[str, tuple[int, int]],
+    *,
+    steps: int,
+    initial_rank: int,
+    target_rank: float,
+    target_total_rank: int | None,
+    top_h: int,
+    init_warmup: int,
+    incre_interval: int,
+    incre_rank_num: int,
+    max_rank: int | Literal["auto", "exact"],
+) -> GrowthPlan:
+    """Lay out the rounds that spend the budget and the buffers they need.
+
+    `sizes` gives (in, out) of every module. S of a module is what the plan could give it at most,
+    initial + rounds · growth + reserve, capped at max(32, 4 · target_rank) unless `max_rank` is
+    "exact" or a number, and always within min(in, out).
+
+    Raises:
+        InputError: a budget below the initial total or beyond the buffers, a rank over a matrix,
+            or rounds that do not fit into the run's steps; names the flag to change.
+    """
+    modules, initial_total = len(sizes), len(sizes) * initial_rank
+    budget = target_total_rank if target_total_rank is not None else round(target_rank * modules)
+    _check_ranks(sizes, initial_rank, budget, max_rank)
+    possible = [t for t in range(0, steps, incre_interval) if t > init_warmup]
+    needed = ceil((budget - initial_total) / (min(top_h, modules) * incre_rank_num))
+    if needed > len(possible):
+        raise InputError(_too_few_rounds(needed, len(possible), steps, budget, initial_total))
+    reserve = incre_rank_num if needed else 0
+    most = min(initial_rank + needed * incre_rank_num, budget - (modules - 1) * initial_rank)
+    wanted = _buffer_width(most + reserve, target_rank, max_rank)
+    max_ranks = {name: min(wanted, *size) for name, size in sizes.items()}
+    _check_capacity(max_ranks, budget)
+    return GrowthPlan(steps, modules, initial_total, budget, tuple(possible[:needed]), max_ranks)
+
+
+def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
+    if isinstance(max_rank, int):
+        return max_rank
+    cap = most if max_rank == "exact" else max(DEFAULT_WIDTH, ceil(4 * target_rank))
+    return ceil(min(most, cap) / SLOT_MULTIPLE) * SLOT_MULTIPLE
+
+
+def _check_ranks(
+    sizes: dict[str, tuple[int, int]], initial_rank: int, budget: int, max_rank: int | str
+) -> None:
+    asked = max(initial_rank, max_rank) if isinstance(max_rank, int) else initial_rank
+    flag = "--max-rank" if asked != initial_rank else "--initial-rank"
+    for name, (inputs, outputs) in sizes.items():
+        if asked > min(inputs, outputs):
+            raise InputError(
+                f"{flag} {asked} is more than the matrix of {name} can have: its {inputs} × "
+                f"{outputs} kernel has rank at most {min(inputs, outputs)}; lower {flag} or leave "
+                "the module out with --exclude-modules"
+            )
+    if isinstance(max_rank, int) and max_rank < initial_rank:
+        raise InputError(f"--max-rank {max_rank} is below --initial-rank {initial_rank}")
+    initial_total = initial_rank * len(sizes)
+    if budget < initial_total:
+        raise InputError(
+            f"the budget of {budget} ranks is below the initial total of {initial_total} "
+            f"({len(sizes)} modules × --initial-rank {initial_rank}); raise --target-rank or "
+            "--target-total-rank, or lower --initial-rank"
+        )
+
+
+def _too_few_rounds(needed: int, possible: int, steps: int, budget: int, initial: int) -> str:
+    return (
+        f"growing from {initial} to {budget} ranks takes {needed} rounds, but {steps} steps hold "
+        f"only {possible}; raise --top-h, --incre-rank-num or --max-steps (or --num-train-epochs), "
+        "or lower --incre-interval, --init-warmup or --target-rank"
+    )
+
+
+def _check_capacity(max_ranks: dict[str, int], budget: int) -> None:
+    capacity = sum(max_ranks.values())
+    if budget > capacity:
+        raise InputError(
+            f"the budget of {budget} ranks does not fit the buffers, which hold {capacity} in all; "
+            "raise --max-rank (or --max-rank exact) or lower --target-rank"
+        )

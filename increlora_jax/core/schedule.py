@@ -1,0 +1,58 @@
+"""The learning rate as a function of age: every slot has a warmup and a horizon of its own."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+Shape = Callable[[Array, float, Array], Array]
+"""(age k, warmup w, horizon n) → the factor on the learning rate, all in optimizer steps."""
+
+
+def linear(age: Array, warmup: float, horizon: Array) -> Array:
+    """f = k/w while k < w, then (n − k)/(n − w) down to 0."""
+    decay = (horizon - age) / jnp.maximum(horizon - warmup, 1)
+    return _warmed(age, warmup, jnp.maximum(decay, 0.0))
+
+
+def cosine(age: Array, warmup: float, horizon: Array) -> Array:
+    """f = k/w while k < w, then ½(1 + cos π(k − w)/(n − w))."""
+    progress = (age - warmup) / jnp.maximum(horizon - warmup, 1)
+    return _warmed(age, warmup, 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
+
+
+def constant_with_warmup(age: Array, warmup: float, horizon: Array) -> Array:
+    """f = k/w while k < w, then 1."""
+    return _warmed(age, warmup, jnp.ones_like(age))
+
+
+SHAPES: dict[str, Shape] = {
+    "linear": linear,
+    "cosine": cosine,
+    "constant_with_warmup": constant_with_warmup,
+}
+
+
+def rate_at(
+    step: Int[Array, ""],
+    born: Int[Array, "..."],
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int,
+    restart_warmup: bool = True,
+    shape: Shape = linear,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "..."]:
+    """lr · f(t − b; warmup, T − b), or lr · f(t; warmup, T) without restart warmup (paper §3.4).
+
+    Ages and the rate are in optimizer steps. Before birth the rate is 0.
+    """
+    start = born if restart_warmup else jnp.zeros_like(born)
+    age, horizon = (step - start).astype(dtype), (total_steps - start).astype(dtype)
+    return jnp.where(step >= born, learning_rate * shape(age, warmup_steps, horizon), 0.0)
+
+
+def _warmed(age: Array, warmup: float, after: Array) -> Array:
+    return jnp.where(age < warmup, age / max(warmup, 1), after)
