@@ -1,0 +1,194 @@
+"""Every setting of a run: its name, its default, its bounds. Validated once, before any loading."""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from increlora_jax.core.adapter import Scaling
+from increlora_jax.errors import InputError
+
+Importance = Literal[
+    "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
+]
+ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a configuration: its default and the line that `--help` prints."""
+    return field(default=default, metadata={"help": help})
+
+
+def _require(is_good: bool, flag: str, value: Any, wanted: str) -> None:
+    if not is_good:
+        raise InputError(f"--{flag.replace('_', '-')} {value} must be {wanted}")
+
+
+def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None:
+            _require(test(value), name, value, wanted)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned: the task, its data, the base model."""
+
+    _argument_group_name = "task, data and base model"
+
+    task: str = option("sst2", "a GLUE task (cola, sst2, …), demo, or text for data of your own")
+    data_dir: str | None = option(None, "folder with train and dev files; default: the hub")
+    problem_type: Literal["auto", "single_label_classification", "regression"] = option(
+        "auto", "of --task text; auto tells from the labels"
+    )
+    model: str = option("microsoft/deberta-v3-base", "a local model folder or a hub id")
+    max_seq_length: int = option(128, "tokens an example is truncated to")
+    cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
+        _require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained, and where adapters go."""
+
+    _argument_group_name = "method"
+
+    method: Literal["increlora", "lora", "full", "head"] = option(
+        "increlora", "increlora, lora of fixed rank, full fine-tuning, or the head on a frozen base"
+    )
+    target_modules: list[str] | None = option(
+        None, "one regex, names that end a path, or all-linear; default: the model's own list"
+    )
+    exclude_modules: list[str] | None = option(None, "targets to leave out, said in the same way")
+    modules_to_save: list[str] | None = option(
+        None, "modules trained in full and saved; default: the model's pooler and classifier"
+    )
+    lora_alpha: float = option(16.0, "α of the scale s = α/r")
+    lora_dropout: float = option(0.0, "dropout on an adapter's input")
+    scaling: Literal["rank", "target", "rsqrt"] = option(
+        "rank", "s = α/r with the present rank, α/target_rank, or α/√r"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        _require_each(self, "lora_alpha", lambda v: v > 0, "positive")
+
+    def scaling_rule(self, target_rank: float) -> Scaling:
+        """The rule for s."""
+        return Scaling(self.lora_alpha, self.scaling, target_rank)
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """How ranks grow; names are the paper's."""
+
+    _argument_group_name = "growth"
+
+    growth: bool = option(True, "whether ranks grow at all")
+    initial_rank: int = option(1, "active slots of every module at the start")
+    target_rank: float = option(2.0, "mean final rank of a module; --method lora: its rank")
+    target_total_rank: int | None = option(None, "the budget itself, instead of --target-rank")
+    top_h: int = option(4, "modules that grow in a round")
+    incre_rank_num: int = option(1, "slots a module grows by")
+    init_warmup: int = option(100, "steps before the first round")
+    incre_interval: int = option(100, "steps between rounds")
+    max_rank: str = option("auto", "slots of a buffer: a number, exact (all the plan could use) "
+                           "or auto (exact, but at most max(32, 4 · target_rank))")  # fmt: skip
+    advance_learn: bool = option(True, "whether reserve slots learn before they count")
+    restart_warmup: bool = option(True, "whether every new slot has a warmup of its own")
+    importance: Importance = option("sensitivity", "what a module is ranked by")
+    beta1: float = option(0.85, "decay of the average importance")
+    beta2: float = option(0.85, "decay of its uncertainty")
+    score_window: int | None = option(None, "score only this many steps up to a round")
+    reg_orth_coef: float = option(0.1, "γ, weight of the orthogonality term")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _require_each(
+            self,
+            "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank",
+            lambda v: v >= 1,
+            "at least 1",
+        )
+        _require_each(self, "target_rank", lambda v: v > 0, "positive")
+        _require_each(self, "init_warmup reg_orth_coef", lambda v: v >= 0, "at least 0")
+        _require_each(self, "beta1 beta2", lambda v: 0 <= v < 1, "in [0, 1)")
+        is_width = self.max_rank in ("auto", "exact") or re.fullmatch(r"[1-9]\d*", self.max_rank)
+        _require(bool(is_width), "max_rank", self.max_rank, "a positive number, exact or auto")
+
+    @property
+    def max_rank_rule(self) -> int | Literal["auto", "exact"]:
+        """`max_rank` as the plan wants it."""
+        match self.max_rank:
+            case "auto" | "exact":
+                return self.max_rank
+            case number:
+                return int(number)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run goes: steps, optimizer, evaluation, output."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = option(None, "the run's folder; default: runs/TASK-METHOD-SEED")
+    overwrite_output_dir: bool = option(False, "replace a run that the folder already holds")
+    seed: int = option(42, "of data order, dropout and new weights")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
+    warmup_steps: int = option(100, "steps of warmup, of the run and of every new slot")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    adam_beta1: float = option(0.9, "AdamW's β₁")
+    adam_beta2: float = option(0.999, "AdamW's β₂")
+    adam_epsilon: float = option(1e-8, "AdamW's ε")
+    max_grad_norm: float = option(1.0, "clip by the global norm of everything trainable")
+    num_train_epochs: float = option(3.0, "passes over the training data")
+    max_steps: int | None = option(None, "optimizer steps, instead of --num-train-epochs")
+    train_batch_size: int = option(32, "examples a forward pass")
+    gradient_accumulation_steps: int = option(1, "forward passes an optimizer step")
+    eval_batch_size: int = option(64, "examples a forward pass of evaluation")
+    eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
+    logging_steps: int = option(1, "steps between lines of metrics.jsonl")
+    tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        _require_each(
+            self,
+            "max_steps train_batch_size gradient_accumulation_steps eval_batch_size eval_steps "
+            "logging_steps",
+            lambda v: v >= 1,
+            "at least 1",
+        )
+        positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs"
+        _require_each(self, positive, lambda v: v > 0, "positive")
+        _require_each(self, "warmup_steps weight_decay seed", lambda v: v >= 0, "at least 0")
+        _require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All of it."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its flag's name, as `config.yaml` holds it."""
+        groups = (getattr(self, group.name) for group in fields(self))
+        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+
+    @property
+    def output_dir(self) -> str:
+        """The run's folder."""
+        default = f"runs/{self.task.task}-{self.adapter.method}-{self.training.seed}"
+        return self.training.output_dir or default

@@ -1,0 +1,84 @@
+"""What the trainer knows of a method: a small record of functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import Adapter, Score, Slots
+from increlora_jax.nn.parts import Parts
+
+Adapters = dict[str, Adapter]
+SlotsOf = dict[str, Slots]
+Evidence = dict[str, Array]
+Info = dict[str, Array]
+
+
+class Updated(NamedTuple):
+    """What a method hands back after a gradient."""
+
+    adapters: Adapters
+    slots: SlotsOf
+    state: Any
+    info: Info
+
+
+class Method(NamedTuple):
+    """A way of fine-tuning, as the trainer sees it.
+
+    Beside `name`, `description` and the `rank_budget` (None where ranks do not grow):
+
+    - `attach(model, rngs)` puts the method's parameters on a model, in place.
+    - `is_trained(path)` labels the model's own parameters that learn in full.
+    - `init(parts)` makes the state that `update` carries along.
+    - `probes(adapters, is_summed)` makes the zeros whose cotangents are the evidence `update` wants
+      of the task loss; `is_summed` when evidence of several micro-batches will be added up.
+    - `score` turns a dense gradient into a scalar probe's cotangent.
+    - `regularize(adapters, slots)` is what the method adds to the loss, before its coefficient
+      `regularization`.
+    - `update(step, key, adapters, slots, state, evidence)` acts after the gradient; `evidence` is
+      None on steps that were not scored.
+    - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted;
+      `is_finished` once the ranks have reached the budget.
+    """
+
+    name: str
+    description: str
+    rank_budget: int | None
+    attach: Callable[[nnx.Module, nnx.Rngs], nnx.Module]
+    is_trained: Callable[[str], bool]
+    init: Callable[[Parts], Any]
+    probes: Callable[[Adapters, bool], Evidence]
+    score: Score | None
+    regularize: Callable[[Adapters, SlotsOf], Array]
+    regularization: float
+    update: Callable[[Array, Array, Adapters, SlotsOf, Any, Evidence | None], Updated]
+    is_scored: Callable[[int, bool], bool]
+
+
+def fixed_method(
+    name: str,
+    description: str,
+    *,
+    attach: Callable[[nnx.Module, nnx.Rngs], nnx.Module],
+    is_trained: Callable[[str], bool],
+) -> Method:
+    """A method that never changes what it has attached: nothing to score, to add or to grow."""
+    return Method(
+        name=name,
+        description=description,
+        rank_budget=None,
+        attach=attach,
+        is_trained=is_trained,
+        init=lambda parts: (),
+        probes=lambda adapters, is_summed: {},
+        score=None,
+        regularize=lambda adapters, slots: jnp.zeros(()),
+        regularization=0.0,
+        update=lambda step, key, adapters, slots, state, evidence: Updated(
+            adapters, slots, state, {}
+        ),
+        is_scored=lambda step, is_finished: False,
+    )

@@ -1,0 +1,57 @@
+"""The published hyper-parameters, by task and target rank (arXiv 2308.12043, appendix)."""
+
+from importlib import resources
+from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """One row of the paper's table; a pair holds the values for rank 2 and for rank 8."""
+
+    learning_rate: tuple[float, float]
+    num_train_epochs: tuple[int, int]
+    max_seq_length: int
+    lora_alpha: int
+    lora_dropout: tuple[float, float]
+    cls_dropout: float
+    weight_decay: float
+    reg_orth_coef: float
+    interval: int
+    top_h: tuple[int, int]
+    incre_rank_num: tuple[int, int]
+
+
+RECIPES = {
+    "cola": Recipe((8e-4, 1e-3), (25, 25), 64, 32, (0, 0), 0.1, 0, 0.1, 100, (3, 3), (1, 4)),
+    "mnli": Recipe((3.5e-4, 5e-4), (9, 7), 256, 16, (0.2, 0), 0.15, 0, 0.1, 1000, (2, 18), (1, 1)),
+    "mrpc": Recipe((1e-3, 1e-3), (30, 30), 320, 32, (0.3, 0.3), 0, 0.01, 0.1, 100, (6, 10), (1, 4)),
+    "qnli": Recipe((7e-4, 9e-4), (5, 5), 512, 32, (0, 0), 0.1, 0.01, 0.1, 500, (12, 22), (1, 4)),
+    "qqp": Recipe((4e-4, 6e-4), (7, 7), 320, 16, (0, 0), 0.15, 0.01, 0.1, 1000, (3, 3), (1, 4)),
+    "rte": Recipe((1.2e-3, 1.2e-3), (50, 50), 320, 32, (0, 0), 0.2, 0.01, 0.3, 100, (5, 9), (1, 4)),
+    "sst2": Recipe((8e-4, 8e-4), (24, 24), 128, 16, (0.1, 0.3), 0, 0.01, 0.1, 1000, (5, 6), (1, 4)),
+    "stsb": Recipe((2.2e-3, 2.2e-3), (25, 25), 128, 32, (0, 0), 0.2, 0.1, 0.3, 100, (4, 4), (1, 1)),
+}
+"""The paper has no WNLI row and gives STS-B for rank 2 only."""
+
+LARGE_RANK = 8
+"""From this target rank on, the second value of a pair."""
+
+
+DEMO: dict[str, Any] = {
+    "model": str(resources.files("increlora_jax") / "bundled" / "demo" / "model"),
+    "max_seq_length": 32,
+    "num_train_epochs": 5,
+}
+"""Settings of `--task demo`, under their flags' names."""
+
+
+def recipe(task: str, target_rank: float) -> dict[str, Any]:
+    """The task's settings under their flags' names; empty for a task without a recipe."""
+    if task == "demo":
+        return DEMO
+    if task not in RECIPES:
+        return {}
+    column = int(target_rank >= LARGE_RANK)
+    row = RECIPES[task]._asdict()
+    chosen = {name: v[column] if isinstance(v, tuple) else v for name, v in row.items()}
+    interval = chosen.pop("interval")
+    return chosen | dict.fromkeys(("warmup_steps", "init_warmup", "incre_interval"), interval)
