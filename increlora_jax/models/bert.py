@@ -1,0 +1,284 @@
+"""BERT's encoder with a classification or regression head (Devlin et al., arXiv 1810.04805).
+
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.weight_table import Rule, WeightTable
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+BERT_WEIGHTS = WeightTable(
+    rules=(
+        Rule(r"(bert\.embeddings\.\w+_embeddings)\.embedding", r"\1.weight"),
+        Rule(r"(.+\.LayerNorm)\.scale", r"\1.weight"),
+        Rule(
+            r"(.+\.(?:query|key|value|dense)|classifier)\.kernel", r"\1.weight", is_transposed=True
+        ),
+        Rule(r"(.+)\.bias", r"\1.bias"),
+    ),
+    renames=(
+        (r"(.+\.LayerNorm)\.gamma", r"\1.weight"),
+        (r"(.+\.LayerNorm)\.beta", r"\1.bias"),
+        # Files saved from the bare encoder.
+        (r"((?:embeddings|encoder|pooler)\..+)", r"bert.\1"),
+    ),
+    ignored=(
+        r"bert\.embeddings\.(position_ids|token_type_ids)",  # constants
+        r"cls\..+",  # the heads of pretraining
+        r"qa_outputs\..+",
+    ),
+    # Masked-LM checkpoints have no pooler.
+    may_be_missing=(r"classifier\..+", r"bert\.pooler\..+"),
+    # A head for another task's labels is of no use.
+    may_be_reshaped=(r"classifier\..+",),
+)
+
+
+class BertEmbeddings(nnx.Module):
+    """Sum of word, position and token-type vectors, normalised."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.word_embeddings = make.embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = make.embedding(
+            config.max_position_embeddings, config.hidden_size
+        )
+        self.token_type_embeddings = make.embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = make.dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self, input_ids: Int[Array, "batch length"], token_type_ids: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Embed the tokens.
+
+        Raises:
+          InputError: the sequence is longer than the position table.
+        """
+        length, limit = input_ids.shape[-1], self.position_embeddings.num_embeddings
+        if length > limit:
+            raise InputError(
+                f"a sequence of {length} tokens is longer than the model's {limit} positions "
+                "(max_position_embeddings); lower --max-seq-length"
+            )
+        words = self.word_embeddings(input_ids)
+        positions = self.position_embeddings(jnp.arange(length))
+        summed = words + self.token_type_embeddings(token_type_ids) + positions
+        return self.dropout(self.LayerNorm(summed))
+
+
+class BertSelfAttention(nnx.Module):
+    """Multi-head attention of every token to every token that is not padding."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.num_heads = config.num_attention_heads
+        self.query = make.linear(config.hidden_size, config.hidden_size)
+        self.key = make.linear(config.hidden_size, config.hidden_size)
+        self.value = make.linear(config.hidden_size, config.hidden_size)
+        self.dropout = make.dropout(config.attention_probs_dropout_prob)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Mix the values of all tokens, softmax in float32 at least."""
+        query = self._split_heads(self.query(hidden))
+        key = self._split_heads(self.key(hidden))
+        value = self._split_heads(self.value(hidden))
+        wide = at_least_float32(query.dtype)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+        scores = scores * query.shape[-1] ** -0.5
+        # The lowest finite number and not −inf: a row of padding only must not become NaN.
+        scores = jnp.where(is_token[:, None, None, :], scores, jnp.finfo(wide).min)
+        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
+
+    def _split_heads(
+        self, x: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length heads size"]:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+
+class BertOutput(nnx.Module):
+    """Dense layer, dropout, residual, layer norm: how both halves of a layer end."""
+
+    def __init__(self, config: "BertConfig", in_features: int, make: LayerFactory):
+        self.dense = make.linear(in_features, config.hidden_size)
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = make.dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        inner: Float[Array, "batch length inner"],
+        residual: Float[Array, "batch length hidden"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Project back to the hidden size and add what went in."""
+        return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
+
+
+class BertAttention(nnx.Module):
+    """The first half of a layer."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.self = BertSelfAttention(config, make)
+        self.output = BertOutput(config, config.hidden_size, make)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Attend and add."""
+        return self.output(self.self(hidden, is_token), hidden)
+
+
+class BertIntermediate(nnx.Module):
+    """The widening half of the feed-forward block."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.dense = make.linear(config.hidden_size, config.intermediate_size)
+        self.activation = get_activation(config.hidden_act)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length inner"]:
+        """Widen and activate."""
+        return self.activation(self.dense(hidden))
+
+
+class BertLayer(nnx.Module):
+    """Attention, then a feed-forward block."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.attention = BertAttention(config, make)
+        self.intermediate = BertIntermediate(config, make)
+        self.output = BertOutput(config, config.intermediate_size, make)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply both halves."""
+        attended = self.attention(hidden, is_token)
+        return self.output(self.intermediate(attended), attended)
+
+
+class BertEncoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.layer = nnx.List([BertLayer(config, make) for _ in range(config.num_hidden_layers)])
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply every layer in turn."""
+        for layer in self.layer:
+            hidden = layer(hidden, is_token)
+        return hidden
+
+
+class BertPooler(nnx.Module):
+    """A dense layer with tanh on the first token."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.dense = make.linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch hidden"]:
+        """Sum a sequence up in one vector."""
+        return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+class BertModel(nnx.Module):
+    """Embeddings, encoder and pooler."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.embeddings = BertEmbeddings(config, make)
+        self.encoder = BertEncoder(config, make)
+        self.pooler = BertPooler(config, make)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch hidden"]:
+        """Encode each sequence as one vector."""
+        hidden = self.embeddings(input_ids, token_type_ids)
+        return self.pooler(self.encoder(hidden, attention_mask > 0))
+
+
+class BertForSequenceClassification(nnx.Module):
+    """BERT with a linear head; `num_labels=1` is regression.
+
+    New weights are N(0, `config.initializer_range`²), biases 0, layer norms 1 and 0.
+
+    Args:
+      config: the architecture, as `config.json` describes it.
+      num_labels: width of the head.
+      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
+      param_dtype: what the parameters are stored in.
+      rngs: the streams `params` and `dropout`.
+      classifier_dropout: rate before the head; None takes the configuration's own.
+
+    Raises:
+      InputError: the configuration asks for what this encoder does not do.
+    """
+
+    def __init__(
+        self,
+        config: "BertConfig",
+        *,
+        num_labels: int,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        classifier_dropout: float | None = None,
+    ):
+        _check_config(config)
+        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
+        rates = (classifier_dropout, config.classifier_dropout, config.hidden_dropout_prob)
+        self.bert = BertModel(config, make)
+        self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
+        self.classifier = make.linear(config.hidden_size, num_labels)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch labels"]:
+        """Score each sequence; `attention_mask` is 1 on tokens and 0 on padding.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        logits = self.classifier(self.dropout(pooled))
+        return logits.astype(at_least_float32(logits.dtype))
+
+
+def _check_config(config: "BertConfig") -> None:
+    position = getattr(config, "position_embedding_type", None) or "absolute"
+    if position != "absolute":
+        raise InputError(
+            f'config.json: position_embedding_type "{position}" is not done here, only "absolute"; '
+            "choose a model trained with absolute positions"
+        )
+    for flag in ("is_decoder", "add_cross_attention"):
+        if getattr(config, flag):
+            raise InputError(
+                f"config.json: {flag} is set, and this BERT is an encoder only; "
+                "choose an encoder, or unset it if the weights are an encoder's"
+            )
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"config.json: hidden_size {config.hidden_size} is not a multiple of "
+            f"num_attention_heads {config.num_attention_heads}; correct the one that is wrong"
+        )

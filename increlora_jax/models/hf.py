@@ -1,0 +1,258 @@
+"""Hugging Face models in and out: the folder, its configuration, its weights by a table."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from huggingface_hub.errors import (
+    HFValidationError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors.numpy import save_file
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.tensor_files import WEIGHTS_NAME, StoredTensor, list_tensors
+from increlora_jax.models.weight_table import Place, WeightTable, is_matched
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CONFIG_NAME = "config.json"
+# Files that say what the tokenizer knows; without one, transformers quietly makes an empty one.
+VOCABULARY_NAMES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spm.model",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+DOWNLOADED = (
+    CONFIG_NAME,
+    *VOCABULARY_NAMES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+)
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did beyond copying.
+
+    Attributes:
+      new_parameters: dotted paths that the file did not fill; they start from their initializer.
+      replaced_keys: keys of another shape than the model's, for which a new parameter stands.
+      ignored_keys: keys of the file that the model has no use for.
+    """
+
+    new_parameters: tuple[str, ...]
+    replaced_keys: tuple[str, ...]
+    ignored_keys: tuple[str, ...]
+
+
+def resolve_model(model: str) -> Path:
+    """Turn a local folder or a hub id into a folder, downloading what is not in the cache.
+
+    Raises:
+      InputError: there is no such folder, the hub does not know the id or cannot be reached.
+    """
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or model.startswith((".", "~", os.sep)) or model.count("/") > 1:
+        what = "a file, not a folder" if local.exists() else "no such folder"
+        raise InputError(f"model {model}: {what}; give the folder that holds its {CONFIG_NAME}")
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(DOWNLOADED)))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"model {model}: neither a local folder nor a model that the Hugging Face Hub shows "
+            f"you ({_first_line(error)}); check the spelling, or log in with `hf auth login` if "
+            "it is private or gated"
+        ) from error
+    # The hub's library lets errors out of an HTTP client that differs from release to release.
+    except Exception as error:
+        raise InputError(
+            f"model {model}: no local folder, and the Hugging Face Hub could not give it "
+            f"({_first_line(error)}). To work offline, give a folder with --model DIR that holds "
+            f"{CONFIG_NAME}, the tokenizer and {WEIGHTS_NAME}; or fill the cache where there is a "
+            f"network (`hf download {model}`) and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """Read a folder's `config.json`; code that the folder may bring is never run.
+
+    Raises:
+      InputError: the file is missing, damaged, or of a type unknown to transformers.
+    """
+    file = folder / CONFIG_NAME
+    _check_names_model_type(file)
+    from transformers import AutoConfig  # takes seconds
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{file}: transformers cannot read it: {error}") from error
+
+
+def _check_names_model_type(file: Path) -> None:
+    # Checked here because transformers guesses the type from the folder's name if it is missing.
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: missing; a model folder holds one beside its weights") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise InputError(f'{file}: no "model_type"; add the architecture\'s name, such as "bert"')
+
+
+def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadReport:
+    """Fill a model's parameters in place from a folder, one tensor after the other.
+
+    The model may be abstract (`nnx.eval_shape`): what the file does not give stays as it is and is
+    named in the report. Tensors are cast to the dtype of the model's parameters.
+
+    Raises:
+      InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a file
+        cannot be read. Nothing has been filled then, unless it was the reading that failed.
+    """
+    variables = name_variables(model, nnx.Param)
+    places = {path: table.find_place(path) for path in variables}
+    tensors = _list_renamed(folder, table)
+    _check_covered(folder, table, places, tensors)
+    given = {path: tensors[place.key] for path, place in places.items() if place.key in tensors}
+    replaced = _find_reshaped(table, places, given, variables)
+    filled = {path: tensor for path, tensor in given.items() if path not in replaced}
+    for path, tensor in filled.items():
+        _fill(variables[path], tensor, places[path])
+    used = {place.key for place in places.values()}
+    return LoadReport(
+        new_parameters=tuple(path for path in variables if path not in filled),
+        replaced_keys=tuple(given[path].key for path in replaced),
+        ignored_keys=tuple(tensor.key for key, tensor in tensors.items() if key not in used),
+    )
+
+
+def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
+    """Write a model's parameters as `model.safetensors` with Hugging Face's names.
+
+    The folder is made if need be; its `config.json` is the caller's to write.
+
+    Raises:
+      InputError: the table does not name one of the parameters.
+    """
+    tensors = {}
+    for path, variable in name_variables(model, nnx.Param).items():
+        key, is_transposed = table.find_place(path)
+        array = np.asarray(variable.get_value())
+        tensors[key] = np.ascontiguousarray(array.T if is_transposed else array)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Renamed into place, so that a run that is killed leaves no half file under the real name.
+    unfinished = folder / f"{WEIGHTS_NAME}.unfinished"
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    unfinished.replace(folder / WEIGHTS_NAME)
+
+
+def name_variables(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, nnx.Variable]:
+    """Collect a model's variables of a kind by their dotted paths, each shared one once."""
+    return {
+        ".".join(map(str, path)): node
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, kind)
+    }
+
+
+def _list_renamed(folder: Path, table: WeightTable) -> dict[str, StoredTensor]:
+    renamed: dict[str, StoredTensor] = {}
+    for key, tensor in list_tensors(folder).items():
+        today = table.rename_key(key)
+        if today in renamed:
+            raise InputError(
+                f"{tensor.file}: {renamed[today].key} and {key} are two names of one weight, "
+                f"{today}; remove the one that is stale"
+            )
+        renamed[today] = tensor
+    return renamed
+
+
+def _check_covered(
+    folder: Path, table: WeightTable, places: dict[str, Place], tensors: dict[str, StoredTensor]
+) -> None:
+    keys = {place.key for place in places.values()}
+    missing = [
+        place.key
+        for path, place in places.items()
+        if place.key not in tensors and not is_matched(path, table.may_be_missing)
+    ]
+    left_over = [
+        tensor.key
+        for key, tensor in tensors.items()
+        if key not in keys and not is_matched(key, table.ignored)
+    ]
+    wrong = {"missing": missing, "left over": left_over}
+    if missing or left_over:
+        listing = "; ".join(f"{_list_some(names)} {what}" for what, names in wrong.items() if names)
+        raise InputError(
+            f"{folder}: the weights do not fit the model that {CONFIG_NAME} describes: {listing}. "
+            f"Check that {CONFIG_NAME} and the weights belong together"
+        )
+
+
+def _list_some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    listed = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{len(names)} key{'s' if len(names) > 1 else ''} ({listed})"
+
+
+def _find_reshaped(
+    table: WeightTable,
+    places: dict[str, Place],
+    given: dict[str, StoredTensor],
+    variables: dict[str, nnx.Variable],
+) -> list[str]:
+    reshaped = []
+    for path, tensor in given.items():
+        shape = variables[path].get_value().shape
+        expected = shape[::-1] if places[path].is_transposed else shape
+        if tensor.shape == expected:
+            continue
+        if not is_matched(path, table.may_be_reshaped):
+            raise InputError(
+                f"{tensor.file}: {tensor.key} has the shape {list(tensor.shape)}, the model that "
+                f"{CONFIG_NAME} describes needs {list(expected)}; check that they belong together"
+            )
+        reshaped.append(path)
+    return reshaped
+
+
+def _fill(variable: nnx.Variable, tensor: StoredTensor, place: Place) -> None:
+    array = tensor.read()
+    value: jax.Array = jnp.asarray(
+        array.T if place.is_transposed else array, dtype=variable.get_value().dtype
+    )
+    variable.set_value(value)

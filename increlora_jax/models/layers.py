@@ -1,0 +1,104 @@
+"""What the encoders here are made of: layers initialised as Hugging Face does, activations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from increlora_jax.errors import InputError
+
+Activation = Callable[[jax.Array], jax.Array]
+
+_exact_gelu = partial(jax.nn.gelu, approximate=False)
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+
+# Hugging Face's names; it keeps several for one function that differ in rounding only.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": _exact_gelu,
+    "gelu_python": _exact_gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def get_activation(name: str) -> Activation:
+    """Look up an activation by the name that `config.json` gives it.
+
+    Raises:
+      InputError: the name is not in `ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(
+            f"config.json: the activation {name!r} is not known here; "
+            f"use a model with one of {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """Widen a dtype for what bfloat16 is too coarse for; float32 and float64 stay."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes the layers of one model, all with the same dtypes, initial scale and random streams.
+
+    Attributes:
+      initializer_range: standard deviation of new kernels and embeddings; new biases are 0.
+      dtype: what the layers compute in (layer norm statistics: float32 at least).
+      param_dtype: what the parameters are stored in.
+      rngs: the streams `params` and `dropout`.
+    """
+
+    initializer_range: float
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    def linear(self, in_features: int, out_features: int) -> nnx.Linear:
+        """Make a dense layer with bias."""
+        return nnx.Linear(
+            in_features,
+            out_features,
+            kernel_init=nnx.initializers.normal(self.initializer_range),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def embedding(self, rows: int, features: int) -> nnx.Embed:
+        """Make a table of `rows` vectors."""
+        return nnx.Embed(
+            rows,
+            features,
+            embedding_init=nnx.initializers.normal(self.initializer_range),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def layer_norm(self, features: int, epsilon: float) -> nnx.LayerNorm:
+        """Make a layer norm over the last axis."""
+        return nnx.LayerNorm(
+            features,
+            epsilon=epsilon,
+            # E[x²] − E[x]² loses digits that the parity with PyTorch needs.
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def dropout(self, rate: float) -> nnx.Dropout:
+        """Make a dropout with a random stream of its own."""
+        return nnx.Dropout(rate, rngs=self.rngs)

@@ -1,0 +1,124 @@
+"""Safetensors folders: whole, sharded, damaged, absent."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.tensor_files import list_tensors
+
+FIRST = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.arange(4)}
+SECOND = {"b": np.ones(5, np.float16)}
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder of two shards, and a function that writes its index."""
+    save_file(FIRST, tmp_path / "model-00001-of-00002.safetensors")
+    save_file(SECOND, tmp_path / "model-00002-of-00002.safetensors")
+
+    def write_index(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        return tmp_path
+
+    return write_index
+
+
+def number_shard(number):
+    return f"model-0000{number}-of-00002.safetensors"
+
+
+def test_single_file_is_listed_and_read(tmp_path):
+    save_file(FIRST | SECOND, tmp_path / "model.safetensors")
+    tensors = list_tensors(tmp_path)
+    assert {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()} == {
+        "a": ((2, 3), "F32"),
+        "steps": ((4,), "I64"),
+        "b": ((5,), "F16"),
+    }
+    np.testing.assert_array_equal(tensors["a"].read(), FIRST["a"])
+
+
+def test_integers_are_listed_but_not_read(tmp_path):
+    save_file(FIRST, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"steps holds I64 .*unquantised"):
+        list_tensors(tmp_path)["steps"].read()
+
+
+def test_shards_are_one_listing(sharded):
+    index = {"weight_map": {"a": number_shard(1), "steps": number_shard(1), "b": number_shard(2)}}
+    tensors = list_tensors(sharded(index))
+    assert tensors.keys() == {"a", "steps", "b"}
+    np.testing.assert_array_equal(tensors["b"].read(), SECOND["b"])
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{not json", "not an index"),
+        ({}, "weight_map"),
+        ({"weight_map": ["a"]}, "not an index"),
+        ({"weight_map": {"a": ["x"]}}, "not an index"),
+        ({"weight_map": {"a": 3}}, "the shard 3 is not a file name"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "is not a file name"),
+        ({"weight_map": {"a": number_shard(2)}}, "a should be in model-00002"),
+        ({"weight_map": {"c": number_shard(1)}}, "c should be in model-00001"),
+        ({"weight_map": {"a": number_shard(3)}}, r"model-00003.*not a readable"),
+    ],
+)
+def test_an_index_that_is_wrong_is_refused(index, message, sharded):
+    with pytest.raises(InputError, match=message):
+        list_tensors(sharded(index))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 40, 0.5, -1])
+def test_a_file_cut_short_is_named(kept, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file(FIRST, file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
+    with pytest.raises(InputError, match=rf"{file}: not a readable .*download it again"):
+        list_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90868376\n",
+        b"\xff" * 64,
+        (16).to_bytes(8, "little") + b'{"a": "nonsense"',
+        (64).to_bytes(8, "little")
+        + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,4]}}'.ljust(64)
+        + b"1234",
+    ],
+)
+def test_nonsense_is_refused(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        list_tensors(tmp_path)
+
+
+def test_an_empty_folder_says_what_belongs_there(tmp_path):
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        list_tensors(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(tmp_path):
+    torch = pytest.importorskip("torch")
+    shared = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": shared, "tied": shared, "b": shared.T}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="convert them") as caught:
+        list_tensors(tmp_path)
+
+    command = re.search(r"^  (python -c .*)$", str(caught.value), re.MULTILINE).group(1)
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    tensors = list_tensors(tmp_path)
+    assert tensors.keys() == {"a", "tied", "b"}
+    np.testing.assert_array_equal(tensors["b"].read(), shared.T)
