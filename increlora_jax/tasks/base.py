@@ -1,0 +1,83 @@
+"""What a task is, and what loading one gives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to learn: which texts, which labels, judged by which metrics.
+
+    Attributes:
+      name: What `--task` calls it.
+      columns: The names of its one or two text columns.
+      labels: The class names, in the order of their ids; None for a regression.
+      metrics: Names known to `metrics.METRICS`; the best adapter is chosen by the first.
+      dev_splits: The splits it is judged on; the best adapter is chosen on the first.
+      score_range: The lowest and highest label of a regression, where it has bounds.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    dev_splits: tuple[str, ...] = ("dev",)
+    score_range: tuple[float, float] | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers rather than classes."""
+        return self.labels is None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether each example is two texts."""
+        return len(self.columns) == 2
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the model's output: the number of classes, or 1 for a regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split, in the order of the file.
+
+    Attributes:
+      first: The text, or the first of each pair.
+      second: The second of each pair; None for a task of single texts.
+      labels: int32 class ids, or float32 scores.
+    """
+
+    first: list[str]
+    second: list[str] | None
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def num_empty(self) -> int:
+        """How many examples have an empty text; white space alone is empty too."""
+        seconds = self.first if self.second is None else self.second
+        pairs = zip(self.first, seconds, strict=True)
+        return sum(not (first.strip() and second.strip()) for first, second in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task with its examples.
+
+    Attributes:
+      task: The task; for the user's own data, with the labels found in training.
+      train: The training examples.
+      dev: One split for each of `task.dev_splits`, in that order.
+      notes: What the user should know of how the data was read, one counted report each.
+    """
+
+    task: Task
+    train: Split
+    dev: dict[str, Split]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,16 @@
+"""The task that comes with the package: small, and no network needed."""
+
+from importlib import resources
+from pathlib import Path
+
+from increlora_jax.tasks.base import Task, TaskData
+from increlora_jax.tasks.folder import load_folder
+from increlora_jax.tasks.tables import Layout
+
+DEMO_TASK = Task("demo", ("sentence",), ("0", "1"), ("accuracy",))
+
+
+def load_demo() -> TaskData:
+    """Load the bundled examples."""
+    folder = Path(str(resources.files("increlora_jax").joinpath("bundled", "demo")))
+    return load_folder(DEMO_TASK, folder, [Layout((*DEMO_TASK.columns, "label"))])

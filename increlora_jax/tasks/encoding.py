@@ -1,0 +1,129 @@
+"""From texts to token ids, kept ragged: what is padded, and how far, is for the batches to say."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.base import Split
+
+# Few enough that a chunk of long documents still fits in memory.
+_CHUNK_SIZE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A split as token ids, all examples end to end.
+
+    Attributes:
+      token_ids: int32 [tokens].
+      token_types: int32 [tokens]; 1 in the second text of a pair, where the tokenizer says so.
+      offsets: int64 [n + 1]; example i is `token_ids[offsets[i]:offsets[i + 1]]`.
+      labels: [n] int32 class ids, or float32 scores.
+      pad_id: What fills up a batch; the attention mask hides it.
+      n_truncated: How many examples were cut to the maximum length.
+    """
+
+    token_ids: np.ndarray
+    token_types: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    pad_id: int
+    n_truncated: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens of each example, int64 [n]."""
+        return np.diff(self.offsets)
+
+
+def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
+    """Tokenize a split with a fast Hugging Face tokenizer, cutting examples to `max_length` tokens.
+
+    The cut is the tokenizer's own `truncation="longest_first"`, from the right: of a pair the
+    longer text is cut until both are as long, then both.
+
+    Raises:
+      InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
+    """
+    _check_tokenizer(tokenizer, split.second is not None, max_length)
+    starts = range(0, len(split), _CHUNK_SIZE)
+    chunks = [_encode_chunk(split, start, tokenizer, max_length) for start in starts]
+    lengths = np.concatenate([chunk.lengths for chunk in chunks])
+    return Encoded(
+        token_ids=np.concatenate([chunk.token_ids for chunk in chunks]),
+        token_types=np.concatenate([chunk.token_types for chunk in chunks]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=split.labels,
+        # Without a pad token any id will do: the mask hides it.
+        pad_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        n_truncated=sum(chunk.n_truncated for chunk in chunks),
+    )
+
+
+class _Chunk(NamedTuple):
+    token_ids: np.ndarray
+    token_types: np.ndarray
+    lengths: np.ndarray
+    n_truncated: int
+
+
+def _encode_chunk(split: Split, start: int, tokenizer: Any, max_length: int) -> _Chunk:
+    """Encode `_CHUNK_SIZE` examples from `start` on.
+
+    The tokenizer is told not to truncate: it would also build every piece it cuts off, of a pair in
+    all combinations, which for two long texts takes more memory than any machine has.
+    """
+    chosen = slice(start, start + _CHUNK_SIZE)
+    second = None if split.second is None else split.second[chosen]
+    tokens = tokenizer(split.first[chosen], second, truncation=False, verbose=False)
+    ids = tokens["input_ids"]
+    types = tokens.get("token_type_ids") or [[0] * len(row) for row in ids]
+    too_long = [row for row, row_ids in enumerate(ids) if len(row_ids) > max_length]
+    for row in too_long:
+        kept = _choose_kept(tokens.encodings[row].sequence_ids, max_length)
+        ids[row] = [ids[row][position] for position in kept]
+        types[row] = [types[row][position] for position in kept]
+    return _Chunk(
+        token_ids=np.fromiter(chain.from_iterable(ids), np.int32),
+        token_types=np.fromiter(chain.from_iterable(types), np.int32),
+        lengths=np.array([len(row) for row in ids], np.int64),
+        n_truncated=len(too_long),
+    )
+
+
+def _choose_kept(sequence_ids: list[int | None], max_length: int) -> np.ndarray:
+    """Choose the positions to keep of an example: all special tokens, and the start of each text.
+
+    Args:
+      sequence_ids: For each token the text it is of, 0 or 1; None for a special token.
+      max_length: How many to keep.
+    """
+    texts = np.array([-1 if text is None else text for text in sequence_ids])
+    special, first, second = (np.flatnonzero(texts == text) for text in (-1, 0, 1))
+    budget = max_length - len(special)
+    shorter = min(len(first), len(second), budget // 2)
+    if len(first) <= len(second):
+        first, second = first[:shorter], second[: budget - shorter]
+    else:
+        first, second = first[: budget - shorter], second[:shorter]
+    return np.sort(np.concatenate([special, first, second]))
+
+
+def _check_tokenizer(tokenizer: Any, is_pair: bool, max_length: int) -> None:
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer; use a model folder that holds "
+            "tokenizer.json (save one with AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+        )
+    needed = tokenizer.num_special_tokens_to_add(is_pair) + 1 + is_pair
+    if max_length < needed:
+        raise InputError(
+            f"--max-seq-length {max_length} leaves no room for text: at least {needed}"
+        )

@@ -1,0 +1,83 @@
+"""The metrics of GLUE, from scikit-learn and scipy."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from increlora_jax.tasks.base import Split, Task
+
+# As Hugging Face's run_glue names them: accuracy and accuracy_mm.
+_SUFFIXES = {"dev_mismatched": "_mm"}
+
+
+def predict_labels(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Turn logits [n, num_labels] into class ids int32 [n], or scores float32 [n]."""
+    if task.is_regression:
+        return np.asarray(logits, np.float32)[:, 0]
+    return np.argmax(logits, axis=-1).astype(np.int32)
+
+
+def compute_metrics(
+    names: Iterable[str], predictions: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Compute the named metrics of predictions [n] against labels [n]; each lies in [-1, 1]."""
+    return {name: METRICS[name](predictions, labels) for name in names}
+
+
+def score_splits(
+    task: Task, predictions: Mapping[str, np.ndarray], splits: Mapping[str, Split]
+) -> dict[str, float]:
+    """Compute a task's metrics on every development split; MNLI's second ends in `_mm`."""
+    return {
+        name + _SUFFIXES.get(split, ""): value
+        for split in task.dev_splits
+        for name, value in compute_metrics(
+            task.metrics, predictions[split], splits[split].labels
+        ).items()
+    }
+
+
+def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    return float(sklearn_metrics.accuracy_score(labels, predictions))
+
+
+def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    return float(sklearn_metrics.f1_score(labels, predictions, zero_division=0.0))
+
+
+def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
+    if _is_undefined(predictions, labels):
+        return 0.0
+    return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
+
+
+def _pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    if _is_undefined(predictions, labels):
+        return 0.0
+    return float(stats.pearsonr(predictions.astype(np.float64), labels.astype(np.float64))[0])
+
+
+def _spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
+    if _is_undefined(predictions, labels):
+        return 0.0
+    return float(stats.spearmanr(predictions, labels)[0])
+
+
+def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether a correlation has no value, one side being constant; it then counts as 0.
+
+    A model that says the same of everything has learnt nothing, and a NaN in its place would be
+    neither better nor worse than any other score, so that no best adapter could be told.
+    """
+    return bool(np.ptp(predictions) == 0 or np.ptp(labels) == 0)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews_correlation": _matthews_correlation,
+    "pearson": _pearson,
+    "spearmanr": _spearmanr,
+}

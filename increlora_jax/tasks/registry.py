@@ -1,0 +1,50 @@
+"""Every task by its name."""
+
+from pathlib import Path
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.base import TaskData
+from increlora_jax.tasks.demo import load_demo
+from increlora_jax.tasks.glue import GLUE_TASKS, load_glue
+from increlora_jax.tasks.text import PROBLEM_TYPES, load_text
+
+
+def task_names() -> tuple[str, ...]:
+    """Give the names `load_task` knows."""
+    return (*GLUE_TASKS, "text", "demo")
+
+
+def load_task(name: str, data_dir: str | Path | None, problem_type: str = "auto") -> TaskData:
+    """Load a task's examples.
+
+    Args:
+      name: One of `task_names()`.
+      data_dir: The folder of its files. GLUE tasks come from the hub without one; `text` needs
+        one; `demo` has its own.
+      problem_type: For `text`, one of `text.PROBLEM_TYPES`.
+
+    Raises:
+      InputError: Saying what is wrong, where, and what to do.
+    """
+    _check_arguments(name, data_dir, problem_type)
+    folder = None if data_dir is None else Path(data_dir)
+    if name == "demo":
+        return load_demo()
+    if name == "text" and folder is not None:
+        return load_text(folder, problem_type)
+    return load_glue(name, folder)
+
+
+def _check_arguments(name: str, data_dir: str | Path | None, problem_type: str) -> None:
+    if name not in task_names():
+        raise InputError(f"--task {name}: unknown; the tasks are {', '.join(task_names())}")
+    if problem_type not in PROBLEM_TYPES:
+        raise InputError(
+            f"--problem-type {problem_type}: unknown; choose from {', '.join(PROBLEM_TYPES)}"
+        )
+    if name != "text" and problem_type != "auto":
+        raise InputError(f"--problem-type is for --task text; leave it out with --task {name}")
+    if name == "text" and data_dir is None:
+        raise InputError("--task text needs --data-dir with your train and dev files")
+    if name == "demo" and data_dir is not None:
+        raise InputError("--task demo brings its own data; leave out --data-dir")

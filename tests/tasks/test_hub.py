@@ -1,0 +1,127 @@
+"""The hub as `datasets` sees it, in processes of their own: it reads its settings when imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("datasets")
+
+# A hub that refuses connections is asked again and again, with pauses that are not under test.
+WITHOUT_PAUSES = "import time; time.sleep = lambda seconds: None\n"
+LOAD = """
+import sys
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.registry import load_task
+try:
+    data = load_task(sys.argv[1], None)
+except InputError as error:
+    sys.exit(f"InputError: {error}")
+print(repr((data.train.first, data.train.second, data.train.labels.tolist(),
+            str(data.train.labels.dtype), list(data.dev), data.notes)))
+"""
+# A folder of the repository's name in the working directory stands in for the hub.
+CARD = """---
+configs:
+- config_name: {name}
+  data_files:
+  - split: train
+    path: train.jsonl
+  - split: validation
+    path: validation.jsonl
+dataset_info:
+- config_name: {name}
+  features:
+{features}
+---
+"""
+
+
+def load_elsewhere(tmp_path, name, **environment):
+    cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_PAUSES + LOAD, name],
+        cwd=tmp_path,
+        env={
+            **cleared,
+            "HF_HOME": str(tmp_path / "cache"),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def write_hub(tmp_path, name, features, rows):
+    folder = tmp_path / "nyu-mll" / "glue"
+    folder.mkdir(parents=True)
+    lines = []
+    for column, kind in features.items():
+        lines.append(f"  - name: {column}")
+        if isinstance(kind, str):
+            lines.append(f"    dtype: {kind}")
+        else:
+            lines += ["    dtype:", "      class_label:", "        names:"]
+            lines += [f"          '{index}': {label}" for index, label in enumerate(kind)]
+    (folder / "README.md").write_text(CARD.format(name=name, features="\n".join(lines)))
+    for split in ("train", "validation"):
+        content = "\n".join(json.dumps(row) for row in rows)
+        (folder / f"{split}.jsonl").write_text(content)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}]
+)
+def test_unreachable_hub_says_how_to_work_offline(tmp_path, environment):
+    result = load_elsewhere(tmp_path, "rte", **environment)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1
+    assert last.startswith("InputError: rte cannot be had from nyu-mll/glue")
+    assert "--data-dir" in last
+    assert "HF_HUB_OFFLINE=1" in last
+
+
+def test_classes_come_as_the_hub_numbers_them(tmp_path):
+    features = {
+        "sentence1": "string",
+        "sentence2": "string",
+        "label": ["entailment", "not_entailment"],
+    }
+    rows = [
+        {"sentence1": "a", "sentence2": "b", "label": 1},
+        {"sentence1": "c", "sentence2": " ", "label": 0},
+    ]
+    write_hub(tmp_path, "rte", features, rows)
+    result = load_elsewhere(tmp_path, "rte", HF_HUB_OFFLINE="1")
+    assert result.stdout.strip() == repr(
+        (
+            ["a", "c"],
+            ["b", " "],
+            [1, 0],
+            "int32",
+            ["dev"],
+            (
+                "1 row with empty text in nyu-mll/glue's rte train",
+                "1 row with empty text in nyu-mll/glue's rte dev",
+            ),
+        )
+    ), result.stderr
+
+
+def test_scores_come_as_they_are(tmp_path):
+    features = {"sentence1": "string", "sentence2": "string", "label": "float32"}
+    write_hub(tmp_path, "stsb", features, [{"sentence1": "a", "sentence2": "b", "label": 4.5}])
+    result = load_elsewhere(tmp_path, "stsb", HF_HUB_OFFLINE="1")
+    assert result.stdout.strip() == repr((["a"], ["b"], [4.5], "float32", ["dev"], ()))
+
+
+def test_another_order_of_labels_is_refused(tmp_path):
+    features = {"sentence": "string", "label": ["positive", "negative"]}
+    write_hub(tmp_path, "sst2", features, [{"sentence": "a", "label": 1}])
+    result = load_elsewhere(tmp_path, "sst2", HF_HUB_OFFLINE="1")
+    assert "the hub's sst2 now has the labels ['positive', 'negative']" in result.stderr
