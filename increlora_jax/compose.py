@@ -1,0 +1,160 @@
+"""From a configuration to everything a run needs; what `train` and `evaluate` share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from increlora_jax.config import RunConfig
+from increlora_jax.methods.base import Method
+from increlora_jax.methods.registry import build_method
+from increlora_jax.models.hf import read_config, resolve_model
+from increlora_jax.models.registry import (
+    abstract_model,
+    check_is_ported,
+    find_spec,
+    load_model,
+    load_tokenizer,
+)
+from increlora_jax.nn.parts import Parts, Skeleton, split
+from increlora_jax.tasks.base import TaskData
+from increlora_jax.tasks.batching import batch_at, length_buckets, steps_per_epoch
+from increlora_jax.tasks.encoding import Encoded, encode
+from increlora_jax.tasks.registry import load_task
+from increlora_jax.training.evaluation import Evaluator
+from increlora_jax.training.loss import sequence_loss
+from increlora_jax.training.step import Trainer, build_trainer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known of a run before weights are loaded: its data, its steps, its growth."""
+
+    config: RunConfig
+    data: TaskData
+    folder: Path
+    total_steps: int
+    epoch_steps: int
+    method: Method
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run made ready: model taken apart, data encoded."""
+
+    plan: Plan
+    trainer: Trainer
+    parts: Parts
+    encoded_dev: dict[str, Encoded]
+    notes: tuple[str, ...]
+    tokenizer: Any
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The lengths batches are padded to."""
+        return length_buckets(self.plan.config.task.max_seq_length)
+
+    @cached_property
+    def encoded_train(self) -> Encoded:
+        """The training split as token ids."""
+        length = self.plan.config.task.max_seq_length
+        return encode(self.plan.data.train, self.tokenizer, length)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores a state on dev."""
+        return Evaluator(
+            self.trainer,
+            self.plan.data,
+            self.encoded_dev,
+            batch_size=self.plan.config.training.eval_batch_size,
+            buckets=self.buckets,
+        )
+
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of an optimizer step, with an axis of micro-batches under accumulation."""
+        training = self.plan.config.training
+        accumulation = training.gradient_accumulation_steps
+        batch = batch_at(
+            self.encoded_train,
+            seed=training.seed,
+            step=step,
+            batch_size=training.train_batch_size * accumulation,
+            buckets=self.buckets,
+        )
+        if accumulation == 1:
+            return batch
+        return {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
+    """Read data and the model's configuration, and lay out the run; no weights are loaded.
+
+    `total_steps` is given for a run that has been planned before.
+
+    Raises:
+        InputError: whatever of the configuration cannot be done, and what to change.
+    """
+    task = config.task
+    check_is_ported(task.model)
+    data = load_task(task.task, task.data_dir, task.problem_type)
+    training = config.training
+    batch = training.train_batch_size * training.gradient_accumulation_steps
+    epoch_steps = steps_per_epoch(len(data.train), batch)
+    steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
+    folder = resolve_model(task.model)
+    model_config = read_config(folder)
+    spec = find_spec(model_config)
+    method = build_method(
+        abstract_model(model_config, num_labels=data.task.num_labels),
+        config.adapter,
+        config.growth,
+        steps=steps,
+        default_targets=spec.target_modules,
+        default_modules_to_save=list(spec.modules_to_save),
+    )
+    return Plan(config, data, folder, steps, epoch_steps, method)
+
+
+def prepare_run(plan: Plan) -> Run:
+    """Load tokenizer and weights, encode dev, attach the method, build the trainer."""
+    config = plan.config
+    tokenizer = load_tokenizer(plan.folder)
+    length = config.task.max_seq_length
+    encoded = {name: encode(dev, tokenizer, length) for name, dev in plan.data.dev.items()}
+    skeleton, parts, notes = _load_parts(plan)
+    trainer = build_trainer(
+        skeleton,
+        plan.method,
+        sequence_loss(plan.data.task.is_regression),
+        config.training,
+        total_steps=plan.total_steps,
+        restart_warmup=config.growth.restart_warmup,
+    )
+    return Run(plan, trainer, parts, encoded, notes, tokenizer)
+
+
+def _load_parts(plan: Plan) -> tuple[Skeleton, Parts, tuple[str, ...]]:
+    config = plan.config
+    dtype = jnp.dtype(config.task.dtype)
+    model, report = load_model(
+        plan.folder,
+        num_labels=plan.data.task.num_labels,
+        dtype=dtype,
+        param_dtype=dtype,
+        seed=config.training.seed,
+        classifier_dropout=config.task.cls_dropout,
+    )
+    plan.method.attach(model, nnx.Rngs(config.training.seed))
+    skeleton, parts = split(model, plan.method.is_trained)
+    notes = []
+    if report.new_parameters:
+        notes.append(f"new, not in the model's files: {', '.join(report.new_parameters)}")
+    if report.ignored_keys:
+        notes.append(f"in the model's files, not used: {', '.join(report.ignored_keys)}")
+    return skeleton, parts, tuple(notes)

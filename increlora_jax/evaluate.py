@@ -1,0 +1,55 @@
+"""Score a saved run on its dev data again: `python -m increlora_jax.evaluate --run DIR`."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from increlora_jax.compose import plan_run, prepare_run
+from increlora_jax.errors import InputError
+from increlora_jax.nn.storage import load_adapter, read_adapter_config
+from increlora_jax.parsing import read_run
+from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, fail_clearly
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command: the metrics go to standard output as one line of JSON."""
+    parser = ArgumentParser(prog="python -m increlora_jax.evaluate", description=__doc__)
+    parser.add_argument("--run", required=True, type=Path, help="a run's folder")
+    parser.add_argument("--data-dir", "--data_dir", help="other data than the run's own")
+    parser.add_argument("--adapter", choices=("last", "best"), default="last")
+    chosen = parser.parse_args(argv)
+    with fail_clearly():
+        name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
+        metrics = evaluate(chosen.run, data_dir=chosen.data_dir, adapter=name)
+        sys.stdout.write(json.dumps(metrics) + "\n")
+
+
+def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) -> dict[str, float]:
+    """Load a run's adapter onto its base model and compute the metrics on dev.
+
+    Raises:
+        InputError: the folder holds no such run, or data or adapter do not fit it.
+    """
+    if not (run / CONFIG).is_file():
+        raise InputError(f"--run {run} holds no run: there is no {CONFIG}")
+    config = read_run(run / CONFIG)
+    if data_dir is not None:
+        config = replace(config, task=replace(config.task, data_dir=data_dir))
+    saved = read_adapter_config(run / adapter)
+    plan = plan_run(config, total_steps=saved["total_steps"])
+    if list(plan.data.task.labels or ()) != list(saved["labels"] or ()):
+        raise InputError(
+            f"the data has the labels {plan.data.task.labels}, the run was trained on "
+            f"{saved['labels']}"
+        )
+    ready = prepare_run(plan)
+    parts = load_adapter(run / adapter, ready.parts)
+    state = ready.trainer.init(parts, config.training.seed)
+    return ready.evaluator.metrics(state, parts.base)
+
+
+if __name__ == "__main__":
+    main()

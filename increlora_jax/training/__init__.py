@@ -1,0 +1,1 @@
+"""State, step and loop of a run; methods are known by their protocol alone."""

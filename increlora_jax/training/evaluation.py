@@ -1,0 +1,62 @@
+"""The logits of a whole split, and the metrics made of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from increlora_jax.tasks.base import Task, TaskData
+from increlora_jax.tasks.batching import evaluation_batches
+from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.metrics import predict_labels, score_splits
+from increlora_jax.training.loss import call_model
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.step import Base, Trainer
+
+
+class Evaluator:
+    """Scores a state on the development splits of a task; compiled once a length bucket."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: TaskData,
+        encoded: Mapping[str, Encoded],
+        *,
+        batch_size: int,
+        buckets: tuple[int, ...],
+    ):
+        self._data = data
+        self._encoded = encoded
+        self._batching = {"batch_size": batch_size, "buckets": buckets}
+
+        @jax.jit
+        def logits(state: TrainState, base: Base, batch: Any) -> jax.Array:
+            return trainer.predict(state, base, lambda model: call_model(model, batch))
+
+        self._logits: Callable[..., jax.Array] = logits
+
+    @property
+    def task(self) -> Task:
+        """What is evaluated."""
+        return self._data.task
+
+    def metrics(self, state: TrainState, base: Base) -> dict[str, float]:
+        """Every metric of the task on every development split."""
+        predictions = {
+            split: predict_labels(self._split_logits(encoded, state, base), self.task)
+            for split, encoded in self._encoded.items()
+        }
+        return score_splits(self.task, predictions, self._data.dev)
+
+    def _split_logits(self, encoded: Encoded, state: TrainState, base: Base) -> np.ndarray:
+        # Everything is dispatched before anything is read: the device never waits for the host.
+        pending = [
+            (indices, self._logits(state, base, batch))
+            for indices, batch in evaluation_batches(encoded, **self._batching)  # type: ignore[arg-type]
+        ]
+        out = np.zeros((len(encoded), self.task.num_labels), np.float32)
+        for indices, logits in pending:
+            out[indices] = np.asarray(logits)[: len(indices)]
+        return out

@@ -1,0 +1,26 @@
+"""What changes from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from increlora_jax.core.adapter import Slots
+from increlora_jax.core.optimizer import Trainable
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes; the frozen base is not part of it."""
+
+    step: Int[Array, ""]
+    key: Array  # of the run; a step's own key is folded in from its number
+    params: Trainable
+    slots: dict[str, Slots]
+    method: Any
+    opt_state: Any
+
+    @property
+    def total_rank(self) -> Int[Array, ""]:
+        """Sum of the ranks of all modules."""
+        ranks = [slots.rank.sum() for slots in self.slots.values()]
+        return jnp.sum(jnp.stack(ranks)) if ranks else jnp.zeros((), jnp.int32)
