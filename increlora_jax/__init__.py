@@ -1,1 +1,49 @@
 """IncreLoRA in JAX and Flax: low-rank fine-tuning whose rank grows during training."""
+
+from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
+from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.errors import InputError
+from increlora_jax.methods.base import Method
+from increlora_jax.methods.full import full
+from increlora_jax.methods.head import head
+from increlora_jax.methods.increlora import increlora
+from increlora_jax.methods.lora import lora
+from increlora_jax.nn.attach import attach, detach, merge, parameter_selector, unmerge
+from increlora_jax.nn.layers import AdapterParam
+from increlora_jax.nn.parts import Parts, Skeleton, split
+from increlora_jax.nn.report import report
+from increlora_jax.nn.storage import load_adapter, save_adapter
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.step import Trainer, build_trainer
+
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterParam",
+    "GrowthConfig",
+    "InputError",
+    "Method",
+    "Parts",
+    "RunConfig",
+    "Scaling",
+    "Skeleton",
+    "Slots",
+    "TaskConfig",
+    "TrainState",
+    "Trainer",
+    "TrainingConfig",
+    "attach",
+    "build_trainer",
+    "detach",
+    "full",
+    "head",
+    "increlora",
+    "load_adapter",
+    "lora",
+    "merge",
+    "parameter_selector",
+    "report",
+    "save_adapter",
+    "split",
+    "unmerge",
+]

@@ -57,7 +57,8 @@ def read_run(path: Path) -> RunConfig:
 
 def write_run(config: RunConfig, path: Path) -> None:
     """Write every setting, resolved."""
-    path.write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _words_of_file(parser: Parser, path: Path) -> list[str]:
@@ -73,7 +74,8 @@ def _words_of_file(parser: Parser, path: Path) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(v, str | int | float | bool) for v in values):
             raise InputError(f"{path}: {key} must be a plain value or a list of them")
-        words += [f"--{key}", *map(str, values)]
+        # Joined, a value that begins with a dash is a value still; only lists cannot be.
+        words += [f"--{key}", *map(str, value)] if value is values else [f"--{key}={value}"]
     try:
         parser.parse_args(words)
     except InputError as error:

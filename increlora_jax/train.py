@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.report import TrainableReport, report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run, write_run
-from increlora_jax.run_folder import ADAPTER, CONFIG, METRICS, RESULTS, fail_clearly
+from increlora_jax.run_folder import (
+    ADAPTER,
+    BEST_ADAPTER,
+    CONFIG,
+    METRICS,
+    RESULTS,
+    fail_clearly,
+)
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop, Outcome, Schedule
@@ -43,7 +51,9 @@ def train(config: RunConfig) -> dict[str, Any]:
             run.trainer,
             run.evaluator,
             run.batch_at,
-            lambda name, state: _keep(folder / name, run, state),
+            lambda state, is_best: _keep(
+                folder / (BEST_ADAPTER if is_best else ADAPTER), run, state
+            ),
             _schedule(plan),
             log,
             clock,
@@ -76,11 +86,19 @@ def _make_folder(folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (RESULTS, METRICS, CONFIG):
             (folder / name).unlink(missing_ok=True)
-        for name in (ADAPTER, f"{ADAPTER}-best"):
+        for name in (ADAPTER, BEST_ADAPTER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        write_run(config, folder / CONFIG)
+        write_run(_anchor(config), folder / CONFIG)
     except OSError as error:
         raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
+
+
+def _anchor(config: RunConfig) -> RunConfig:
+    """Make local paths absolute, so that the run can be evaluated from anywhere."""
+    task = config.task
+    model = str(Path(task.model).resolve()) if Path(task.model).is_dir() else task.model
+    data_dir = str(Path(task.data_dir).resolve()) if task.data_dir else None
+    return replace(config, task=replace(task, model=model, data_dir=data_dir))
 
 
 def _announce(run: Run) -> None:

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-import tests.typechecker
+import tests.typechecker  # noqa: F401  (the hook names it)
 
 with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.typechecker.check"):
     import increlora_jax.core.adapter
@@ -31,7 +32,7 @@ def _folder_of(variable: str, what: str) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The real data: glue/SST-2, glue/MRPC, …"""
+    """The real data: glue/SST-2, glue/MRPC and others."""
     return _folder_of("INCRELORA_TEST_DATA", "the folder that holds glue/SST-2/train.tsv")
 
 
@@ -45,3 +46,86 @@ def minilm_dir() -> Path:
 def reference_dir(data_dir: Path) -> Path:
     """The reference traces, which lie beside the data."""
     return data_dir.parent / "reference"
+
+
+WORDS = ["good", "bad", "fine", "awful", "film", "plot", "very", "not", "the", "a"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder as users have them: a BERT of two narrow layers, and its tokenizer."""
+    from flax import nnx
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import BertProcessing
+    from transformers import BertConfig, PreTrainedTokenizerFast
+
+    from increlora_jax.models.bert import BERT_WEIGHTS, BertForSequenceClassification
+    from increlora_jax.models.hf import save_weights
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate(specials + WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    config.save_pretrained(folder)
+    model = BertForSequenceClassification(config, num_labels=2, rngs=nnx.Rngs(0))
+    save_weights(model, folder, BERT_WEIGHTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory) -> Path:
+    """Two hundred sentences; the label says which of two pairs of words comes first."""
+    random = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("toy-data")
+    for split, count in {"train": 160, "dev": 41}.items():
+        rows = ["sentence\tlabel"]
+        for _ in range(count):
+            words = list(random.choice(WORDS[4:], size=random.integers(1, 9)))
+            is_good = bool(random.integers(2))
+            words.insert(0, str(random.choice(WORDS[:2] if is_good else WORDS[2:4])))
+            rows.append(f"{' '.join(words)}\t{int(is_good)}")
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def short_run(tiny_model, toy_data, tmp_path) -> list[str]:
+    """The words of a command line that trains for a few steps and grows to its budget."""
+    flags = {
+        "task": "sst2",
+        "model": tiny_model,
+        "data-dir": toy_data,
+        "output-dir": tmp_path / "run",
+        "max-steps": 14,
+        "eval-steps": 6,
+        "train-batch-size": 16,
+        "max-seq-length": 16,
+        "target-rank": 2,
+        "top-h": 4,
+        "init-warmup": 1,
+        "incre-interval": 2,
+        "warmup-steps": 2,
+        "learning-rate": 1e-2,
+        "seed": 7,
+    }
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]

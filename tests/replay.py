@@ -193,7 +193,7 @@ class _Replay:
         got = np.asarray(got)
         scale = np.maximum(np.abs(expected), np.finfo(np.float64).tiny)
         error = float(np.max(np.abs(got - expected) / scale, initial=0.0))
-        quantity = name.split("[")[0]
+        quantity = name.partition("[")[0]
         self.errors[quantity] = max(self.errors.get(quantity, 0.0), error)
         assert error <= RTOL, f"step {t}: {name} is {got}, not {expected} (relative {error:.1e})"
 

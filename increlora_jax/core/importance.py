@@ -75,17 +75,17 @@ def gradient_norm(gradient: Array, update: Update, key: Array | None = None) -> 
     return jnp.sqrt(jnp.mean(jnp.square(gradient)))
 
 
-def magnitude(gradient: Array, update: Update, key: Array | None = None) -> Array:
+def magnitude(gradient: Array | None, update: Update, key: Array | None = None) -> Array:
     """I = ‖ΔW‖_F / √(in·out): the root mean square of the update."""
     return jnp.sqrt(jnp.mean(jnp.square(update.delta)))
 
 
-def random(gradient: Array, update: Update, key: Array) -> Array:
+def random(gradient: Array | None, update: Update, key: Array) -> Array:
     """I ~ U(0, 1), drawn anew at every step: the baseline any importance must beat."""
     return jax.random.uniform(key, dtype=update.lam_hat.dtype)
 
 
-def uniform(gradient: Array, update: Update, key: Array | None = None) -> Array:
+def uniform(gradient: Array | None, update: Update, key: Array | None = None) -> Array:
     """I = −r: the lowest rank grows first, so that all modules grow alike."""
     return -update.slots.rank.astype(update.lam_hat.dtype)
 

@@ -58,6 +58,11 @@ class Method(NamedTuple):
     is_scored: Callable[[int, bool], bool]
 
 
+def trains_nothing(path: str) -> bool:
+    """The default label: none of the model's own parameters learn in full."""
+    return False
+
+
 def fixed_method(
     name: str,
     description: str,

@@ -1,11 +1,11 @@
 """The head alone on a frozen base: what the pretrained features give without adapting them."""
 
-from typing import Any
+from collections.abc import Callable
 
 from increlora_jax.methods import base
 
 
-def head(is_trained: Any) -> base.Method:
+def head(is_trained: Callable[[str], bool]) -> base.Method:
     """Attach nothing, train only the modules that `is_trained(path)` names."""
     return base.fixed_method(
         "head",

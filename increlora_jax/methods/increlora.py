@@ -1,5 +1,6 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ def increlora(
     exclude: Targets = (),
     adapter: AdapterConfig,
     growth: GrowthConfig,
-    is_trained: Any,
+    is_trained: Callable[[str], bool] = base.trains_nothing,
     dtype: Any = jnp.float32,
 ) -> base.Method:
     """Plan the growth of `model`, which may be abstract, over `steps`, and make the method.
@@ -44,17 +45,8 @@ def increlora(
     rules = _Growth(growth, plan, adapter)
 
     def attach_adapters(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        return attach(
-            model,
-            targets,
-            exclude=exclude,
-            max_rank=plan.max_ranks,
-            initial_rank=growth.initial_rank,
-            scaling=adapter.scaling_rule(growth.target_rank),
-            dropout=adapter.lora_dropout,
-            rngs=rngs,
-            dtype=dtype,
-        )
+        settings = rules.adapter_settings()
+        return attach(model, targets, exclude=exclude, rngs=rngs, dtype=dtype, **settings)
 
     return base.Method(
         name="increlora",
@@ -104,6 +96,15 @@ class _Growth(NamedTuple):
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(self.plan.max_ranks)  # in module order; jax sorts dictionaries, this does not
+
+    def adapter_settings(self) -> dict[str, Any]:
+        """What `attach` is told of the adapters."""
+        return {
+            "max_rank": self.plan.max_ranks,
+            "initial_rank": self.config.initial_rank,
+            "scaling": self.adapter.scaling_rule(self.config.target_rank),
+            "dropout": self.adapter.lora_dropout,
+        }
 
     def _ranks(self, slots: dict[str, Slots]) -> Int[Array, " modules"]:
         return jnp.stack([slots[name].rank for name in self.modules])

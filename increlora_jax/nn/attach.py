@@ -38,29 +38,22 @@ def attach(
     Raises:
         InputError: a target that matches nothing, or a rank over a matrix.
     """
-    layers = find_targets(model, targets, exclude)
     replacements: dict[int, nnx.Module] = {}
-    for path, layer in layers.items():
+    for path, layer in find_targets(model, targets, exclude).items():
+        inputs, outputs = matrix_shape(layer)
         slots = max_rank[path] if isinstance(max_rank, dict) else max_rank
-
-        def make(inputs: int, outputs: int, path: str = path, slots: int = slots) -> LowRankAdapter:
-            if initial_rank > min(inputs, outputs, slots):
-                raise InputError(
-                    f"initial rank {initial_rank} of {path} exceeds its {inputs} × {outputs} "
-                    f"kernel or its {slots} slots"
-                )
-            return LowRankAdapter(
-                inputs,
-                outputs,
-                max_rank=min(slots, inputs, outputs),
-                initial_rank=initial_rank,
-                scaling=scaling,
-                dropout=dropout,
-                rngs=rngs,
-                dtype=dtype,
-            )
-
-        replacements[id(layer)] = ADAPTED_TYPES[type(layer)].wrap(layer, make)
+        _check_rank(path, initial_rank, inputs, outputs, slots)
+        adapter = LowRankAdapter(
+            inputs,
+            outputs,
+            max_rank=min(slots, inputs, outputs),
+            initial_rank=initial_rank,
+            scaling=scaling,
+            dropout=dropout,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        replacements[id(layer)] = ADAPTED_TYPES[type(layer)].wrap(layer, adapter)
     return _replace(model, replacements)
 
 
@@ -156,6 +149,14 @@ def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
     found = {path: module for path, module in nnx.iter_modules(model) if path}
     ordered = sorted(found, key=lambda path: [(isinstance(p, str), p) for p in path])
     return {".".join(map(str, path)): found[path] for path in ordered}
+
+
+def _check_rank(path: str, rank: int, inputs: int, outputs: int, slots: int) -> None:
+    if rank > min(inputs, outputs, slots):
+        raise InputError(
+            f"initial rank {rank} of {path} exceeds its {inputs} × {outputs} kernel or its "
+            f"{slots} slots"
+        )
 
 
 def _replace(model: nnx.Module, replacements: dict[int, nnx.Module]) -> nnx.Module:

@@ -1,6 +1,6 @@
 """NNX layers that carry an adapter beside their frozen kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -97,23 +97,26 @@ class AdaptedLayer(nnx.Module):
     original: nnx.Variable | None  # the kernel before a merge
 
     @classmethod
-    def wrap(cls, layer: nnx.Module, make: Callable[[int, int], LowRankAdapter]) -> "AdaptedLayer":
-        """Give a layer of Flax the adapter that `make(inputs, outputs)` returns."""
+    def wrap(cls, layer: nnx.Module, adapter: LowRankAdapter) -> "AdaptedLayer":
+        """Give a layer of Flax an adapter."""
         adapted = object.__new__(cls)
         vars(adapted).update(vars(layer))
-        adapted.adapter = make(*adapted.matrix_shape())
+        adapted.adapter = adapter
         adapted.original = nnx.data(None)
         return adapted
 
     def unwrap(self) -> nnx.Module:
         """Give back the plain layer of Flax, with the kernel as it is now."""
         layer = object.__new__(self.plain)
-        own = ("adapter", "original")
-        vars(layer).update({name: v for name, v in vars(self).items() if name not in own})
+        vars(layer).update(vars(self))
+        for name in ("adapter", "original"):
+            delattr(layer, name)  # not left out above: Flax's own list of names must lose it too
         return layer
 
     def merge(self) -> None:
         """Add ΔW to the kernel and rest the adapter; the original kernel is kept for `unmerge`."""
+        if self.original is not None:
+            raise ValueError("this layer is merged already")
         kernel = self.kernel[...]
         self.original = nnx.Variable(kernel)
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
@@ -178,8 +181,9 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
         return prod(self.in_features), prod(self.out_features)
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
-        last = range(x.ndim - len(self.axis), x.ndim)
-        moved = jnp.moveaxis(x, self.axis, tuple(last))
+        axes = sorted(axis % x.ndim for axis in self.axis)  # as Flax does, whatever their order
+        last = range(x.ndim - len(axes), x.ndim)
+        moved = jnp.moveaxis(x, axes, tuple(last))
         return moved.reshape(*moved.shape[: last.start], -1)
 
     def _from_rows(self, y: Float[Array, "*batch outputs"]) -> Array:

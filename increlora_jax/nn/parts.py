@@ -66,9 +66,7 @@ class Skeleton(NamedTuple):
         return leaves
 
 
-def split(
-    model: nnx.Module, is_trained: Callable[[str], bool] = lambda path: False
-) -> tuple[Skeleton, Parts]:
+def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[Skeleton, Parts]:
     """Take a model apart; `is_trained(path)` says which of its own parameters learn in full.
 
     Random streams are left out: every step makes them anew from its key.

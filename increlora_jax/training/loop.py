@@ -42,14 +42,14 @@ class Schedule(NamedTuple):
 
 
 class Loop:
-    """One run over `batch_at(step)`; `keep(name, state)` saves an adapter under that name."""
+    """One run over `batch_at(step)`; `keep(state, is_best)` saves the last or the best adapter."""
 
     def __init__(
         self,
         trainer: Trainer,
         evaluator: Evaluator,
         batch_at: Callable[[int], dict[str, np.ndarray]],
-        keep: Callable[[str, TrainState], None],
+        keep: Callable[[TrainState, bool], None],
         schedule: Schedule,
         log: RunLog,
         clock: Clock,
@@ -60,32 +60,32 @@ class Loop:
         self._keep = keep
         self._schedule = schedule
         self._log = log
+        self._clock = clock
         self._programs: dict[Any, Any] = {}
         self._pending: deque[tuple[int, Any, int]] = deque()
-        self._ranks: np.ndarray | None = None
         self._rounds: dict[int, dict[str, int]] = {}
         self._is_finished = False
         self._best: dict[str, float] = {}
         self._tokens = 0
-        self._clock = clock
 
     def run(self, state: TrainState, base: Base) -> tuple[TrainState, Outcome]:
         """Train to the last step; the best and the last adapter are kept.
 
         Raises:
-            NonFiniteError: after keeping the adapter as it was before the step that went wrong.
+            NonFiniteError: after keeping the adapter without the step that went wrong.
         """
-        metrics: dict[str, float] = {}
+        self._state, self._base = state, base
         self._ranks = _ranks(self._trainer, state)
-        for step in range(self._schedule.total_steps):
-            try:
-                state = self._train(step, state, base)
+        metrics: dict[str, float] = {}
+        try:
+            for step in range(self._schedule.total_steps):
+                self._train(step)
                 if self._is_evaluated(step + 1):
-                    metrics = self._evaluate(step + 1, state, base)
-            except NonFiniteError:
-                self._keep("adapter", state)
-                raise
-        self._keep("adapter", state)
+                    metrics = self._evaluate(step + 1)
+        except (NonFiniteError, KeyboardInterrupt):
+            self._keep(self._state, False)
+            raise
+        self._keep(self._state, False)
         seconds = self._clock.training_seconds
         outcome = Outcome(
             metrics,
@@ -96,13 +96,13 @@ class Loop:
             self._clock.to_first_step,
             self._tokens / seconds if seconds else 0.0,
         )
-        return state, outcome
+        return self._state, outcome
 
-    def _train(self, step: int, state: TrainState, base: Base) -> TrainState:
+    def _train(self, step: int) -> None:
         batch = self._batch_at(step)
         is_scored = self._trainer.method.is_scored(step, self._is_finished)
-        program = self._program(state, base, batch, is_scored)
-        state, info = program(state, base, batch)
+        program = self._program(batch, is_scored)
+        self._state, info = program(self._state, self._base, batch)
         tokens = _count_tokens(batch)
         if step == 0:
             jax.block_until_ready(info)
@@ -111,9 +111,8 @@ class Loop:
         self._pending.append((step, info, tokens))
         while len(self._pending) > LAG:
             self._read_oldest()
-        return state
 
-    def _program(self, state: TrainState, base: Base, batch: Any, is_scored: bool) -> Any:
+    def _program(self, batch: Any, is_scored: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
         key = (batch["input_ids"].shape, is_scored)
         if key not in self._programs:
@@ -122,7 +121,7 @@ class Loop:
                 jitted = jax.jit(
                     self._trainer.step, static_argnames="is_scored", donate_argnames="state"
                 )
-                lowered = jitted.lower(state, base, batch, is_scored=is_scored)
+                lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = lowered.compile()
         return self._programs[key]
 
@@ -132,9 +131,9 @@ class Loop:
         if not numbers["is_finite"]:
             self._pending.clear()
             raise NonFiniteError(
-                f"step {step}: the loss is {numbers['loss']}, the gradient norm "
-                f"{numbers['grad_norm']}; the adapter from before this step is saved. Lower "
-                "--learning-rate, raise --warmup-steps, or use --dtype float32"
+                f"step {step}: the loss is {numbers['loss']} and the gradient norm "
+                f"{numbers['grad_norm']}; that step changed nothing and the adapter without it is "
+                "saved. Lower --learning-rate, raise --warmup-steps, or use --dtype float32"
             )
         self._tokens += tokens
         self._note_growth(step, numbers)
@@ -148,7 +147,7 @@ class Loop:
         self._log.step(step, shown, is_written=is_written)
 
     def _note_growth(self, step: int, numbers: Any) -> None:
-        if "rank" not in numbers or self._ranks is None:
+        if "rank" not in numbers:
             return
         growth = numbers["rank"] - self._ranks
         if growth.any():
@@ -163,15 +162,15 @@ class Loop:
     def _is_evaluated(self, done: int) -> bool:
         return done % self._schedule.eval_steps == 0 or done == self._schedule.total_steps
 
-    def _evaluate(self, done: int, state: TrainState, base: Base) -> dict[str, float]:
+    def _evaluate(self, done: int) -> dict[str, float]:
         self._drain()
         with self._clock.paused():
-            metrics = self._evaluator.metrics(state, base)
+            metrics = self._evaluator.metrics(self._state, self._base)
             self._log.evaluation(done, metrics)
             first = next(iter(metrics))
             if not self._best or metrics[first] > self._best[first]:
                 self._best = metrics
-                self._keep("adapter-best", state)
+                self._keep(self._state, True)
         return metrics
 
 

@@ -1,0 +1,295 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.core.adapter import NEVER, effective_update
+from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
+from increlora_jax.errors import InputError
+from increlora_jax.methods.increlora import increlora
+from tests.tiny import LAYERS, MLP, MODULES, assert_same, run, start, trains_head
+
+STEPS = 24
+
+
+def method_of(model=None, *, steps=STEPS, adapter=None, dtype=jnp.float32, **growth):
+    """Four modules that grow from 1 to 3 ranks, two a round, at steps 4, 6, 8 and 10."""
+    settings = {"target_rank": 3, "top_h": 2, "init_warmup": 3, "incre_interval": 2}
+    return increlora(
+        model or MLP(dtype),
+        steps=steps,
+        targets=r"layers\.\d+",
+        adapter=adapter or AdapterConfig(),
+        growth=GrowthConfig(**(settings | growth)),
+        is_trained=trains_head,
+        dtype=dtype,
+    )
+
+
+class Game:
+    """The method alone, fed with scores."""
+
+    def __init__(self, layers=LAYERS, **settings):
+        model = MLP(layers=layers)
+        self.method = method_of(model, **settings)
+        begun = start(self.method, steps=STEPS, model=model)
+        self.modules = begun.trainer.skeleton.modules
+        self.adapters, self.slots = begun.state.params.adapter, begun.state.slots
+        self.state, self.key = begun.state.method, jax.random.key(0)
+
+    def play(self, step, scores):
+        """One update; `scores` of all modules, [] of a function without evidence, or None."""
+        evidence = None
+        if scores is not None:
+            evidence = dict(zip(self.modules, map(jnp.float32, scores), strict=len(scores) > 0))
+        key = jax.random.fold_in(self.key, step)
+        updated = self.method.update(
+            jnp.asarray(step), key, self.adapters, self.slots, self.state, evidence
+        )
+        self.adapters, self.slots, self.state, info = updated
+        return info
+
+    def words(self):
+        """The state of every slot of every module, as letters."""
+        return [
+            "".join(
+                "a" if a else "r" if r else "d" for a, r in zip(s.active, s.reserve, strict=True)
+            )
+            for s in (self.slots[name] for name in self.modules)
+        ]
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_first_reserve_opens_at_the_end_of_step_zero(num):
+    game = Game(incre_rank_num=num)
+    info = game.play(0, [1] * LAYERS)
+    assert info["rank"].tolist() == [1] * LAYERS
+    for word, slots in zip(game.words(), game.slots.values(), strict=True):
+        assert word == "a" + "r" * num + "d" * (len(word) - num - 1)
+        assert slots.is_advancing
+        assert slots.matrix_born.tolist() == [0] + [1] * num + [NEVER] * (len(word) - num - 1)
+        assert slots.lambda_born.tolist() == [0] + [NEVER] * (len(word) - 1)
+    before = game.words()
+    game.play(1, [1] * LAYERS)
+    assert game.words() == before
+
+
+def test_a_run_by_hand():
+    """Who grows when, with the averages recomputed beside it."""
+    game, draw = Game(), np.random.default_rng(0)
+    mean, spread, ranks = np.zeros(LAYERS), np.zeros(LAYERS), np.ones(LAYERS, int)
+    for step in range(STEPS):
+        scores = draw.random(LAYERS)
+        if ranks.sum() < 12:
+            mean = 0.85 * mean + 0.15 * scores
+            spread = 0.85 * spread + 0.15 * np.abs(scores - mean)
+            if step > 3 and step % 2 == 0:
+                ranks[np.argsort(-mean * spread)[:2]] += 1
+        info = game.play(step, scores)
+        assert info["rank"].tolist() == ranks.tolist()
+        np.testing.assert_allclose(info["importance"], scores, rtol=1e-6)
+        # Once the budget is spent the averages stand still, whatever they are fed.
+        np.testing.assert_allclose(info["sensitivity"], mean, rtol=1e-5)
+        np.testing.assert_allclose(info["uncertainty"], spread, rtol=1e-5)
+    assert ranks.sum() == game.method.rank_budget == 12
+
+
+def test_when_the_budget_is_spent_the_reserve_stops_for_good():
+    game = Game()
+    advancing = []
+    for step in range(STEPS):
+        game.play(step, [4, 3, 2, 1])
+        advancing.append({bool(slots.is_advancing) for slots in game.slots.values()})
+    # The last round is step 10; the reserve slots themselves stay.
+    assert advancing == [{True}] * 10 + [{False}] * 14
+    assert all("r" in word for word in game.words())
+
+
+def test_without_advance_learning_the_reserve_never_takes_part():
+    game = Game(advance_learn=False)
+    for step in range(STEPS):
+        game.play(step, [4, 3, 2, 1])
+        assert not any(slots.is_advancing for slots in game.slots.values())
+        for slots in game.slots.values():
+            assert (slots.matrix_born[slots.reserve] == NEVER).all()
+    assert sum(int(slots.rank) for slots in game.slots.values()) == 12
+
+
+def test_last_grant_is_cut_to_the_budget():
+    game = Game(incre_rank_num=4, target_total_rank=9)
+    for step in range(5):
+        info = game.play(step, [1, 2, 9, 3])
+    assert info["rank"].tolist() == [1, 1, 5, 2]
+
+
+def test_ties_go_to_the_first_in_module_order_and_not_in_the_dictionarys():
+    game = Game(layers=11, top_h=3, target_total_rank=14)
+    assert game.modules[2:] == tuple(f"layers.{i}" for i in range(2, 11))
+    for step in range(5):
+        info = game.play(step, [0, 0, *[1] * 9])
+    grown = [name for name in game.modules if game.slots[name].rank == 2]
+    assert grown == ["layers.2", "layers.3", "layers.4"]  # a sort by name begins 0, 1, 10
+    assert info["rank"].tolist() == [1, 1, 2, 2, 2, *[1] * 6]
+
+
+def test_an_unscored_step_moves_no_average_and_grows_nothing():
+    game = Game()
+    game.play(0, [1] * LAYERS)
+    before = game.state, game.words()
+    info = game.play(4, None)
+    assert_same(game.state, before[0])
+    assert game.words() == before[1]
+    assert set(info) == {"rank"}
+
+
+def test_unsmoothed_functions_rank_by_the_score_of_the_step():
+    game = Game(importance="magnitude")
+    for step in range(5):
+        for index, name in enumerate(game.modules):  # the last module's update is the largest
+            lam = game.adapters[name].lam.at[0].set(index + 1.0)
+            game.adapters[name] = game.adapters[name]._replace(lam=lam)
+        info = game.play(step, [])
+    assert info["rank"].tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "gradient_norm"])
+def test_a_summed_gradient_is_scored_after_the_sum(name):
+    game = Game(importance=name)
+    draw = np.random.default_rng(0)
+    evidence, expected = {}, []
+    for module, adapter in game.adapters.items():
+        shape = adapter.A.shape[0], adapter.B.shape[1]
+        lam = jnp.asarray(draw.normal(size=adapter.lam.shape), jnp.float32)
+        game.adapters[module] = adapter._replace(lam=lam)
+        evidence[module] = jnp.asarray(draw.normal(size=shape), jnp.float32)
+        scaling = AdapterConfig().scaling_rule(3)
+        delta = effective_update(game.adapters[module], game.slots[module], scaling).delta
+        weight = np.abs(delta) if name == "sensitivity" else 1
+        G = np.asarray(evidence[module])
+        both = np.abs(weight * G).sum() if name == "sensitivity" else np.linalg.norm(G)
+        expected.append(both / np.sqrt(G.size))
+    updated = game.method.update(
+        jnp.asarray(1), jax.random.key(0), game.adapters, game.slots, game.state, evidence
+    )
+    np.testing.assert_allclose(updated.info["importance"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_summed", [False, True])
+@pytest.mark.parametrize("name", IMPORTANCE_FUNCTIONS)
+def test_probes_are_zeros_of_the_evidence_a_function_reads(name, is_summed):
+    game = Game(importance=name)
+    probes = game.method.probes(game.adapters, is_summed)
+    shapes = {
+        "lambda_gradient": game.adapters["layers.0"].lam.shape,
+        "sensitivity": (6, 8) if is_summed else (),
+        "gradient_norm": (6, 8) if is_summed else (),
+    }
+    if name in shapes:
+        assert probes.keys() == game.adapters.keys()
+        assert probes["layers.0"].shape == shapes[name]
+        assert not any(probe.any() for probe in probes.values())
+    else:
+        assert probes == {}
+
+
+@pytest.mark.parametrize(
+    ("window", "scored"),
+    [
+        (None, range(STEPS)),
+        (1, range(4, STEPS, 2)),
+        (2, range(3, STEPS)),
+        (99, range(STEPS)),
+    ],
+)
+def test_steps_that_are_scored(window, scored):
+    method = method_of(score_window=window)
+    assert [s for s in range(STEPS) if method.is_scored(s, False)] == list(scored)
+    assert not any(method.is_scored(step, True) for step in range(STEPS))
+
+
+def test_a_window_looks_back_from_each_round():
+    method = method_of(steps=60, init_warmup=10, incre_interval=8, score_window=3)
+    scored = [step for step in range(40) if method.is_scored(step, False)]
+    assert scored == [14, 15, 16, 22, 23, 24, 30, 31, 32, 38, 39]
+
+
+def test_with_growth_off_nothing_is_scored_opened_or_grown():
+    method = method_of(growth=False)
+    assert method.rank_budget == LAYERS
+    assert not any(method.is_scored(step, False) for step in range(STEPS))
+    game = Game(growth=False)
+    before = game.words()
+    for step in range(8):
+        info = game.play(step, None)
+    assert game.words() == before
+    assert info["rank"].tolist() == [1] * LAYERS
+    assert not any(slots.is_advancing for slots in game.slots.values())
+
+
+def test_plan_is_said_and_attached():
+    method = method_of(target_total_rank=10, adapter=AdapterConfig(lora_alpha=7, scaling="target"))
+    assert method.rank_budget == 10
+    assert "total rank 4 → 10 in 3 rounds, steps 4 to 8" in method.description
+    assert method.regularization == 0.1
+    begun = start(method, steps=STEPS)
+    assert begun.trainer.skeleton.modules == tuple(MODULES)
+    model = begun.trainer.skeleton.assemble(begun.parts)
+    own = model.layers[0].adapter
+    assert own.scaling.alpha == 7
+    assert own.scaling.rule == "target"
+    assert own.lam.shape == (6,)  # 8 asked for, 6 possible
+
+
+def test_a_plan_that_cannot_finish_is_refused_before_anything_is_attached():
+    with pytest.raises(InputError, match="raise --top-h"):
+        method_of(steps=8)
+
+
+@pytest.mark.parametrize("name", IMPORTANCE_FUNCTIONS)
+def test_every_function_grows_a_run_to_the_exact_budget(name):
+    begun = start(method_of(importance=name, incre_rank_num=2, target_total_rank=13), steps=STEPS)
+    history = run(begun, 9)
+    totals = [int(state.total_rank) for state, _ in history]
+    # 4 modules, 2 grow by 2 at a time; the third round has one rank left to give.
+    assert totals == [4] * 4 + [8] * 2 + [12] * 2 + [13]
+    state, info = history[-1]
+    assert not any(slots.is_advancing for slots in state.slots.values())
+    assert info["importance"].shape == (LAYERS,)
+    assert all(bool(info["is_finite"]) for _, info in history)
+
+
+def test_uniform_growth_is_even():
+    game = Game(importance="uniform")
+    ranks = [game.play(step, [])["rank"].tolist() for step in range(12)]
+    assert ranks[4] == [2, 2, 1, 1]
+    assert ranks[6] == [2, 2, 2, 2]
+    assert ranks[-1] == [3, 3, 3, 3]
+    assert all(max(row) - min(row) <= 1 for row in ranks)
+
+
+def test_random_growth_follows_the_runs_key_alone():
+    def ranks(seed):
+        game = Game(importance="random", top_h=1, target_rank=2.5)
+        game.key = jax.random.key(seed)
+        return [tuple(game.play(step, [])["rank"].tolist()) for step in range(16)]
+
+    assert ranks(0) == ranks(0)
+    assert len({tuple(ranks(seed)) for seed in range(4)}) > 1
+
+
+def test_a_slot_enters_training_through_its_births():
+    """Over a run: reserve A, B move a step after they open, λ a step after it counts."""
+    begun = start(method_of(), steps=STEPS, warmup_steps=0)
+    history = run(begun, 8)
+    for step in range(1, 8):
+        before, after = (history[i][0] for i in (step - 1, step))
+        for name in MODULES:
+            old, new = before.params.adapter[name], after.params.adapter[name]
+            slots = before.slots[name]
+            moved = (np.asarray(old.A) != np.asarray(new.A)).any(axis=0)
+            assert moved.tolist() == (slots.active | slots.reserve).tolist()
+            entered = after.slots[name].active & ~slots.active
+            changed = np.asarray(old.lam) != np.asarray(new.lam)
+            assert changed.tolist() == (slots.active | entered).tolist()
+            np.testing.assert_array_equal(new.lam[entered], np.float32(1e-5))

@@ -1,0 +1,58 @@
+import math
+import time
+
+import pytest
+
+from increlora_jax.training.clock import Clock
+
+
+@pytest.fixture
+def wait(monkeypatch):
+    """Make time pass by hand."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
+
+
+def test_seconds_count_from_when_it_was_made(wait):
+    clock = Clock()
+    assert clock.seconds == 0
+    wait(3)
+    assert clock.seconds == 3
+
+
+def test_training_time_counts_from_the_first_step_and_leaves_pauses_out(wait):
+    clock = Clock()
+    wait(5)
+    with clock.paused():
+        wait(10)
+    assert math.isnan(clock.to_first_step)
+    clock.mark_first_step()
+    assert clock.to_first_step == 15
+    assert clock.training_seconds == 0
+    wait(2)
+    with clock.paused():
+        wait(20)
+    wait(4)
+    assert clock.training_seconds == 6
+    assert clock.seconds == 41
+    assert clock.to_first_step == 15
+
+
+def test_a_pause_that_fails_is_a_pause(wait):
+    clock = Clock()
+    clock.mark_first_step()
+
+    def fail():
+        with clock.paused():
+            wait(7)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    wait(1)
+    assert clock.training_seconds == 1
