@@ -141,9 +141,7 @@ def test_hidden_words_are_those_of_the_text(make):
 
 
 @pytest.mark.slow
-def test_the_script_trains_the_bundled_weights(make, tmp_path, request):
-    if "slow" not in request.config.getoption("markexpr"):
-        pytest.skip("a minute of training; run with -m slow")
+def test_the_script_trains_the_bundled_weights(make, tmp_path):
     text = make.write_data(tmp_path, make.Sizes())
     make.write_weights(tmp_path / "model", text, make.Sizes())
     made, bundled = (load_file(f / "model" / WEIGHTS) for f in (tmp_path, make.BUNDLED))
