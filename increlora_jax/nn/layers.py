@@ -62,6 +62,7 @@ class LowRankAdapter(nnx.Module):
         self.scaling = scaling
         self.score: Score | None = None
         self.probe: Array | None = nnx.data(None)  # see `core.adapter.apply_update`
+        self.has_probed = False
 
     @property
     def parameters(self) -> Adapter:
@@ -79,7 +80,20 @@ class LowRankAdapter(nnx.Module):
         return effective_update(self.parameters, self.slots, self.scaling)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Compute the adapter's part of the layer's output."""
+        """Compute the adapter's part of the layer's output.
+
+        Raises:
+            InputError: a second call under one scalar probe, whose cotangent would be a sum of
+                scores where the score of the summed gradient is wanted.
+        """
+        if self.probe is not None and self.probe.ndim == 0:
+            if self.has_probed:
+                raise InputError(
+                    "an adapted layer is called more than once in a forward pass, which a fused "
+                    "score cannot tell from one call; set gradient_accumulation_steps to 2 or "
+                    "more, or importance to lambda_gradient, both of which add up before scoring"
+                )
+            self.has_probed = True
         return apply_update(self.dropout(x), self.update, self.probe, self.score)
 
 

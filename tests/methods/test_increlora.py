@@ -2,12 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.core.adapter import NEVER, effective_update
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
+from increlora_jax.nn.parts import split
+from increlora_jax.training.step import build_trainer
+from tests import tiny
 from tests.tiny import LAYERS, MLP, MODULES, assert_same, run, start, trains_head
 
 STEPS = 24
@@ -293,3 +297,33 @@ def test_a_slot_enters_training_through_its_births():
             changed = np.asarray(old.lam) != np.asarray(new.lam)
             assert changed.tolist() == (slots.active | entered).tolist()
             np.testing.assert_array_equal(new.lam[entered], np.float32(1e-5))
+
+
+class Twice(nnx.Module):
+    """One layer, called twice."""
+
+    def __init__(self):
+        self.inner = nnx.Linear(tiny.FEATURES, tiny.FEATURES, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(tiny.FEATURES, tiny.CLASSES, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.inner(jnp.tanh(self.inner(x)))))
+
+
+@pytest.mark.parametrize(
+    ("importance", "is_refused"), [("sensitivity", True), ("lambda_gradient", False)]
+)
+def test_a_layer_called_twice_is_never_scored_wrongly(importance, is_refused):
+    model = Twice()
+    growth = GrowthConfig(importance=importance, init_warmup=1, incre_interval=1)
+    method = increlora(model, steps=9, targets=["inner"], adapter=AdapterConfig(), growth=growth)
+    skeleton, parts = split(method.attach(model, nnx.Rngs(2)), tiny.trains_head)
+    trainer = build_trainer(skeleton, method, tiny.cross_entropy, TrainingConfig(), total_steps=9)
+    state = trainer.init(parts, seed=0)
+    step = jax.jit(trainer.step, static_argnames="is_scored")
+    if is_refused:
+        with pytest.raises(InputError, match="called more than once"):
+            step(state, parts.base, tiny.batch_of(), is_scored=True)
+    else:
+        _, info = step(state, parts.base, tiny.batch_of(), is_scored=True)
+        assert info["is_finite"]
