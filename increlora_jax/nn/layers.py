@@ -170,9 +170,9 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
 
     plain = nnx.Linear
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+    def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
         """Apply the layer and its adapter to the last axis."""
-        return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, out_sharding))
+        return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, *places, **options))
 
     def matrix_shape(self) -> tuple[int, int]:
         """(in_features, out_features)."""
@@ -184,9 +184,11 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
 
     plain = nnx.LinearGeneral
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+    def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
         """Apply the layer and its adapter to the contracted axes."""
-        return self._add_adapter(inputs, nnx.LinearGeneral.__call__(self, inputs, out_sharding))
+        return self._add_adapter(
+            inputs, nnx.LinearGeneral.__call__(self, inputs, *places, **options)
+        )
 
     def matrix_shape(self) -> tuple[int, int]:
         """The products of in_features and of out_features."""
@@ -210,14 +212,16 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
     plain = nnx.Einsum
 
     def __call__(
-        self, inputs: Array, einsum_str: str | None = None, out_sharding: Any = None
+        self, inputs: Array, einsum_str: str | None = None, *places: Any, **options: Any
     ) -> Array:
         """Apply the layer and its adapter; the equation is the constructor's."""
         if einsum_str not in (None, self.einsum_str):
             raise InputError(
                 f"an adapted Einsum keeps its equation {self.einsum_str!r}; got {einsum_str!r}"
             )
-        return self._add_adapter(inputs, nnx.Einsum.__call__(self, inputs, None, out_sharding))
+        return self._add_adapter(
+            inputs, nnx.Einsum.__call__(self, inputs, None, *places, **options)
+        )
 
     def matrix_shape(self) -> tuple[int, int]:
         """The products of the contracted and of the new axes of the kernel."""
