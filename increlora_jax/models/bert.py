@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
@@ -282,3 +283,14 @@ def _check_config(config: "BertConfig") -> None:
             f"config.json: hidden_size {config.hidden_size} is not a multiple of "
             f"num_attention_heads {config.num_attention_heads}; correct the one that is wrong"
         )
+
+
+BERT = ModelSpec(
+    heads={"sequence_classification": BertForSequenceClassification},
+    weights=BERT_WEIGHTS,
+    target_modules=(
+        r"bert\.encoder\.layer\.\d+\."
+        r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
+    ),
+    modules_to_save=("pooler", "classifier"),
+)

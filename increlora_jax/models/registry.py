@@ -1,10 +1,9 @@
 """The known architectures, by Hugging Face's `model_type`, and how to get one ready to run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.bert import BERT_WEIGHTS, BertForSequenceClassification
+from increlora_jax.models.bert import BERT
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -21,40 +20,14 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
-from increlora_jax.models.weight_table import WeightTable
+from increlora_jax.models.spec import Head, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One architecture.
-
-    Attributes:
-      build: makes the sequence classifier from the configuration and the keywords `num_labels`,
-        `dtype`, `param_dtype`, `rngs` and `classifier_dropout`.
-      weights: how its parameters are named on disk.
-      target_modules: regex of the dense layers that are adapted unless the user says otherwise.
-      modules_to_save: names of the modules that are trained in full.
-    """
-
-    build: Callable[..., nnx.Module]
-    weights: WeightTable
-    target_modules: str
-    modules_to_save: tuple[str, ...]
-
-
 MODELS: dict[str, ModelSpec] = {
-    "bert": ModelSpec(
-        build=BertForSequenceClassification,
-        weights=BERT_WEIGHTS,
-        target_modules=(
-            r"bert\.encoder\.layer\.\d+\."
-            r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
-        ),
-        modules_to_save=("pooler", "classifier"),
-    ),
+    "bert": BERT,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
@@ -95,57 +68,56 @@ def _describe_unported(where: str, model_type: str) -> str:
 def abstract_model(
     config: "PretrainedConfig",
     *,
-    num_labels: int,
+    head: Head = "sequence_classification",
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
-    classifier_dropout: float | None = None,
+    **options: Any,
 ) -> nnx.Module:
     """Make a model of shapes and dtypes without any numbers, to plan with.
 
+    `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
+
     Raises:
-      InputError: the architecture, or something the configuration asks for, is not done here.
+      InputError: the architecture, its head, or something the configuration asks for, is not done.
     """
-    build = partial(
-        find_spec(config).build,
-        config,
-        num_labels=num_labels,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        classifier_dropout=classifier_dropout,
-    )
-    return _build_abstract(build)
+    build = _builder(config, head)
+    return _build_abstract(partial(build, dtype=dtype, param_dtype=param_dtype, **options))
 
 
 def load_model(
     folder: Path,
     *,
-    num_labels: int,
+    head: Head = "sequence_classification",
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     seed: int = 0,
-    classifier_dropout: float | None = None,
+    **options: Any,
 ) -> tuple[nnx.Module, LoadReport]:
-    """Load a sequence classifier; what the folder does not give is drawn from `seed`.
+    """Load a model with a head; what the folder does not give is drawn from `seed`.
 
+    `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
     Dropout is on, as in any new NNX module; `model.eval()` turns it off.
 
     Raises:
-      InputError: the folder holds no model of a known architecture, or the weights do not fit it.
+      InputError: the folder holds no model of a known architecture with such a head, or the
+        weights do not fit it.
     """
     config = read_config(folder)
-    spec = find_spec(config)
-    build = partial(
-        spec.build,
-        config,
-        num_labels=num_labels,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        classifier_dropout=classifier_dropout,
-    )
+    build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
     model = _build_abstract(build)
-    report = load_weights(model, folder, spec.weights)
+    report = load_weights(model, folder, find_spec(config).weights)
     _initialize_rest(model, build, seed)
     return model, report
+
+
+def _builder(config: "PretrainedConfig", head: Head) -> Callable[..., nnx.Module]:
+    heads = find_spec(config).heads
+    if head not in heads:
+        raise InputError(
+            f"model {config.name_or_path}: a {config.model_type} has no head for {head}, only for "
+            f"{', '.join(heads)}; take a model of another architecture"
+        )
+    return partial(heads[head], config)
 
 
 def _build_abstract(build: Callable[..., nnx.Module]) -> nnx.Module:

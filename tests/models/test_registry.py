@@ -64,6 +64,11 @@ def test_another_architecture_names_what_works(model_type, tmp_path):
         assert part in str(caught.value)
 
 
+def test_a_head_that_an_architecture_lacks_is_refused(make_config):
+    with pytest.raises(InputError, match=r"a bert has no head for seq2seq_lm, only for sequence"):
+        abstract_model(make_config(), head="seq2seq_lm")
+
+
 def test_the_default_model_is_refused_before_the_hub_is_asked():
     with pytest.raises(InputError, match=r'deberta-v3-base: .*"deberta-v2" is not ported'):
         check_is_ported("microsoft/deberta-v3-base")
@@ -93,7 +98,8 @@ def test_a_loaded_model_is_concrete_and_its_new_head_follows_the_seed(tiny_folde
 
 def test_new_parameters_are_those_of_a_new_model(tiny_folder):
     config = read_config(tiny_folder)
-    fresh = find_spec(config).build(config, num_labels=2, rngs=nnx.Rngs(jax.random.key(7)))
+    build = find_spec(config).heads["sequence_classification"]
+    fresh = build(config, num_labels=2, rngs=nnx.Rngs(jax.random.key(7)))
     model, _ = load_model(tiny_folder, num_labels=2, seed=7)
     np.testing.assert_allclose(
         model.classifier.kernel[...], fresh.classifier.kernel[...], rtol=1e-6

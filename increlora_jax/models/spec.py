@@ -1,0 +1,32 @@
+"""What the registry knows of an architecture; each model's file ends with one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from flax import nnx
+
+from increlora_jax.models.weight_table import WeightTable
+
+Head = Literal[
+    "sequence_classification", "question_answering", "masked_lm", "causal_lm", "seq2seq_lm"
+]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture.
+
+    Attributes:
+      heads: makes a model with a head, from the configuration and the keywords `dtype`,
+        `param_dtype` and `rngs`; a sequence classifier also takes `num_labels` and
+        `classifier_dropout` (None: the configuration's own rate).
+      weights: how the parameters of the model and of all its heads are named on disk.
+      target_modules: regex of the dense layers that are adapted unless the user says otherwise.
+      modules_to_save: names of the modules of a sequence classifier that are trained in full.
+    """
+
+    heads: Mapping[Head, Callable[..., nnx.Module]]
+    weights: WeightTable
+    target_modules: str
+    modules_to_save: tuple[str, ...]
