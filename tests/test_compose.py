@@ -1,0 +1,78 @@
+"""A run laid out and made ready, without the command around it."""
+
+import jax
+import numpy as np
+import pytest
+
+from increlora_jax.compose import plan_run, prepare_run
+from increlora_jax.errors import InputError
+from increlora_jax.parsing import parse_run
+
+
+@pytest.fixture
+def make_plan(short_run):
+    return lambda *words: plan_run(parse_run([*short_run, *words]))
+
+
+def test_the_plan_counts_steps_and_ranks_without_weights(make_plan, tiny_model, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    plan = make_plan("--model", str(bare))
+    assert (plan.total_steps, plan.epoch_steps) == (14, 10)  # 160 examples, 16 a step
+    assert plan.method.rank_budget == 24
+
+
+def test_epochs_become_steps_of_whole_batches(make_plan, short_run):
+    words = list(short_run)
+    at = words.index("--max-steps")
+    del words[at : at + 2]
+    config = parse_run([*words, "--num-train-epochs", "2.5", "--gradient-accumulation-steps", "3"])
+    plan = plan_run(config)
+    assert plan.epoch_steps == 4  # 160 examples, 48 a step
+    assert plan.total_steps == 10
+
+
+def test_steps_planned_before_are_kept(short_run):
+    assert plan_run(parse_run(short_run), total_steps=33).total_steps == 33
+
+
+def test_a_run_made_ready_evaluates_every_example(make_plan):
+    run = prepare_run(make_plan())
+    state = run.trainer.init(run.parts, 0)
+    metrics = run.evaluator.metrics(state, run.parts.base)
+    examples = len(run.plan.data.dev["dev"])
+    assert examples == 41
+    right = metrics["accuracy"] * examples
+    assert right == pytest.approx(round(right))
+
+
+def test_accumulation_cuts_the_same_batch_up(make_plan):
+    whole = prepare_run(make_plan()).batch_at(3)
+    cut = prepare_run(
+        make_plan("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
+    ).batch_at(3)
+    assert cut["input_ids"].shape == (4, 4, 16)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(cut[name].reshape(values.shape), values)
+
+
+def test_the_seed_makes_the_adapters(make_plan):
+    first, again, other = (
+        prepare_run(make_plan("--seed", seed)).parts.adapters for seed in ("7", "7", "8")
+    )
+    same = jax.tree.map(np.array_equal, first, again)
+    assert all(jax.tree.leaves(same))
+    name = next(iter(first))
+    assert not np.array_equal(first[name].A, other[name].A)
+
+
+def test_what_the_files_lack_is_noted(make_plan, minilm_dir):
+    notes = prepare_run(make_plan("--model", str(minilm_dir), "--no-growth")).notes
+    assert any(note.startswith("new, not in the model's files: classifier.bias") for note in notes)
+    assert any("not used: embeddings.position_ids" in note for note in notes)
+
+
+def test_a_plan_that_cannot_finish_is_refused_before_weights_are_read(make_plan, tmp_path):
+    with pytest.raises(InputError, match="--max-steps"):
+        make_plan("--max-steps", "5")
