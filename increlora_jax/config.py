@@ -157,6 +157,9 @@ class TrainingConfig:
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
+    compilation_cache_dir: str | None = option(
+        None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"
+    )
 
     def __post_init__(self) -> None:
         """Check the bounds."""

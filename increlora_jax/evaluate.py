@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
@@ -38,6 +39,7 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     config = read_run(run / CONFIG)
     if data_dir is not None:
         config = replace(config, task=replace(config.task, data_dir=data_dir))
+    use_compilation_cache(config.training.compilation_cache_dir)
     saved = read_adapter_config(run / adapter)
     plan = plan_run(config, total_steps=saved["total_steps"])
     if list(plan.data.task.labels or ()) != list(saved["labels"] or ()):

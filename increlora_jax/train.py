@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
@@ -41,6 +42,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     clock = Clock()
     folder = Path(config.output_dir)
     _check_is_free(folder, config)
+    use_compilation_cache(config.training.compilation_cache_dir)
     plan = plan_run(config)
     say(f"{config.adapter.method}: {plan.method.description}")
     run = prepare_run(plan)

@@ -24,6 +24,14 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.nn.storage  # noqa: F401  (imported here to be hooked)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory):
+    """Keep what the commands cache out of the user's folders; one for a worker's whole session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 def _folder_of(variable: str, what: str) -> Path:
     if variable not in os.environ:
         pytest.skip(f"set {variable} to {what}")

@@ -1,0 +1,64 @@
+"""Compiled programs kept between runs, in a folder that only the user can touch."""
+
+import os
+import stat
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from increlora_jax.errors import InputError
+
+OFF = "off"
+_SETTING = "jax_compilation_cache_dir"
+
+
+def use_compilation_cache(chosen: str | None) -> Path | None:
+    """Make JAX keep what it compiles, so that the next run starts sooner; None if it does not.
+
+    `chosen` is a folder, or `off`, or None for `increlora_jax/jax` in the user's own cache folder;
+    a folder that JAX has been told of already (`JAX_COMPILATION_CACHE_DIR`) stands before None.
+
+    Raises:
+        InputError: the folder cannot be made, or others could put programs into it.
+    """
+    told = getattr(jax.config, _SETTING)
+    if chosen == OFF:
+        _switch(None)
+        return None
+    if chosen is None and told:
+        return Path(told)
+    folder = Path(chosen).expanduser() if chosen else _default_folder()
+    _make_private(folder)
+    _switch(str(folder))
+    return folder
+
+
+def _switch(folder: str | None) -> None:
+    if getattr(jax.config, _SETTING) != folder:
+        jax.config.update(_SETTING, folder)
+        compilation_cache.reset_cache()  # JAX looks at the setting once, at its first compilation
+
+
+def _default_folder() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "increlora_jax" / "jax"
+
+
+def _make_private(folder: Path) -> None:
+    # What lies in the folder is run: whoever may write there may run code as this user.
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise InputError(
+            f"the compilation cache {folder} cannot be used: {error}; give another folder with "
+            f"--compilation-cache-dir, or switch it off with --compilation-cache-dir {OFF}"
+        ) from None
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        raise InputError(
+            f"the compilation cache {folder} is not private to you (owner {found.st_uid}, mode "
+            f"{stat.S_IMODE(found.st_mode):o}); give another folder with --compilation-cache-dir"
+        )
