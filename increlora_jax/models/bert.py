@@ -18,7 +18,9 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, RobertaConfig
+
+    EncoderConfig = BertConfig | RobertaConfig
 
 BERT_WEIGHTS = WeightTable(
     rules=(
@@ -52,7 +54,7 @@ BERT_WEIGHTS = WeightTable(
 class BertEmbeddings(nnx.Module):
     """Sum of word, position and token-type vectors, normalised."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.word_embeddings = make.embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = make.embedding(
             config.max_position_embeddings, config.hidden_size
@@ -69,22 +71,31 @@ class BertEmbeddings(nnx.Module):
         Raises:
           InputError: the sequence is longer than the position table.
         """
-        length, limit = input_ids.shape[-1], self.position_embeddings.num_embeddings
-        if length > limit:
+        length = input_ids.shape[-1]
+        if length > self.max_length:
             raise InputError(
-                f"a sequence of {length} tokens is longer than the model's {limit} positions "
-                "(max_position_embeddings); lower --max-seq-length"
+                f"a sequence of {length} tokens is longer than the model's {self.max_length} "
+                "positions (max_position_embeddings); lower --max-seq-length"
             )
         words = self.word_embeddings(input_ids)
-        positions = self.position_embeddings(jnp.arange(length))
+        positions = self.position_embeddings(self.find_positions(input_ids))
         summed = words + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm(summed))
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that has positions."""
+        return self.position_embeddings.num_embeddings
+
+    def find_positions(self, input_ids: Int[Array, "batch length"]) -> Int[Array, "... length"]:
+        """Tell which row of the position table each token has."""
+        return jnp.arange(input_ids.shape[-1])
 
 
 class BertSelfAttention(nnx.Module):
     """Multi-head attention of every token to every token that is not padding."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.num_heads = config.num_attention_heads
         self.query = make.linear(config.hidden_size, config.hidden_size)
         self.key = make.linear(config.hidden_size, config.hidden_size)
@@ -115,7 +126,7 @@ class BertSelfAttention(nnx.Module):
 class BertOutput(nnx.Module):
     """Dense layer, dropout, residual, layer norm: how both halves of a layer end."""
 
-    def __init__(self, config: "BertConfig", in_features: int, make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", in_features: int, make: LayerFactory):
         self.dense = make.linear(in_features, config.hidden_size)
         self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = make.dropout(config.hidden_dropout_prob)
@@ -132,7 +143,7 @@ class BertOutput(nnx.Module):
 class BertAttention(nnx.Module):
     """The first half of a layer."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.self = BertSelfAttention(config, make)
         self.output = BertOutput(config, config.hidden_size, make)
 
@@ -146,7 +157,7 @@ class BertAttention(nnx.Module):
 class BertIntermediate(nnx.Module):
     """The widening half of the feed-forward block."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.dense = make.linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
@@ -160,7 +171,7 @@ class BertIntermediate(nnx.Module):
 class BertLayer(nnx.Module):
     """Attention, then a feed-forward block."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.attention = BertAttention(config, make)
         self.intermediate = BertIntermediate(config, make)
         self.output = BertOutput(config, config.intermediate_size, make)
@@ -176,7 +187,7 @@ class BertLayer(nnx.Module):
 class BertEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.layer = nnx.List([BertLayer(config, make) for _ in range(config.num_hidden_layers)])
 
     def __call__(
@@ -202,8 +213,13 @@ class BertPooler(nnx.Module):
 class BertModel(nnx.Module):
     """Embeddings and encoder."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
-        self.embeddings = BertEmbeddings(config, make)
+    def __init__(
+        self,
+        config: "EncoderConfig",
+        make: LayerFactory,
+        embeddings: type[BertEmbeddings] = BertEmbeddings,
+    ):
+        self.embeddings = embeddings(config, make)
         self.encoder = BertEncoder(config, make)
 
     def __call__(
@@ -378,7 +394,7 @@ class BertForMaskedLM(nnx.Module):
         return self.cls.predictions(hidden, self.bert.embeddings.word_embeddings)
 
 
-def check_config(config: "BertConfig") -> None:
+def check_config(config: "EncoderConfig") -> None:
     """Refuse what this encoder does not do.
 
     Raises:
@@ -393,7 +409,7 @@ def check_config(config: "BertConfig") -> None:
     for flag in ("is_decoder", "add_cross_attention"):
         if getattr(config, flag):
             raise InputError(
-                f"config.json: {flag} is set, and this BERT is an encoder only; "
+                f"config.json: {flag} is set, and this {config.model_type} is an encoder only; "
                 "choose an encoder, or unset it if the weights are an encoder's"
             )
     if config.hidden_size % config.num_attention_heads:

@@ -78,9 +78,9 @@ def assert_same(answers: Answers, wanted: Answers, reference) -> None:
 
 
 def frozen_rows(reference) -> dict[str, int]:
-    """Find the row of each embedding table, that of padding, that PyTorch gives no gradient.
+    """Find the row of each embedding table, that of padding, to which PyTorch gives no gradient.
 
-    What padding looks like moves nothing but the losses over all places, those of spans.
+    Here it learns as any other; only a full fine-tuning would move it.
     """
     return {
         f"{name}.weight": module.padding_idx
