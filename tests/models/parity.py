@@ -66,17 +66,19 @@ def cross_entropy(logits, labels):
 
 
 def assert_same(answers: Answers, wanted: Answers, reference) -> None:
-    """Compare to 1e-5 of the logits' scale, to 1e-5 of the loss and of every gradient's scale."""
+    """Compare logits and loss to 1e-5 of their scale, every gradient to 1e-4 of its own."""
     for logits, expected in zip(answers.logits, wanted.logits, strict=True):
-        scale = max(1, np.abs(expected).max())
-        np.testing.assert_allclose(logits, expected, atol=1e-5 * scale)
+        bound = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
     np.testing.assert_allclose(answers.loss, wanted.loss, rtol=1e-5)
     assert answers.gradients.keys() == wanted.gradients.keys()
     unlearned = frozen_rows(reference)
     for name, expected in wanted.gradients.items():
         rows = np.arange(len(expected)) != unlearned.get(name)
-        gradient, scale = answers.gradients[name], max(1, np.abs(expected).max())
-        np.testing.assert_allclose(gradient[rows], expected[rows], atol=1e-5 * scale, err_msg=name)
+        gradient = answers.gradients[name][rows]
+        # Softmax does not see the bias of the keys: its gradient is rounding error around 0.
+        bound = 1e-4 * np.abs(expected).max() + 1e-6
+        np.testing.assert_allclose(gradient, expected[rows], rtol=0, atol=bound, err_msg=name)
 
 
 def frozen_rows(reference) -> dict[str, int]:
