@@ -1,4 +1,4 @@
-"""BERT's encoder with a classification or regression head (Devlin et al., arXiv 1810.04805).
+"""BERT's encoder with its heads (Devlin et al., arXiv 1810.04805).
 
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
@@ -12,19 +12,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.heads import VocabularyHead, split_span_logits
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, RobertaConfig
+
+    EncoderConfig = BertConfig | RobertaConfig
 
 BERT_WEIGHTS = WeightTable(
     rules=(
         Rule(r"(bert\.embeddings\.\w+_embeddings)\.embedding", r"\1.weight"),
         Rule(r"(.+\.LayerNorm)\.scale", r"\1.weight"),
         Rule(
-            r"(.+\.(?:query|key|value|dense)|classifier)\.kernel", r"\1.weight", is_transposed=True
+            r"(.+\.(?:query|key|value|dense|decoder)|classifier|qa_outputs)\.kernel",
+            r"\1.weight",
+            is_transposed=True,
         ),
         Rule(r"(.+)\.bias", r"\1.bias"),
     ),
@@ -36,11 +41,11 @@ BERT_WEIGHTS = WeightTable(
     ),
     ignored=(
         r"bert\.embeddings\.(position_ids|token_type_ids)",  # constants
-        r"cls\..+",  # the heads of pretraining
-        r"qa_outputs\..+",
+        # The other heads, and what is there twice where the decoder is the word embeddings.
+        r"(cls|classifier|qa_outputs|bert\.pooler)\..+",
     ),
-    # Masked-LM checkpoints have no pooler.
-    may_be_missing=(r"classifier\..+", r"bert\.pooler\..+"),
+    # Files of another head, and those of the bare encoder.
+    may_be_missing=(r"(cls|classifier|qa_outputs|bert\.pooler)\..+",),
     # A head for another task's labels is of no use.
     may_be_reshaped=(r"classifier\..+",),
 )
@@ -49,7 +54,7 @@ BERT_WEIGHTS = WeightTable(
 class BertEmbeddings(nnx.Module):
     """Sum of word, position and token-type vectors, normalised."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.word_embeddings = make.embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = make.embedding(
             config.max_position_embeddings, config.hidden_size
@@ -66,22 +71,31 @@ class BertEmbeddings(nnx.Module):
         Raises:
           InputError: the sequence is longer than the position table.
         """
-        length, limit = input_ids.shape[-1], self.position_embeddings.num_embeddings
-        if length > limit:
+        length = input_ids.shape[-1]
+        if length > self.max_length:
             raise InputError(
-                f"a sequence of {length} tokens is longer than the model's {limit} positions "
-                "(max_position_embeddings); lower --max-seq-length"
+                f"a sequence of {length} tokens is longer than the model's {self.max_length} "
+                "positions (max_position_embeddings); lower --max-seq-length"
             )
         words = self.word_embeddings(input_ids)
-        positions = self.position_embeddings(jnp.arange(length))
+        positions = self.position_embeddings(self.find_positions(input_ids))
         summed = words + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm(summed))
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that has positions."""
+        return self.position_embeddings.num_embeddings
+
+    def find_positions(self, input_ids: Int[Array, "batch length"]) -> Int[Array, "... length"]:
+        """Tell which row of the position table each token has."""
+        return jnp.arange(input_ids.shape[-1])
 
 
 class BertSelfAttention(nnx.Module):
     """Multi-head attention of every token to every token that is not padding."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.num_heads = config.num_attention_heads
         self.query = make.linear(config.hidden_size, config.hidden_size)
         self.key = make.linear(config.hidden_size, config.hidden_size)
@@ -112,7 +126,7 @@ class BertSelfAttention(nnx.Module):
 class BertOutput(nnx.Module):
     """Dense layer, dropout, residual, layer norm: how both halves of a layer end."""
 
-    def __init__(self, config: "BertConfig", in_features: int, make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", in_features: int, make: LayerFactory):
         self.dense = make.linear(in_features, config.hidden_size)
         self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = make.dropout(config.hidden_dropout_prob)
@@ -129,7 +143,7 @@ class BertOutput(nnx.Module):
 class BertAttention(nnx.Module):
     """The first half of a layer."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.self = BertSelfAttention(config, make)
         self.output = BertOutput(config, config.hidden_size, make)
 
@@ -143,7 +157,7 @@ class BertAttention(nnx.Module):
 class BertIntermediate(nnx.Module):
     """The widening half of the feed-forward block."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.dense = make.linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
@@ -157,7 +171,7 @@ class BertIntermediate(nnx.Module):
 class BertLayer(nnx.Module):
     """Attention, then a feed-forward block."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.attention = BertAttention(config, make)
         self.intermediate = BertIntermediate(config, make)
         self.output = BertOutput(config, config.intermediate_size, make)
@@ -173,7 +187,7 @@ class BertLayer(nnx.Module):
 class BertEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.layer = nnx.List([BertLayer(config, make) for _ in range(config.num_hidden_layers)])
 
     def __call__(
@@ -197,22 +211,69 @@ class BertPooler(nnx.Module):
 
 
 class BertModel(nnx.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings and encoder."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
-        self.embeddings = BertEmbeddings(config, make)
+    def __init__(
+        self,
+        config: "EncoderConfig",
+        make: LayerFactory,
+        embeddings: type[BertEmbeddings] = BertEmbeddings,
+    ):
+        self.embeddings = embeddings(config, make)
         self.encoder = BertEncoder(config, make)
-        self.pooler = BertPooler(config, make)
 
     def __call__(
         self,
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
-    ) -> Float[Array, "batch hidden"]:
-        """Encode each sequence as one vector."""
-        hidden = self.embeddings(input_ids, token_type_ids)
-        return self.pooler(self.encoder(hidden, attention_mask > 0))
+    ) -> Float[Array, "batch length hidden"]:
+        """Encode each token as one vector."""
+        return self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask > 0)
+
+
+class PooledBertModel(BertModel):
+    """The same with a pooler, for the heads that judge a sequence as a whole."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.pooler = BertPooler(config, make)
+
+
+class BertPredictionHeadTransform(nnx.Module):
+    """Dense layer, activation, layer norm."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.dense = make.linear(config.hidden_size, config.hidden_size)
+        self.activation = get_activation(config.hidden_act)
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Get the encoder's vectors ready to be compared with words."""
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class BertLMPredictionHead(VocabularyHead):
+    """The transform, then a score for every word."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.transform = BertPredictionHeadTransform(config, make)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
+    ) -> Float[Array, "batch length vocab"]:
+        """Score every word at every place."""
+        return self.score_words(self.transform(hidden), words)
+
+
+class BertOnlyMLMHead(nnx.Module):
+    """The level that Hugging Face's names have here."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.predictions = BertLMPredictionHead(config, make)
 
 
 class BertForSequenceClassification(nnx.Module):
@@ -242,10 +303,10 @@ class BertForSequenceClassification(nnx.Module):
         rngs: nnx.Rngs,
         classifier_dropout: float | None = None,
     ):
-        _check_config(config)
+        check_config(config)
         make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
         rates = (classifier_dropout, config.classifier_dropout, config.hidden_dropout_prob)
-        self.bert = BertModel(config, make)
+        self.bert = PooledBertModel(config, make)
         self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
         self.classifier = make.linear(config.hidden_size, num_labels)
 
@@ -260,12 +321,85 @@ class BertForSequenceClassification(nnx.Module):
         Raises:
           InputError: the sequences are longer than the model has positions.
         """
-        pooled = self.bert(input_ids, attention_mask, token_type_ids)
-        logits = self.classifier(self.dropout(pooled))
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        logits = self.classifier(self.dropout(self.bert.pooler(hidden)))
         return logits.astype(at_least_float32(logits.dtype))
 
 
-def _check_config(config: "BertConfig") -> None:
+class BertForQuestionAnswering(nnx.Module):
+    """BERT with two scores a token: for the start of the answer, and for its end.
+
+    Arguments, new weights and errors as for `BertForSequenceClassification`.
+    """
+
+    def __init__(
+        self,
+        config: "BertConfig",
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_config(config)
+        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
+        self.bert = BertModel(config, make)
+        self.qa_outputs = make.linear(config.hidden_size, 2)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
+        """Score each token, padding too, as the answer's first and as its last.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        return split_span_logits(self.qa_outputs(hidden))
+
+
+class BertForMaskedLM(nnx.Module):
+    """BERT with a score for every word of the vocabulary at every place.
+
+    Arguments, new weights and errors as for `BertForSequenceClassification`.
+    """
+
+    def __init__(
+        self,
+        config: "BertConfig",
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_config(config)
+        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
+        self.bert = BertModel(config, make)
+        self.cls = BertOnlyMLMHead(config, make)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length vocab"]:
+        """Score every word at every place, padding too.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.cls.predictions(hidden, self.bert.embeddings.word_embeddings)
+
+
+def check_config(config: "EncoderConfig") -> None:
+    """Refuse what this encoder does not do.
+
+    Raises:
+      InputError: names the entry of `config.json`.
+    """
     position = getattr(config, "position_embedding_type", None) or "absolute"
     if position != "absolute":
         raise InputError(
@@ -275,7 +409,7 @@ def _check_config(config: "BertConfig") -> None:
     for flag in ("is_decoder", "add_cross_attention"):
         if getattr(config, flag):
             raise InputError(
-                f"config.json: {flag} is set, and this BERT is an encoder only; "
+                f"config.json: {flag} is set, and this {config.model_type} is an encoder only; "
                 "choose an encoder, or unset it if the weights are an encoder's"
             )
     if config.hidden_size % config.num_attention_heads:
@@ -286,7 +420,11 @@ def _check_config(config: "BertConfig") -> None:
 
 
 BERT = ModelSpec(
-    heads={"sequence_classification": BertForSequenceClassification},
+    heads={
+        "sequence_classification": BertForSequenceClassification,
+        "question_answering": BertForQuestionAnswering,
+        "masked_lm": BertForMaskedLM,
+    },
     weights=BERT_WEIGHTS,
     target_modules=(
         r"bert\.encoder\.layer\.\d+\."

@@ -20,6 +20,7 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
+from increlora_jax.models.roberta import ROBERTA
 from increlora_jax.models.spec import Head, ModelSpec
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
