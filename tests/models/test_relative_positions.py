@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from increlora_jax.models.relative_positions import (
+    RelativePositions,
     bucket_distances,
     find_table_rows,
-    score_content_to_position,
-    score_position_to_content,
 )
 
 
@@ -36,22 +35,24 @@ def test_the_rows_of_deberta_v3_are_a_slice_until_distances_share_a_bucket(lengt
     assert (np.diff(rows) == 1).all() == is_slice
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_each_pair_meets_in_the_row_of_its_distance(length):
+@pytest.mark.parametrize(("length", "buckets"), [(1, -1), (2, -1), (5, -1), (9, 4)])
+def test_each_pair_meets_in_the_row_of_its_distance(length, buckets):
     random = np.random.default_rng(length)
+    choice = find_table_rows(length, buckets, 16)
+    choice = choice - choice[0]
     tokens = random.normal(size=(2, length, 3, 4)).astype(np.float32)
-    rows = random.normal(size=(2 * length, 3, 4)).astype(np.float32)
+    table = random.normal(size=(choice[-1] + 1, 12)).astype(np.float32)
     distance = np.arange(length)[:, None] - np.arange(length)
-    picked = rows[distance + length]  # [query, key, heads, size]
-    by_query, by_key = (
-        jax.jit(score, static_argnums=2)(tokens, rows, jnp.float32)
-        for score in (score_content_to_position, score_position_to_content)
-    )
+    picked = table.reshape(-1, 3, 4)[choice[distance + length]]  # [query, key, heads, size]
+
+    @jax.jit
+    def score(tokens, table):
+        positions = RelativePositions(table, choice)
+        return (
+            positions.score_content_to_position(tokens, table, jnp.float32),
+            positions.score_position_to_content(tokens, table, jnp.float32),
+        )
+
+    by_query, by_key = score(tokens, table)
     np.testing.assert_allclose(by_query, np.einsum("bqhd,qkhd->bhqk", tokens, picked), atol=1e-5)
     np.testing.assert_allclose(by_key, np.einsum("bkhd,qkhd->bhqk", tokens, picked), atol=1e-5)
-
-
-def test_scores_are_as_wide_as_asked():
-    tokens, rows = jnp.ones((1, 2, 1, 4), jnp.bfloat16), jnp.ones((4, 1, 4), jnp.bfloat16)
-    assert score_content_to_position(tokens, rows, jnp.float32).dtype == jnp.float32
-    assert score_position_to_content(tokens, rows, jnp.float32).dtype == jnp.float32
