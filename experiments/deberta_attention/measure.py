@@ -144,9 +144,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     out = sys.stdout
-    out.write(
-        f"{jax.devices()[0].device_kind}, {options.dtype}, {options.clock} time, jax {jax.__version__}\n\n"
-    )
+    device = jax.devices()[0].device_kind
+    out.write(f"{device}, {options.dtype}, {options.clock} time, jax {jax.__version__}\n\n")
     out.write("| part | length | batch | direction | skewed ms | picked ms | picked / skewed |\n")
     out.write("|---|---|---|---|---|---|---|\n")
     for part in ("self-attention", "layer"):
