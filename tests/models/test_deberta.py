@@ -65,9 +65,12 @@ SWITCHES = {
     },
     "content-only": {"pos_att_type": []},
 }
-CASES = {f"v3-{length}": ({}, length) for length in (7, 128, 384, 512)} | {
-    name: ({"num_hidden_layers": 1} | changes, 24) for name, changes in SWITCHES.items()
-}
+ONE_LAYER = {"num_hidden_layers": 1}  # compiles in half the time
+CASES = (
+    {"v3-7": ({}, 7)}
+    | {f"v3-{length}": (ONE_LAYER, length) for length in (128, 384, 512)}
+    | {name: (ONE_LAYER | changes, 24) for name, changes in SWITCHES.items()}
+)
 
 
 @pytest.fixture
