@@ -18,9 +18,9 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import BertConfig, RobertaConfig
+    from transformers import BertConfig, DebertaV2Config, RobertaConfig
 
-    EncoderConfig = BertConfig | RobertaConfig
+    EncoderConfig = BertConfig | DebertaV2Config | RobertaConfig
 
 BERT_WEIGHTS = WeightTable(
     rules=(
