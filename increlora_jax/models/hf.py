@@ -19,7 +19,8 @@ from huggingface_hub.errors import (
 from safetensors.numpy import save_file
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.tensor_files import WEIGHTS_NAME, StoredTensor, list_tensors
+from increlora_jax.models.stored_tensor import StoredTensor
+from increlora_jax.models.tensor_files import WEIGHTS_NAME, list_tensors
 from increlora_jax.models.weight_table import Place, WeightTable, is_matched
 
 if TYPE_CHECKING:
