@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.stored_tensor import StoredTensor
+from increlora_jax.models.stored_tensor import Rows, StoredTensor
 from increlora_jax.models.torch_files import list_torch_file
 
 WEIGHTS_NAME = "model.safetensors"
@@ -52,10 +52,10 @@ def _list_file(file: Path) -> Tensors:
         }
 
 
-def _load(file: Path, key: str) -> np.ndarray:
-    # Opened anew for each tensor: closing unmaps what was read, so memory holds it once.
+def _load(file: Path, key: str, rows: Rows) -> np.ndarray:
+    # Opened anew each time: closing unmaps what was read, so memory holds it once.
     with _open_safetensors(file) as handle:
-        return handle.get_tensor(key)
+        return handle.get_tensor(key) if rows is ... else handle.get_slice(key)[rows]
 
 
 def _list_shards(list_file: Callable[[Path], Tensors], index: Path) -> Tensors:

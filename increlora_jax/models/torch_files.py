@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.stored_tensor import FLOAT_DTYPES, StoredTensor
+from increlora_jax.models.stored_tensor import FLOAT_DTYPES, Rows, StoredTensor
 from increlora_jax.models.torch_pickle import (
     ForbiddenImportError,
     Pickled,
@@ -85,8 +85,9 @@ def _check_views(value: Any) -> dict[str, View]:
     return value
 
 
-def _load(file: Path, view: View, start: int) -> np.ndarray:
+def _load(file: Path, view: View, start: int, rows: Rows) -> np.ndarray:
     dtype = FLOAT_DTYPES[view.storage.dtype]
+    view = view if rows is ... else view.take(rows)
     numbers = np.empty(view.span, dtype)
     with _explain(file), file.open("rb") as handle:
         handle.seek(start + view.offset * dtype.itemsize)

@@ -68,6 +68,11 @@ class View(NamedTuple):
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
+    def take(self, rows: slice) -> "View":
+        """Some of its rows; they must be given from where to where."""
+        offset = self.offset + rows.start * self.strides[0]
+        return self._replace(offset=offset, shape=(rows.stop - rows.start, *self.shape[1:]))
+
 
 class Pickled(NamedTuple):
     """What a pickle holds, and every storage it speaks of, by key."""
