@@ -17,7 +17,6 @@ from increlora_jax.models.hf import read_config
 from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.registry import (
     abstract_model,
-    check_is_ported,
     find_spec,
     load_model,
     load_tokenizer,
@@ -102,7 +101,6 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         InputError: whatever of the configuration cannot be done, and what to change.
     """
     task = config.task
-    check_is_ported(task.model)
     data = load_task(task.task, task.data_dir, task.problem_type)
     training = config.training
     batch = training.train_batch_size * training.gradient_accumulation_steps

@@ -17,7 +17,7 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, DebertaV2Config
 
 BERT_WEIGHTS = WeightTable(
     rules=(
@@ -112,7 +112,9 @@ class BertSelfAttention(nnx.Module):
 class BertOutput(nnx.Module):
     """Dense layer, dropout, residual, layer norm: how both halves of a layer end."""
 
-    def __init__(self, config: "BertConfig", in_features: int, make: LayerFactory):
+    def __init__(
+        self, config: "BertConfig | DebertaV2Config", in_features: int, make: LayerFactory
+    ):
         self.dense = make.linear(in_features, config.hidden_size)
         self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
         self.dropout = make.dropout(config.hidden_dropout_prob)
@@ -143,7 +145,7 @@ class BertAttention(nnx.Module):
 class BertIntermediate(nnx.Module):
     """The widening half of the feed-forward block."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
+    def __init__(self, config: "BertConfig | DebertaV2Config", make: LayerFactory):
         self.dense = make.linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 

@@ -65,11 +65,12 @@ class LayerFactory:
     param_dtype: DTypeLike
     rngs: nnx.Rngs
 
-    def linear(self, in_features: int, out_features: int) -> nnx.Linear:
-        """Make a dense layer with bias."""
+    def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
+        """Make a dense layer."""
         return nnx.Linear(
             in_features,
             out_features,
+            use_bias=use_bias,
             kernel_init=nnx.initializers.normal(self.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -94,6 +95,19 @@ class LayerFactory:
             epsilon=epsilon,
             # E[x²] − E[x]² loses digits that the parity with PyTorch needs.
             use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def convolution(self, features: int, width: int, groups: int) -> nnx.Conv:
+        """Make a convolution along the tokens that keeps their number; `width` is odd."""
+        return nnx.Conv(
+            features,
+            features,
+            width,
+            feature_group_count=groups,
+            kernel_init=nnx.initializers.normal(self.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BERT
+from increlora_jax.models.deberta import DEBERTA
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -28,21 +29,10 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
+    "deberta-v2": DEBERTA,
 }
 
-# Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
-UNPORTED = {"microsoft/deberta-v3-base": "deberta-v2"}
-WORKING_IDS = ("google-bert/bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
-
-
-def check_is_ported(model: str) -> None:
-    """Refuse a hub id whose architecture is known to be missing here, without asking the hub.
-
-    Raises:
-      InputError: names the architecture and what to use in its stead.
-    """
-    if model in UNPORTED and not Path(model).is_dir():
-        raise InputError(_describe_unported(f"model {model}", UNPORTED[model]))
+WORKING_IDS = ("microsoft/deberta-v3-base", "google-bert/bert-base-uncased")
 
 
 def find_spec(config: "PretrainedConfig") -> ModelSpec:
@@ -60,7 +50,7 @@ def find_spec(config: "PretrainedConfig") -> ModelSpec:
 def _describe_unported(where: str, model_type: str) -> str:
     return (
         f'{where}: the architecture "{model_type}" is not ported yet; what works is '
-        f"{', '.join(MODELS)}. Take any encoder of BERT's layout, for example "
+        f"{', '.join(MODELS)}. Take a model of such an architecture, for example "
         f"--model {' or --model '.join(WORKING_IDS)}, or a local folder of such a model"
     )
 

@@ -1,0 +1,340 @@
+"""The encoder of DeBERTa-v2 and -v3 (He et al., arXiv 2006.03654 and 2111.09543).
+
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules,
+each once in a forward pass.
+"""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.bert import BertIntermediate, BertOutput
+from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.relative_positions import (
+    find_table_rows,
+    score_content_to_position,
+    score_position_to_content,
+)
+
+if TYPE_CHECKING:
+    from transformers import DebertaV2Config
+
+
+class RelativePositions(NamedTuple):
+    """The rows of the position table that a sequence uses, and which each distance takes.
+
+    `choice` holds the row of each distance −length … length − 1; None: each has one of its own.
+    """
+
+    rows: Float[Array, "rows hidden"]
+    choice: np.ndarray | None
+
+    def spread(self, projected: Float[Array, "rows hidden"]) -> Float[Array, "2*length hidden"]:
+        """Give each distance its row."""
+        if self.choice is None:
+            return projected
+        # The only gather beside the embeddings', over rows and never over scores.
+        return projected.at[self.choice].get(mode="promise_in_bounds", indices_are_sorted=True)
+
+
+class DebertaEmbeddings(nnx.Module):
+    """Word vectors, with positions and token types where the model has them, normalised."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        size = embedding_size(config)
+        self.word_embeddings = make.embedding(config.vocab_size, size)
+        self.position_embeddings = (
+            make.embedding(config.max_position_embeddings, size)
+            if config.position_biased_input
+            else None
+        )
+        self.token_type_embeddings = (
+            make.embedding(config.type_vocab_size, size) if config.type_vocab_size > 0 else None
+        )
+        self.embed_proj = (
+            make.linear(size, config.hidden_size, use_bias=False)
+            if size != config.hidden_size
+            else None
+        )
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = make.dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        is_token: Bool[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Embed the tokens; padding becomes 0.
+
+        Raises:
+          InputError: the sequence is longer than the table of absolute positions.
+        """
+        summed = self.word_embeddings(input_ids)
+        if self.position_embeddings is not None:
+            summed += self._embed_positions(self.position_embeddings, input_ids.shape[-1])
+        if self.token_type_embeddings is not None:
+            summed += self.token_type_embeddings(token_type_ids)
+        if self.embed_proj is not None:
+            summed = self.embed_proj(summed)
+        return self.dropout(self.LayerNorm(summed) * is_token[..., None])
+
+    def _embed_positions(self, table: nnx.Embed, length: int) -> jax.Array:
+        if length > table.num_embeddings:
+            raise InputError(
+                f"a sequence of {length} tokens is longer than the model's {table.num_embeddings} "
+                "positions (max_position_embeddings); lower --max-seq-length"
+            )
+        return table(jnp.arange(length))
+
+
+class DebertaSelfAttention(nnx.Module):
+    """Attention by content, by the key's relative position (c2p) and by the query's (p2c)."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        hidden_size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.pos_att_type = tuple(config.pos_att_type or ())
+        self.query_proj = make.linear(hidden_size, hidden_size)
+        self.key_proj = make.linear(hidden_size, hidden_size)
+        self.value_proj = make.linear(hidden_size, hidden_size)
+        self.is_shared = getattr(config, "share_att_key", False)
+        if not self.is_shared and "c2p" in self.pos_att_type:
+            self.pos_key_proj = make.linear(hidden_size, hidden_size)
+        if not self.is_shared and "p2c" in self.pos_att_type:
+            self.pos_query_proj = make.linear(hidden_size, hidden_size)
+        self.pos_dropout = make.dropout(config.hidden_dropout_prob)
+        self.dropout = make.dropout(config.attention_probs_dropout_prob)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_token: Bool[Array, "batch length"],
+        positions: RelativePositions,
+    ) -> Float[Array, "batch length hidden"]:
+        """Mix the values of all tokens, softmax in float32 at least."""
+        rows = self.pos_dropout(positions.rows)
+        query, row_query = self._project("query", "p2c", hidden, rows)
+        key, row_key = self._project("key", "c2p", hidden, rows)
+        value = self._split_heads(self.value_proj(hidden))
+        wide = at_least_float32(query.dtype)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+        if row_key is not None:
+            spread = self._split_heads(positions.spread(row_key))
+            scores += score_content_to_position(query, spread, wide)
+        if row_query is not None:
+            spread = self._split_heads(positions.spread(row_query))
+            scores += score_position_to_content(key, spread, wide)
+        scores *= (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
+        # A row of padding attends to all alike, as PyTorch has it, and never becomes NaN.
+        is_pair = is_token[:, None, :, None] & is_token[:, None, None, :]
+        scores = jnp.where(is_pair, scores, jnp.finfo(wide).min)
+        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
+
+    def _project(
+        self,
+        name: Literal["query", "key"],
+        kind: Literal["p2c", "c2p"],
+        hidden: Float[Array, "batch length hidden"],
+        rows: Float[Array, "rows hidden"],
+    ) -> tuple[Float[Array, "batch length heads size"], Float[Array, "rows hidden"] | None]:
+        """Project the tokens, and the positions if attention of this kind looks at them."""
+        project = getattr(self, f"{name}_proj")
+        if kind not in self.pos_att_type:
+            return self._split_heads(project(hidden)), None
+        if not self.is_shared:
+            project_rows = getattr(self, f"pos_{name}_proj")
+            return self._split_heads(project(hidden)), project_rows(rows)
+        # One call for both: an adapter's score is that of the gradient summed over all inputs.
+        joined = project(jnp.concatenate([hidden.reshape(-1, hidden.shape[-1]), rows]))
+        tokens, projected_rows = jnp.split(joined, [hidden.shape[0] * hidden.shape[1]])
+        return self._split_heads(tokens.reshape(hidden.shape)), projected_rows
+
+    def _split_heads(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch heads size"]:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+
+class DebertaAttention(nnx.Module):
+    """The first half of a layer."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        self.self = DebertaSelfAttention(config, make)
+        self.output = BertOutput(config, config.hidden_size, make)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_token: Bool[Array, "batch length"],
+        positions: RelativePositions,
+    ) -> Float[Array, "batch length hidden"]:
+        """Attend and add."""
+        return self.output(self.self(hidden, is_token, positions), hidden)
+
+
+class DebertaLayer(nnx.Module):
+    """Attention, then a feed-forward block."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        self.attention = DebertaAttention(config, make)
+        self.intermediate = BertIntermediate(config, make)
+        self.output = BertOutput(config, config.intermediate_size, make)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_token: Bool[Array, "batch length"],
+        positions: RelativePositions,
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply both halves."""
+        attended = self.attention(hidden, is_token, positions)
+        return self.output(self.intermediate(attended), attended)
+
+
+class DebertaConvolution(nnx.Module):
+    """What v2's large models add to the first layer: the embeddings of neighbours, convolved."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        groups = getattr(config, "conv_groups", 1)
+        self.conv = make.convolution(config.hidden_size, _convolution_width(config), groups)
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = make.dropout(config.hidden_dropout_prob)
+        self.activation = get_activation(getattr(config, "conv_act", "tanh"))
+
+    def __call__(
+        self,
+        embedded: Float[Array, "batch length hidden"],
+        residual: Float[Array, "batch length hidden"],
+        is_token: Bool[Array, "batch length"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Add the convolved embeddings to the first layer's output; padding becomes 0."""
+        mask = is_token[..., None]
+        inner = self.activation(self.dropout(self.conv(embedded) * mask))
+        return self.LayerNorm(residual + inner) * mask
+
+
+class DebertaEncoder(nnx.Module):
+    """The stack of layers and the table of relative positions that they share."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        self.layer = nnx.List([DebertaLayer(config, make) for _ in range(config.num_hidden_layers)])
+        self.position_buckets = _position_buckets(config)
+        self.max_relative_positions = _max_relative_positions(config)
+        span = self.position_buckets if self.position_buckets > 0 else self.max_relative_positions
+        self.rel_embeddings = make.embedding(2 * span, config.hidden_size)
+        self.LayerNorm = (
+            make.layer_norm(config.hidden_size, config.layer_norm_eps)
+            if _are_positions_normalised(config)
+            else None
+        )
+        self.conv = DebertaConvolution(config, make) if _convolution_width(config) > 0 else None
+
+    def __call__(
+        self, embedded: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply every layer in turn."""
+        positions = self._relative_positions(embedded.shape[1])
+        hidden = embedded
+        for index, layer in enumerate(self.layer):
+            hidden = layer(hidden, is_token, positions)
+            if index == 0 and self.conv is not None:
+                hidden = self.conv(embedded, hidden, is_token)
+        return hidden
+
+    def _relative_positions(self, length: int) -> RelativePositions:
+        choice = find_table_rows(length, self.position_buckets, self.max_relative_positions)
+        first, last = choice[0], choice[-1]
+        table = self.rel_embeddings
+        rows = table.embedding[first : last + 1].astype(table.dtype)
+        if self.LayerNorm is not None:
+            rows = self.LayerNorm(rows)
+        is_slice = bool((np.diff(choice) == 1).all())
+        return RelativePositions(rows, None if is_slice else choice - first)
+
+
+class DebertaModel(nnx.Module):
+    """Embeddings and encoder."""
+
+    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
+        _check_config(config)
+        self.embeddings = DebertaEmbeddings(config, make)
+        self.encoder = DebertaEncoder(config, make)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Encode each token."""
+        is_token = attention_mask > 0
+        return self.encoder(self.embeddings(input_ids, is_token, token_type_ids), is_token)
+
+
+def embedding_size(config: "DebertaV2Config") -> int:
+    """Tell the width of the word vectors, which may differ from that of the layers."""
+    return getattr(config, "embedding_size", config.hidden_size)
+
+
+def _position_buckets(config: "DebertaV2Config") -> int:
+    return getattr(config, "position_buckets", -1)
+
+
+def _max_relative_positions(config: "DebertaV2Config") -> int:
+    stated = config.max_relative_positions
+    return stated if stated >= 1 else config.max_position_embeddings
+
+
+def _convolution_width(config: "DebertaV2Config") -> int:
+    return getattr(config, "conv_kernel_size", 0)
+
+
+def _are_positions_normalised(config: "DebertaV2Config") -> bool:
+    stated = getattr(config, "norm_rel_ebd", "none").lower()
+    return "layer_norm" in [part.strip() for part in stated.split("|")]
+
+
+def _check_config(config: "DebertaV2Config") -> None:
+    _check_positions(config)
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"config.json: hidden_size {config.hidden_size} is not a multiple of "
+            f"num_attention_heads {config.num_attention_heads}; correct the one that is wrong"
+        )
+    head_size = config.hidden_size // config.num_attention_heads
+    fixed = {"pooler_hidden_size": config.hidden_size, "attention_head_size": head_size}
+    for key, value in fixed.items():
+        if (stated := getattr(config, key, value)) != value:
+            raise InputError(
+                f"config.json: {key} {stated} is not done here, only {value}, which follows from "
+                "hidden_size and num_attention_heads; choose a model where they agree"
+            )
+    if (width := _convolution_width(config)) > 0 and width % 2 == 0:
+        raise InputError(
+            f"config.json: conv_kernel_size {width} is even, and the convolution must keep the "
+            "number of tokens; correct it"
+        )
+
+
+def _check_positions(config: "DebertaV2Config") -> None:
+    if not config.relative_attention:
+        raise InputError(
+            "config.json: relative_attention is not set, and only attention by relative positions "
+            "is done here; choose a model that has it, as all published DeBERTa-v2 and -v3 do"
+        )
+    if unknown := set(config.pos_att_type or ()) - {"c2p", "p2c"}:
+        raise InputError(
+            f"config.json: pos_att_type {', '.join(sorted(unknown))} is not known here, only c2p "
+            "and p2c; choose a model with these"
+        )
+    buckets, limit = _position_buckets(config), _max_relative_positions(config)
+    if buckets > 0 and not 0 < buckets // 2 < limit - 1:
+        raise InputError(
+            f"config.json: position_buckets {buckets} cannot be logarithmic up to a distance of "
+            f"{limit} (max_relative_positions); give at least 2 and fewer than {2 * limit - 2}"
+        )

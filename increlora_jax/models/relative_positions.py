@@ -1,0 +1,74 @@
+"""Attention scores by relative position, without a gather over them.
+
+The row of the position table that a query i and a key j meet in depends on the distance i − j
+alone. So rows are picked once for the 2L distances and multiplied with every token, and the
+resulting [L, 2L] is skewed to [L, L] by a reshape, whose transpose is a reshape too. Picking
+entries of the [L, rows] scores instead costs a scatter-add over them in the backward pass.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def bucket_distances(
+    distances: np.ndarray, position_buckets: int, max_relative_positions: int
+) -> np.ndarray:
+    """Number the buckets of signed distances: one each up to half, then logarithmic."""
+    half = position_buckets // 2
+    far = np.maximum(np.abs(distances), half).astype(np.float32)
+    # float32 throughout, as PyTorch has it: a ceiling turns on the last bit.
+    fraction = np.log(far / half) / np.log(np.float32((max_relative_positions - 1) / half))
+    logarithmic = np.sign(distances) * (np.ceil(fraction * (half - 1)) + half)
+    return np.where(np.abs(distances) <= half, distances, logarithmic).astype(int)
+
+
+def find_table_rows(length: int, position_buckets: int, max_relative_positions: int) -> np.ndarray:
+    """Find the row of the position table of each distance −length … length − 1, ascending.
+
+    The table has two rows for every bucket, or for every distance if `position_buckets` is not
+    positive; distances beyond it share its first and last row.
+    """
+    distances = np.arange(-length, length)
+    span = max_relative_positions
+    if position_buckets > 0:
+        distances = bucket_distances(distances, position_buckets, max_relative_positions)
+        span = position_buckets
+    return np.clip(distances + span, 0, 2 * span - 1)
+
+
+def score_content_to_position(
+    query: Float[Array, "batch length heads size"],
+    rows: Float[Array, "2*length heads size"],
+    dtype: DTypeLike,
+) -> Float[Array, "batch heads length length"]:
+    """Multiply each query i with the row of its distance i − j to each key j.
+
+    `rows` ascend with the distance, from −length to length − 1.
+    """
+    scores = jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
+    return _skew(scores, query.shape[1] - 1)
+
+
+def score_position_to_content(
+    key: Float[Array, "batch length heads size"],
+    rows: Float[Array, "2*length heads size"],
+    dtype: DTypeLike,
+) -> Float[Array, "batch heads length length"]:
+    """Multiply each key j with the row of the distance i − j that each query i has to it.
+
+    `rows` ascend with the distance, from −length to length − 1.
+    """
+    scores = jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
+    return jnp.swapaxes(_skew(scores, key.shape[1]), -1, -2)
+
+
+def _skew(x: Float[Array, "*batch length 2*length"], start: int) -> jax.Array:
+    """Shift row a by a to the left: out[a, b] = x[a, start + b − a]."""
+    length, width = x.shape[-2:]
+    # Rows one entry shorter than they are: each begins one further to the left than the last.
+    flat = x.reshape(*x.shape[:-2], length * width)
+    shifted = flat[..., start : start + length * (width - 1)]
+    return shifted.reshape(*x.shape[:-1], width - 1)[..., :length]
