@@ -189,7 +189,6 @@ WRONG_FLAGS = {
     "buffer over the matrix": (["--max-rank", "17"], "--max-rank 17"),
     "buffers too small": (["--max-rank", "1"], "raise --max-rank"),
     "too few steps": (["--max-steps", "5"], "raise --top-h.*--max-steps"),
-    "unported model": (["--model", "microsoft/deberta-v3-base"], "not ported.*MiniLM"),
     "no model there": (["--model", "./no/such/folder"], "no/such/folder"),
     "no data there": (["--data-dir", "./no/such/data"], "no/such/data"),
     "no config there": (["--config", "none.yaml"], "none.yaml"),

@@ -4,42 +4,20 @@ Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, c
 each once in a forward pass.
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BertIntermediate, BertOutput
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
-from increlora_jax.models.relative_positions import (
-    find_table_rows,
-    score_content_to_position,
-    score_position_to_content,
-)
+from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
 
 if TYPE_CHECKING:
     from transformers import DebertaV2Config
-
-
-class RelativePositions(NamedTuple):
-    """The rows of the position table that a sequence uses, and which each distance takes.
-
-    `choice` holds the row of each distance −length … length − 1; None: each has one of its own.
-    """
-
-    rows: Float[Array, "rows hidden"]
-    choice: np.ndarray | None
-
-    def spread(self, projected: Float[Array, "rows hidden"]) -> Float[Array, "2*length hidden"]:
-        """Give each distance its row."""
-        if self.choice is None:
-            return projected
-        # The only gather beside the embeddings', over rows and never over scores.
-        return projected.at[self.choice].get(mode="promise_in_bounds", indices_are_sorted=True)
 
 
 class DebertaEmbeddings(nnx.Module):
@@ -125,11 +103,9 @@ class DebertaSelfAttention(nnx.Module):
         wide = at_least_float32(query.dtype)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
         if row_key is not None:
-            spread = self._split_heads(positions.spread(row_key))
-            scores += score_content_to_position(query, spread, wide)
+            scores += positions.score_content_to_position(query, row_key, wide)
         if row_query is not None:
-            spread = self._split_heads(positions.spread(row_query))
-            scores += score_position_to_content(key, spread, wide)
+            scores += positions.score_position_to_content(key, row_query, wide)
         scores *= (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
         # A row of padding attends to all alike, as PyTorch has it, and never becomes NaN.
         is_pair = is_token[:, None, :, None] & is_token[:, None, None, :]
@@ -251,10 +227,9 @@ class DebertaEncoder(nnx.Module):
         first, last = choice[0], choice[-1]
         table = self.rel_embeddings
         rows = table.embedding[first : last + 1].astype(table.dtype)
-        if self.LayerNorm is not None:
-            rows = self.LayerNorm(rows)
-        is_slice = bool((np.diff(choice) == 1).all())
-        return RelativePositions(rows, None if is_slice else choice - first)
+        return RelativePositions(
+            rows if self.LayerNorm is None else self.LayerNorm(rows), choice - first
+        )
 
 
 class DebertaModel(nnx.Module):

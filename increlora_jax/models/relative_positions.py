@@ -6,6 +6,8 @@ resulting [L, 2L] is skewed to [L, L] by a reshape, whose transpose is a reshape
 entries of the [L, rows] scores instead costs a scatter-add over them in the backward pass.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,30 +41,44 @@ def find_table_rows(length: int, position_buckets: int, max_relative_positions: 
     return np.clip(distances + span, 0, 2 * span - 1)
 
 
-def score_content_to_position(
-    query: Float[Array, "batch length heads size"],
-    rows: Float[Array, "2*length heads size"],
-    dtype: DTypeLike,
-) -> Float[Array, "batch heads length length"]:
-    """Multiply each query i with the row of its distance i − j to each key j.
+class RelativePositions(NamedTuple):
+    """The rows of the position table that a sequence uses, and how tokens score against them.
 
-    `rows` ascend with the distance, from −length to length − 1.
+    `choice` is static and holds the row of each distance −length … length − 1, ascending from 0.
     """
-    scores = jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
-    return _skew(scores, query.shape[1] - 1)
 
+    rows: Float[Array, "rows hidden"]
+    choice: np.ndarray
 
-def score_position_to_content(
-    key: Float[Array, "batch length heads size"],
-    rows: Float[Array, "2*length heads size"],
-    dtype: DTypeLike,
-) -> Float[Array, "batch heads length length"]:
-    """Multiply each key j with the row of the distance i − j that each query i has to it.
+    def score_content_to_position(
+        self,
+        query: Float[Array, "batch length heads size"],
+        projected: Float[Array, "rows hidden"],
+        dtype: DTypeLike,
+    ) -> Float[Array, "batch heads length length"]:
+        """Multiply each query i with the projected row of its distance i − j to each key j."""
+        rows = self._row_of_each_distance(projected).reshape(-1, *query.shape[2:])
+        scores = jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
+        return _skew(scores, query.shape[1] - 1)
 
-    `rows` ascend with the distance, from −length to length − 1.
-    """
-    scores = jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
-    return jnp.swapaxes(_skew(scores, key.shape[1]), -1, -2)
+    def score_position_to_content(
+        self,
+        key: Float[Array, "batch length heads size"],
+        projected: Float[Array, "rows hidden"],
+        dtype: DTypeLike,
+    ) -> Float[Array, "batch heads length length"]:
+        """Multiply each key j with the projected row of each query's distance i − j to it."""
+        rows = self._row_of_each_distance(projected).reshape(-1, *key.shape[2:])
+        scores = jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
+        return jnp.swapaxes(_skew(scores, key.shape[1]), -1, -2)
+
+    def _row_of_each_distance(
+        self, projected: Float[Array, "rows hidden"]
+    ) -> Float[Array, "2*length hidden"]:
+        if np.array_equal(self.choice, np.arange(len(projected))):
+            return projected
+        # A gather of whole rows; beside the embeddings' it is the model's only one.
+        return projected.at[self.choice].get(mode="promise_in_bounds", indices_are_sorted=True)
 
 
 def _skew(x: Float[Array, "*batch length 2*length"], start: int) -> jax.Array:

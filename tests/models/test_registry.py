@@ -16,7 +16,6 @@ from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.registry import (
     MODELS,
     abstract_model,
-    check_is_ported,
     find_spec,
     load_model,
     load_tokenizer,
@@ -50,16 +49,15 @@ def test_default_targets_are_the_six_dense_layers_of_every_layer(make_config):
     assert find_spec(config).modules_to_save == ("pooler", "classifier")
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "deberta-v2"])
-def test_another_architecture_names_what_works(model_type, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+def test_another_architecture_names_what_works(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ctrl"}))
     with pytest.raises(InputError) as caught:
         load_model(tmp_path, num_labels=2)
     for part in (
         str(tmp_path),
-        f'"{model_type}"',
+        '"ctrl"',
         *MODELS,
-        "--model google-bert/bert-base-uncased",
+        "--model microsoft/deberta-v3-base",
     ):
         assert part in str(caught.value)
 
@@ -67,12 +65,6 @@ def test_another_architecture_names_what_works(model_type, tmp_path):
 def test_a_head_that_an_architecture_lacks_is_refused(make_config):
     with pytest.raises(InputError, match=r"a bert has no head for seq2seq_lm, only for sequence"):
         abstract_model(make_config(), head="seq2seq_lm")
-
-
-def test_the_default_model_is_refused_before_the_hub_is_asked():
-    with pytest.raises(InputError, match=r'deberta-v3-base: .*"deberta-v2" is not ported'):
-        check_is_ported("microsoft/deberta-v3-base")
-    check_is_ported("google-bert/bert-base-uncased")
 
 
 def test_an_abstract_model_holds_no_numbers(make_config):
