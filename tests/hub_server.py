@@ -115,17 +115,18 @@ class Answers:
     def list_tree(self, hub, _body, query, kind, name, revision, folder=""):
         if (found := self.find(hub, kind, name, revision)) is None:
             return None
-        paths = [path for path in found[1] if path.startswith(folder)]
+        files = {path: content for path, content in found[1].items() if path.startswith(folder)}
         if query.get("recursive", [""])[0].lower() != "true":
-            paths = [path for path in paths if "/" not in path.removeprefix(folder).strip("/")]
-        return self.send_json([describe_file(path, found[1][path]) for path in paths])
+            start = f"{folder}/" if folder else ""
+            files = {start + path.removeprefix(start).partition("/")[0]: None for path in files}
+        return self.send_json([describe_entry(path, found[1]) for path in files])
 
     def list_paths(self, hub, body, _query, kind, name, revision):
         if (found := self.find(hub, kind, name, revision)) is None:
             return None
         text = body.decode()
         asked = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
-        return self.send_json([describe_any(path, found[1]) for path in asked if path])
+        return self.send_json([describe_entry(path, found[1]) for path in asked if path])
 
     def list_discussions(self, hub, _body, query, name):
         author = query.get("author", [None])[0]
@@ -181,14 +182,12 @@ class Answers:
             self.wfile.write(content)
 
 
-def describe_file(path, content):
+def describe_entry(path, files):
+    """Describe a file, or the folder of that name."""
+    if path not in files:
+        return {"type": "directory", "path": path, "oid": digest(path.encode())}
+    content = files[path]
     return {"type": "file", "path": path, "size": len(content), "oid": digest(content)}
-
-
-def describe_any(path, files):
-    if path in files:
-        return describe_file(path, files[path])
-    return {"type": "directory", "path": path, "oid": digest(path.encode())}
 
 
 KIND, NAME, REVISION = r"(?P<kind>models|datasets)", r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>.+?)"
