@@ -13,7 +13,8 @@ from flax import nnx
 from increlora_jax.config import RunConfig
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
-from increlora_jax.models.hf import read_config, resolve_model
+from increlora_jax.models.hf import read_config
+from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.registry import (
     abstract_model,
     find_spec,

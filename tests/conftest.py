@@ -101,6 +101,27 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sentencepiece_file(tmp_path_factory) -> Path:
+    """A vocabulary in the layout of DeBERTa-v3: special pieces first, no [MASK]."""
+    import sentencepiece
+
+    random = np.random.default_rng(0)
+    sentences = [" ".join(random.choice(WORDS, size=random.integers(2, 9))) for _ in range(500)]
+    prefix = tmp_path_factory.mktemp("sentencepiece") / "spm"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_prefix=str(prefix),
+        model_type="unigram",
+        vocab_size=60,
+        hard_vocab_limit=False,
+        **{f"{name}_id": index for index, name in enumerate(("pad", "bos", "eos", "unk"))},
+        **{"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory) -> Path:
     """Two hundred sentences; the label says which of two pairs of words comes first."""
     random = np.random.default_rng(0)

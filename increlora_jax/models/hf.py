@@ -1,25 +1,20 @@
-"""Hugging Face models in and out: the folder, its configuration, its weights by a table."""
+"""Model folders of Hugging Face's layout: the configuration, and weights in and out by a table."""
 
 import json
-import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import huggingface_hub
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from huggingface_hub.errors import (
-    HFValidationError,
-    RepositoryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.numpy import save_file
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.tensor_files import WEIGHTS_NAME, StoredTensor, list_tensors
+from increlora_jax.models.stored_tensor import StoredTensor
+from increlora_jax.models.tensor_files import WEIGHTS_NAME, list_tensors
 from increlora_jax.models.weight_table import Place, WeightTable, is_matched
 
 if TYPE_CHECKING:
@@ -36,18 +31,8 @@ VOCABULARY_NAMES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
-DOWNLOADED = (
-    CONFIG_NAME,
-    *VOCABULARY_NAMES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-)
 _MOST_NAMED = 5
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -63,44 +48,6 @@ class LoadReport:
     new_parameters: tuple[str, ...]
     replaced_keys: tuple[str, ...]
     ignored_keys: tuple[str, ...]
-
-
-def resolve_model(model: str) -> Path:
-    """Turn a local folder or a hub id into a folder, downloading what is not in the cache.
-
-    Raises:
-      InputError: there is no such folder, the hub does not know the id or cannot be reached.
-    """
-    local = Path(model).expanduser()
-    if local.is_dir():
-        return local
-    if local.exists() or model.startswith((".", "~", os.sep)) or model.count("/") > 1:
-        what = "a file, not a folder" if local.exists() else "no such folder"
-        raise InputError(f"model {model}: {what}; give the folder that holds its {CONFIG_NAME}")
-    return _download(model)
-
-
-def _download(model: str) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(DOWNLOADED)))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"model {model}: neither a local folder nor a model that the Hugging Face Hub shows "
-            f"you ({_first_line(error)}); check the spelling, or log in with `hf auth login` if "
-            "it is private or gated"
-        ) from error
-    # The hub's library lets errors out of an HTTP client that differs from release to release.
-    except Exception as error:
-        raise InputError(
-            f"model {model}: no local folder, and the Hugging Face Hub could not give it "
-            f"({_first_line(error)}). To work offline, give a folder with --model DIR that holds "
-            f"{CONFIG_NAME}, the tokenizer and {WEIGHTS_NAME}; or fill the cache where there is a "
-            f"network (`hf download {model}`) and set HF_HUB_OFFLINE=1"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_config(folder: Path) -> "PretrainedConfig":
@@ -251,8 +198,15 @@ def _find_reshaped(
 
 
 def _fill(variable: nnx.Variable, tensor: StoredTensor, place: Place) -> None:
-    array = tensor.read()
-    value: jax.Array = jnp.asarray(
-        array.T if place.is_transposed else array, dtype=variable.get_value().dtype
-    )
-    variable.set_value(value)
+    parameter = variable.get_value()
+    value = _allocate(parameter.shape, parameter.dtype)
+    tensor.read_into(value.T if place.is_transposed else value)
+    variable.set_value(jax.device_put(value))
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Allocate where JAX, on the CPU, takes an array over as it is instead of copying it."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)

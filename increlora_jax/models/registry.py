@@ -22,6 +22,7 @@ from increlora_jax.models.hf import (
     read_config,
 )
 from increlora_jax.models.roberta import ROBERTA
+from increlora_jax.models.sentencepiece import restore_normalization
 from increlora_jax.models.spec import Head, ModelSpec
 
 if TYPE_CHECKING:
@@ -160,10 +161,14 @@ def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer  # takes seconds
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        restore_normalization(tokenizer, folder)
     # The tokenizers library raises plain Exception, and transformers lets KeyError and others out.
     except Exception as error:
         raise InputError(
             f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {error}); "
             "copy the model's own tokenizer files into the folder again"
         ) from error
+    return tokenizer

@@ -19,9 +19,9 @@ from increlora_jax.models.hf import (
     load_weights,
     name_variables,
     read_config,
-    resolve_model,
     save_weights,
 )
+from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.registry import abstract_model, load_model
 
 WEIGHTS = "model.safetensors"
@@ -256,7 +256,7 @@ def test_a_name_that_can_be_no_id_is_refused():
 def test_an_unreachable_hub_tells_how_to_work_offline(offline, tmp_path):
     script = (
         "from increlora_jax.errors import InputError\n"
-        "from increlora_jax.models.hf import resolve_model\n"
+        "from increlora_jax.models.hub import resolve_model\n"
         "try: resolve_model('google-bert/bert-base-uncased')\n"
         "except InputError as error: print(error)\n"
     )
@@ -276,7 +276,7 @@ def test_a_filled_cache_serves_offline(tiny_folder, tmp_path):
     tiny_folder.rename(snapshot)
     (snapshots / "refs").mkdir()
     (snapshots / "refs" / "main").write_text("0" * 40)
-    script = "from increlora_jax.models.hf import resolve_model; print(resolve_model('me/tiny'))"
+    script = "from increlora_jax.models.hub import resolve_model; print(resolve_model('me/tiny'))"
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     found = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
