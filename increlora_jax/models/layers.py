@@ -65,11 +65,12 @@ class LayerFactory:
     param_dtype: DTypeLike
     rngs: nnx.Rngs
 
-    def linear(self, in_features: int, out_features: int) -> nnx.Linear:
-        """Make a dense layer with bias."""
+    def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
+        """Make a dense layer."""
         return nnx.Linear(
             in_features,
             out_features,
+            use_bias=use_bias,
             kernel_init=nnx.initializers.normal(self.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -94,6 +95,16 @@ class LayerFactory:
             epsilon=epsilon,
             # E[x²] − E[x]² loses digits that the parity with PyTorch needs.
             use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def rms_norm(self, features: int, epsilon: float) -> nnx.RMSNorm:
+        """Make a root-mean-square norm over the last axis: no mean, no bias."""
+        return nnx.RMSNorm(
+            features,
+            epsilon=epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BERT
+from increlora_jax.models.gpt2 import GPT2
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
+    "gpt2": GPT2,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
