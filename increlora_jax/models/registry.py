@@ -21,6 +21,7 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
+from increlora_jax.models.llama import LLAMA
 from increlora_jax.models.spec import Head, ModelSpec
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
     "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
