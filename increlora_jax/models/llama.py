@@ -139,7 +139,13 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
     Raises:
       InputError: a kind of scaling that is not done here.
     """
-    rope = _read_rope(config)
+    # Whatever the age of `config.json`: transformers reads "rope_theta" and "rope_scaling" into it.
+    rope = config.rope_parameters
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not done here, "
+            "only 1.0; choose another model"
+        )
     frequencies = rope["rope_theta"] ** -(np.arange(0, size, 2) / size)
     match rope["rope_type"]:
         case "default":
@@ -152,20 +158,6 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
         f'config.json: rope_type "{rope["rope_type"]}" is not done here, only "default", "linear" '
         'and "llama3"; choose another model'
     )
-
-
-def _read_rope(config: "PretrainedConfig") -> dict[str, Any]:
-    # Until transformers 5 the base stood by itself, and "rope_scaling" held the rest.
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    rope = {"rope_theta": getattr(config, "rope_theta", 10_000.0), **given}
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(
-            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not done here, "
-            "only 1.0; choose another model"
-        )
-    return rope
 
 
 def _stretch_slow(frequencies: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
