@@ -113,6 +113,16 @@ class LayerFactory:
             rngs=self.rngs,
         )
 
+    def rms_norm(self, features: int, epsilon: float) -> nnx.RMSNorm:
+        """Make a root-mean-square norm over the last axis: no mean, no bias."""
+        return nnx.RMSNorm(
+            features,
+            epsilon=epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
     def dropout(self, rate: float) -> nnx.Dropout:
         """Make a dropout with a random stream of its own."""
         return nnx.Dropout(rate, rngs=self.rngs)

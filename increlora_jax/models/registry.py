@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.deberta import DEBERTA
+from increlora_jax.models.gpt2 import GPT2
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -21,6 +22,7 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
+from increlora_jax.models.llama import LLAMA
 from increlora_jax.models.roberta import ROBERTA
 from increlora_jax.models.sentencepiece import restore_normalization
 from increlora_jax.models.spec import Head, ModelSpec
@@ -34,6 +36,11 @@ MODELS: dict[str, ModelSpec] = {
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "deberta-v2": DEBERTA,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
 }
 
 WORKING_IDS = ("microsoft/deberta-v3-base", "google-bert/bert-base-uncased")
