@@ -1,7 +1,7 @@
 """What the encoders here are made of: layers initialised as Hugging Face does, activations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -65,11 +65,16 @@ class LayerFactory:
     param_dtype: DTypeLike
     rngs: nnx.Rngs
 
-    def linear(self, in_features: int, out_features: int) -> nnx.Linear:
-        """Make a dense layer with bias."""
+    def scaled(self, scale: float) -> "LayerFactory":
+        """Make a factory whose new kernels and embeddings are `scale` times as large."""
+        return replace(self, initializer_range=scale * self.initializer_range)
+
+    def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
+        """Make a dense layer."""
         return nnx.Linear(
             in_features,
             out_features,
+            use_bias=use_bias,
             kernel_init=nnx.initializers.normal(self.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -94,6 +99,16 @@ class LayerFactory:
             epsilon=epsilon,
             # E[x²] − E[x]² loses digits that the parity with PyTorch needs.
             use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def rms_norm(self, features: int, epsilon: float) -> nnx.RMSNorm:
+        """Make a root-mean-square norm over the last axis: no mean, no bias."""
+        return nnx.RMSNorm(
+            features,
+            epsilon=epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

@@ -21,6 +21,7 @@ from increlora_jax.models.hf import (
     read_config,
 )
 from increlora_jax.models.spec import Head, ModelSpec
+from increlora_jax.models.t5 import T5
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
+    "t5": T5,
+    "mt5": T5,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.
