@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.bart import BART
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.hf import (
     CONFIG_NAME,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, ModelSpec] = {
     "bert": BERT,
+    "bart": BART,
     "t5": T5,
     "mt5": T5,
 }

@@ -68,9 +68,7 @@ class T5Model(nnx.Module):
         self.shared = make.embedding(config.vocab_size, config.d_model)
         self.encoder = T5Encoder(config, make)
         self.decoder = T5Decoder(config, make)
-        start = getattr(config, "decoder_start_token_id", None)
-        # T5's own start is padding, which newer configurations leave unsaid.
-        self.start_token_id = config.pad_token_id if start is None else start
+        self.start_token_id = _find_start_token(config)
 
     def read(
         self, input_ids: Int[Array, "batch source"], attention_mask: Int[Array, "batch source"]
@@ -243,6 +241,17 @@ def _check_config(config: "T5Config") -> None:
             "config.json: is_decoder is set or is_encoder_decoder is not, and this T5 is an "
             "encoder with a decoder; choose a model that has both"
         )
+
+
+def _find_start_token(config: "T5Config") -> int:
+    # Padding is what T5 starts with, and newer configurations leave it unsaid.
+    for key in ("decoder_start_token_id", "pad_token_id"):
+        if (token := getattr(config, key, None)) is not None:
+            return token
+    raise InputError(
+        "config.json: no decoder_start_token_id and no pad_token_id; add the first, the token "
+        "with which the decoder starts"
+    )
 
 
 T5 = ModelSpec(

@@ -4,7 +4,7 @@ Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, c
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +32,14 @@ class T5DenseReluDense(nnx.Module):
 
     def __init__(self, config: "T5Config", make: LayerFactory):
         wide, narrow = make.scaled(config.d_model**-0.5), make.scaled(config.d_ff**-0.5)
-        for name in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
-            setattr(self, name, wide.linear(config.d_model, config.d_ff, use_bias=False))
+        self.is_gated = config.is_gated_act
+        if self.is_gated:
+            self.wi_0 = wide.linear(config.d_model, config.d_ff, use_bias=False)
+            self.wi_1 = wide.linear(config.d_model, config.d_ff, use_bias=False)
+        else:
+            self.wi = wide.linear(config.d_model, config.d_ff, use_bias=False)
         self.wo = narrow.linear(config.d_ff, config.d_model, use_bias=False)
         self.dropout = make.dropout(config.dropout_rate)
-        self.is_gated = config.is_gated_act
         self.activation = get_activation(config.dense_act_fn)
 
     def __call__(
@@ -211,7 +214,7 @@ class T5EncoderBlock(nnx.Module):
     """Self-attention, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
-        self.layer = nnx.List(
+        self.layer: nnx.List[Any] = nnx.List(
             [T5LayerSelfAttention(config, attention, make), T5LayerFF(config, make)]
         )
 
@@ -230,7 +233,7 @@ class T5DecoderBlock(nnx.Module):
     """Self-attention, attention to the source, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
-        self.layer = nnx.List(
+        self.layer: nnx.List[Any] = nnx.List(
             [
                 T5LayerSelfAttention(config, attention, make),
                 T5LayerCrossAttention(config, make),
@@ -280,7 +283,10 @@ class T5Decoder(nnx.Module):
 
     def __init__(self, config: "T5Config", make: LayerFactory):
         first = T5PositionedAttention(config, make, is_causal=True)
-        rest = (T5Attention(config, make) for _ in range(config.num_decoder_layers - 1))
+        rest = (
+            T5Attention(config, make)
+            for _ in range((config.num_decoder_layers or config.num_layers) - 1)
+        )
         self.block = nnx.List([T5DecoderBlock(config, each, make) for each in (first, *rest)])
         self.final_layer_norm = make.rms_norm(config.d_model, config.layer_norm_epsilon)
         self.dropout = make.dropout(config.dropout_rate)
