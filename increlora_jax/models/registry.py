@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from increlora_jax.errors import InputError
 from increlora_jax.models.bart import BART
 from increlora_jax.models.bert import BERT
+from increlora_jax.models.gpt2 import GPT2
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -33,6 +34,7 @@ MODELS: dict[str, ModelSpec] = {
     "bart": BART,
     "t5": T5,
     "mt5": T5,
+    "gpt2": GPT2,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.

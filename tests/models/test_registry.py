@@ -50,7 +50,7 @@ def test_default_targets_are_the_six_dense_layers_of_every_layer(make_config):
     assert find_spec(config).modules_to_save == ("pooler", "classifier")
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["gptj", "deberta-v2"])
 def test_another_architecture_names_what_works(model_type, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(InputError) as caught:
