@@ -25,7 +25,7 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import BartConfig
+    from transformers import PretrainedConfig
 
 BART_WEIGHTS = WeightTable(
     rules=(
@@ -64,10 +64,11 @@ BART_WEIGHTS = WeightTable(
 class BartModel(nnx.Module):
     """The encoder and the decoder over one table of words, or each over its own if untied."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         _check_config(config)
-        is_tied = config.tie_word_embeddings
-        self.shared = make.embedding(config.vocab_size, config.d_model) if is_tied else None
+        self.is_tied = config.tie_word_embeddings
+        if self.is_tied:
+            self.shared = make.embedding(config.vocab_size, config.d_model)
         self.encoder = BartEncoder(config, make)
         self.decoder = BartDecoder(config, make)
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
@@ -112,7 +113,7 @@ class BartModel(nnx.Module):
     def _embed(
         self, stack: BartStack, ids: Int[Array, "batch length"]
     ) -> Float[Array, "batch length hidden"]:
-        table = stack.embed_tokens if self.shared is None else self.shared
+        table = self.shared if self.is_tied else stack.embed_tokens
         return table(ids) * self.scale
 
 
@@ -131,9 +132,11 @@ class BartForConditionalGeneration(nnx.Module):
       InputError: the configuration asks for what this port does not do.
     """
 
+    continues_prompt = False
+
     def __init__(
         self,
-        config: "BartConfig",
+        config: "PretrainedConfig",
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -142,11 +145,8 @@ class BartForConditionalGeneration(nnx.Module):
         make = LayerFactory(config.init_std, dtype, param_dtype, rngs)
         self.model = BartModel(config, make)
         self.final_logits_bias = nnx.Param(jnp.zeros((1, config.vocab_size), param_dtype))
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else make.linear(config.d_model, config.vocab_size, use_bias=False)
-        )
+        if not self.model.is_tied:
+            self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
 
     def __call__(
         self,
@@ -189,7 +189,7 @@ class BartForConditionalGeneration(nnx.Module):
     def _score(
         self, hidden: Float[Array, "batch target hidden"]
     ) -> Float[Array, "batch target vocab"]:
-        score = self.lm_head if self.model.shared is None else self.model.shared.attend
+        score = self.model.shared.attend if self.model.is_tied else self.lm_head
         logits = score(hidden)
         # A constant of the checkpoint, not a weight to train.
         bias = jax.lax.stop_gradient(self.final_logits_bias[...])
@@ -216,7 +216,7 @@ class BartForSequenceClassification(nnx.Module):
 
     def __init__(
         self,
-        config: "BartConfig",
+        config: "PretrainedConfig",
         *,
         num_labels: int,
         dtype: DTypeLike = jnp.float32,
@@ -255,7 +255,7 @@ class BartForQuestionAnswering(nnx.Module):
 
     def __init__(
         self,
-        config: "BartConfig",
+        config: "PretrainedConfig",
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -281,7 +281,7 @@ class BartForQuestionAnswering(nnx.Module):
         return logits[..., 0], logits[..., 1]
 
 
-def _check_config(config: "BartConfig") -> None:
+def _check_config(config: "PretrainedConfig") -> None:
     if config.is_decoder or not config.is_encoder_decoder:
         raise InputError(
             "config.json: is_decoder is set or is_encoder_decoder is not, and this BART is an "

@@ -23,7 +23,7 @@ from increlora_jax.models.encoder_decoder import (
 from increlora_jax.models.layers import LayerFactory, get_activation
 
 if TYPE_CHECKING:
-    from transformers import BartConfig
+    from transformers import PretrainedConfig
 
 # The table of positions begins with two rows that are never used.
 FIRST_POSITION = 2
@@ -33,7 +33,7 @@ NORM_EPSILON = 1e-5
 class BartAttention(nnx.Module):
     """Multi-head attention."""
 
-    def __init__(self, config: "BartConfig", num_heads: int, make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", num_heads: int, make: LayerFactory):
         self.num_heads = num_heads
         self.q_proj = make.linear(config.d_model, config.d_model)
         self.k_proj = make.linear(config.d_model, config.d_model)
@@ -67,7 +67,7 @@ class BartAttention(nnx.Module):
 class BartLayer(nnx.Module):
     """What the layers of both stacks have: self-attention and a feed-forward block."""
 
-    def __init__(self, config: "BartConfig", num_heads: int, inner: int, make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", num_heads: int, inner: int, make: LayerFactory):
         self.self_attn = BartAttention(config, num_heads, make)
         self.self_attn_layer_norm = make.layer_norm(config.d_model, NORM_EPSILON)
         self.fc1 = make.linear(config.d_model, inner)
@@ -100,7 +100,7 @@ class BartLayer(nnx.Module):
 class BartEncoderLayer(BartLayer):
     """Self-attention, then the feed-forward block."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim, make)
 
     def __call__(
@@ -114,7 +114,7 @@ class BartEncoderLayer(BartLayer):
 class BartDecoderLayer(BartLayer):
     """Self-attention, attention to the source, then the feed-forward block."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         num_heads = config.decoder_attention_heads
         super().__init__(config, num_heads, config.decoder_ffn_dim, make)
         self.encoder_attn = BartAttention(config, num_heads, make)
@@ -138,9 +138,9 @@ class BartDecoderLayer(BartLayer):
 class BartStack(nnx.Module):
     """What both stacks begin with: positions added to words, a norm; words of its own if untied."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
-        is_tied = config.tie_word_embeddings
-        self.embed_tokens = None if is_tied else make.embedding(config.vocab_size, config.d_model)
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        if not config.tie_word_embeddings:
+            self.embed_tokens = make.embedding(config.vocab_size, config.d_model)
         self.embed_positions = make.embedding(
             FIRST_POSITION + config.max_position_embeddings, config.d_model
         )
@@ -171,7 +171,7 @@ class BartStack(nnx.Module):
 class BartEncoder(BartStack):
     """The stack that reads the source."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         super().__init__(config, make)
         self.layers = nnx.List(
             [BartEncoderLayer(config, make) for _ in range(config.encoder_layers)]
@@ -197,7 +197,7 @@ class BartEncoder(BartStack):
 class BartDecoder(BartStack):
     """The stack that writes the target, all at once or token by token."""
 
-    def __init__(self, config: "BartConfig", make: LayerFactory):
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         super().__init__(config, make)
         self.layers = nnx.List(
             [BartDecoderLayer(config, make) for _ in range(config.decoder_layers)]

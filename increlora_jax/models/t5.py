@@ -101,6 +101,8 @@ class T5ForConditionalGeneration(T5Model):
       InputError: the configuration asks for what this port does not do.
     """
 
+    continues_prompt = False
+
     def __init__(
         self,
         config: "T5Config",
@@ -111,12 +113,10 @@ class T5ForConditionalGeneration(T5Model):
     ):
         make = LayerFactory(config.initializer_factor, dtype, param_dtype, rngs)
         super().__init__(config, make)
-        self.scale = config.d_model**-0.5
         # transformers keeps the original's tie_word_embeddings under this name; mT5 never ties.
-        is_tied = getattr(config, "scale_decoder_outputs", False)
-        self.lm_head = (
-            None if is_tied else make.linear(config.d_model, config.vocab_size, use_bias=False)
-        )
+        self.is_tied = getattr(config, "scale_decoder_outputs", False)
+        if not self.is_tied:
+            self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
 
     def __call__(
         self,
@@ -150,8 +150,8 @@ class T5ForConditionalGeneration(T5Model):
     def _score(
         self, hidden: Float[Array, "batch target hidden"]
     ) -> Float[Array, "batch target vocab"]:
-        if self.lm_head is None:
-            logits = self.shared.attend(hidden * self.scale)
+        if self.is_tied:
+            logits = self.shared.attend(hidden * hidden.shape[-1] ** -0.5)
         else:
             logits = self.lm_head(hidden)
         return logits.astype(at_least_float32(logits.dtype))
