@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import read_config, save_weights
+from increlora_jax.models.hf import load_weights, read_config, save_weights
 from increlora_jax.models.registry import abstract_model, load_model
 from increlora_jax.models.t5 import (
     T5,
@@ -79,10 +79,7 @@ def test_one_token_at_a_time_equals_all_at_once(first):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generation_equals_pytorch(num_beams, first):
     reference, _, model = first
-    tokens = seq2seq.compare_generation(reference, model, num_beams)
-    ends = (tokens == seq2seq.EOS).any(1)
-    assert ends.any()
-    assert not ends.all()
+    seq2seq.compare_generation(reference, model, num_beams)
 
 
 def test_saved_weights_reload_in_pytorch(first, tmp_path):
@@ -116,12 +113,14 @@ def test_saved_weights_reload_in_pytorch(first, tmp_path):
         ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
     ],
 )
-@pytest.mark.parametrize("head", ["seq2seq_lm", "question_answering"])
-def test_the_tied_table_is_found_under_any_of_its_names(head, names, first, tmp_path):
+def test_the_tied_table_is_found_under_any_of_its_names(names, first, tmp_path):
     _, folder, model = first
     into = seq2seq.keep_keys(folder, [f"{name}.weight" for name in names], tmp_path / "renamed")
-    found, _ = load_model(into, head=head)
-    np.testing.assert_array_equal(found.shared.embedding[...], model.shared.embedding[...])
+    found = abstract_model(read_config(into), head="seq2seq_lm")
+    report = load_weights(found, into, T5_WEIGHTS)
+    assert report.new_parameters == report.replaced_keys == ()
+    assert report.ignored_keys == tuple(f"{name}.weight" for name in sorted(names[1:]))
+    seq2seq.assert_equal_weights(found, model)
 
 
 def test_an_untied_head_that_a_file_leaves_out_is_the_table(first, tmp_path):
@@ -161,10 +160,10 @@ def test_skew_lays_out_by_offset(length):
 
 def test_position_biases_are_neither_gathered_nor_scattered_as_a_square(first):
     attention = first[2].encoder.block[0].layer[0].SelfAttention
-    graph, weights = nnx.split(attention)
+    graph, weights, rest = nnx.split(attention, nnx.Param, ...)
 
     def weigh(weights):
-        bias = nnx.merge(graph, weights).bias_all(23)
+        bias = nnx.merge(graph, weights, rest).bias_all(23)
         return (bias * jnp.arange(23.0)).sum()
 
     program = jax.jit(jax.grad(weigh)).lower(weights).as_text()
@@ -252,12 +251,10 @@ def test_classifier_dropout_is_the_rate_given_or_else_the_configured(given, rate
 
 def test_new_weights_have_the_scales_of_pytorch():
     transformers = pytest.importorskip("transformers")
-    config = make_config(**SECOND | {"d_model": 256, "d_kv": 16, "d_ff": 1024, "num_labels": 64})
-    for name, model in (
-        ("T5ForConditionalGeneration", T5ForConditionalGeneration(config, rngs=nnx.Rngs(0))),
-        (
-            "T5ForSequenceClassification",
-            T5ForSequenceClassification(config, num_labels=64, rngs=nnx.Rngs(0)),
-        ),
-    ):
-        seq2seq.compare_initial_scales(getattr(transformers, name)(config), model, T5_WEIGHTS)
+    config = make_config(**SECOND | {"d_model": 128, "d_kv": 8, "d_ff": 512, "num_layers": 1})
+    model = T5ForConditionalGeneration(config, rngs=nnx.Rngs(0))
+    reference = transformers.T5ForConditionalGeneration(config)
+    seq2seq.compare_initial_scales(reference, model, T5_WEIGHTS)
+    model = T5ForSequenceClassification(config, num_labels=2, rngs=nnx.Rngs(0))
+    reference = transformers.T5ForSequenceClassification(config)
+    seq2seq.compare_initial_scales(reference, model, T5_WEIGHTS)
