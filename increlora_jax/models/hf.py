@@ -90,7 +90,7 @@ def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadRep
     """
     variables = name_variables(model, nnx.Param)
     places = {path: table.find_place(path) for path in variables}
-    tensors = _list_renamed(folder, table)
+    tensors = _move_stand_ins(table, places, _list_renamed(folder, table))
     _check_covered(folder, table, places, tensors)
     given = {path: tensors[place.key] for path, place in places.items() if place.key in tensors}
     replaced = _find_reshaped(table, places, given, variables)
@@ -145,6 +145,21 @@ def _list_renamed(folder: Path, table: WeightTable) -> dict[str, StoredTensor]:
             )
         renamed[today] = tensor
     return renamed
+
+
+def _move_stand_ins(
+    table: WeightTable, places: dict[str, Place], tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Put under each key that is missing what the file holds for it under another name."""
+    keys = {place.key for place in places.values()}
+    origins = {
+        key: other
+        for key in keys - tensors.keys()
+        if (other := next((o for o in table.list_stand_ins(key) if o in tensors), None))
+    }
+    moved = set(origins.values()) - keys
+    kept = {key: tensor for key, tensor in tensors.items() if key not in moved}
+    return kept | {key: tensors[other] for key, other in origins.items()}
 
 
 def _check_covered(

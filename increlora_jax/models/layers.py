@@ -1,7 +1,7 @@
 """What the encoders here are made of: layers initialised as Hugging Face does, activations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -64,6 +64,10 @@ class LayerFactory:
     dtype: DTypeLike
     param_dtype: DTypeLike
     rngs: nnx.Rngs
+
+    def scaled(self, scale: float) -> "LayerFactory":
+        """Make a factory whose new kernels and embeddings are `scale` times as large."""
+        return replace(self, initializer_range=scale * self.initializer_range)
 
     def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
         """Make a dense layer."""

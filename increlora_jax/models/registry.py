@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.bart import BART
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.deberta import DEBERTA
 from increlora_jax.models.gpt2 import GPT2
@@ -26,6 +27,7 @@ from increlora_jax.models.llama import LLAMA
 from increlora_jax.models.roberta import ROBERTA
 from increlora_jax.models.sentencepiece import restore_normalization
 from increlora_jax.models.spec import Head, ModelSpec
+from increlora_jax.models.t5 import T5
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -41,6 +43,9 @@ MODELS: dict[str, ModelSpec] = {
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
+    "t5": T5,
+    "mt5": T5,
+    "bart": BART,
 }
 
 WORKING_IDS = ("microsoft/deberta-v3-base", "google-bert/bert-base-uncased")

@@ -40,6 +40,8 @@ class WeightTable:
       rules: from the model's parameter paths to today's keys; exactly one rule a parameter.
       renames: from old or bare keys to today's, applied one after the other to every key of a file.
       ignored: renamed keys that the model has no use for.
+      stand_ins: from a key that a file lacks to a renamed key that may hold the same weight, the
+        first that is there: how tied weights are found under whichever of their names was saved.
       may_be_missing: parameter paths that a file may lack; they start anew.
       may_be_reshaped: parameter paths that start anew where the file has another shape.
     """
@@ -47,6 +49,7 @@ class WeightTable:
     rules: tuple[Rule, ...]
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    stand_ins: tuple[tuple[str, str], ...] = ()
     may_be_missing: tuple[str, ...] = ()
     may_be_reshaped: tuple[str, ...] = ()
 
@@ -71,6 +74,14 @@ class WeightTable:
             if match := re.fullmatch(pattern, key):
                 key = match.expand(replacement)
         return key
+
+    def list_stand_ins(self, key: str) -> list[str]:
+        """List the renamed keys under which a file without `key` may hold its weight."""
+        return [
+            match.expand(other)
+            for pattern, other in self.stand_ins
+            if (match := re.fullmatch(pattern, key))
+        ]
 
 
 def is_matched(name: str, patterns: Iterable[str]) -> bool:

@@ -1,0 +1,240 @@
+"""BART's encoder and decoder: embeddings, attention, feed-forward blocks, norms after them.
+
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.encoder_decoder import (
+    Cache,
+    KeyValue,
+    Memory,
+    attend,
+    look_at,
+    remember,
+    see_earlier,
+    see_so_far,
+)
+from increlora_jax.models.layers import LayerFactory, get_activation
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# The table of positions begins with two rows that are never used.
+FIRST_POSITION = 2
+NORM_EPSILON = 1e-5
+
+
+class BartAttention(nnx.Module):
+    """Multi-head attention."""
+
+    def __init__(self, config: "PretrainedConfig", num_heads: int, make: LayerFactory):
+        self.num_heads = num_heads
+        self.q_proj = make.linear(config.d_model, config.d_model)
+        self.k_proj = make.linear(config.d_model, config.d_model)
+        self.v_proj = make.linear(config.d_model, config.d_model)
+        self.out_proj = make.linear(config.d_model, config.d_model)
+        self.dropout = make.dropout(config.attention_dropout)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch query hidden"],
+        seen: KeyValue,
+        is_seen: Bool[Array, "#batch 1 #query key"],
+    ) -> Float[Array, "batch query hidden"]:
+        """Attend to what has been projected."""
+        query = self._split_heads(self.q_proj(hidden))
+        scale = query.shape[-1] ** -0.5
+        return self.out_proj(attend(query, seen, is_seen, self.dropout, scale=scale))
+
+    def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
+        """Make the keys and values of what can be looked at."""
+        return KeyValue(
+            self._split_heads(self.k_proj(hidden)), self._split_heads(self.v_proj(hidden))
+        )
+
+    def _split_heads(
+        self, x: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length heads size"]:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+
+class BartLayer(nnx.Module):
+    """What the layers of both stacks have: self-attention and a feed-forward block."""
+
+    def __init__(self, config: "PretrainedConfig", num_heads: int, inner: int, make: LayerFactory):
+        self.self_attn = BartAttention(config, num_heads, make)
+        self.self_attn_layer_norm = make.layer_norm(config.d_model, NORM_EPSILON)
+        self.fc1 = make.linear(config.d_model, inner)
+        self.fc2 = make.linear(inner, config.d_model)
+        self.final_layer_norm = make.layer_norm(config.d_model, NORM_EPSILON)
+        self.activation = get_activation(config.activation_function)
+        self.activation_dropout = make.dropout(config.activation_dropout)
+        self.dropout = make.dropout(config.dropout)
+
+    def attend_self(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "#batch 1 #length key"],
+        past: KeyValue | None = None,
+        position: Int[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        """Attend to these tokens, or to the past and one more; tell what was seen too."""
+        seen = remember(past, self.self_attn.project(hidden), position)
+        mixed = self.dropout(self.self_attn(hidden, seen, is_seen))
+        return self.self_attn_layer_norm(hidden + mixed), seen
+
+    def feed_forward(
+        self, hidden: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Widen, activate, narrow, add."""
+        inner = self.activation_dropout(self.activation(self.fc1(hidden)))
+        return self.final_layer_norm(hidden + self.dropout(self.fc2(inner)))
+
+
+class BartEncoderLayer(BartLayer):
+    """Self-attention, then the feed-forward block."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim, make)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], is_seen: Bool[Array, "batch 1 1 length"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply both."""
+        attended, _ = self.attend_self(hidden, is_seen)
+        return self.feed_forward(attended)
+
+
+class BartDecoderLayer(BartLayer):
+    """Self-attention, attention to the source, then the feed-forward block."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        num_heads = config.decoder_attention_heads
+        super().__init__(config, num_heads, config.decoder_ffn_dim, make)
+        self.encoder_attn = BartAttention(config, num_heads, make)
+        self.encoder_attn_layer_norm = make.layer_norm(config.d_model, NORM_EPSILON)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "#batch 1 length key"],
+        memory: Memory,
+        cache: Cache,
+    ) -> tuple[Float[Array, "batch length hidden"], Memory]:
+        """Apply all three; give this layer's memory with the new tokens in it."""
+        hidden, seen = self.attend_self(hidden, is_seen, memory.target, cache.position)
+        is_source = cache.is_source[:, None, None, :]
+        mixed = self.dropout(self.encoder_attn(hidden, memory.source, is_source))
+        hidden = self.encoder_attn_layer_norm(hidden + mixed)
+        return self.feed_forward(hidden), memory._replace(target=seen)
+
+
+class BartStack(nnx.Module):
+    """What both stacks begin with: positions added to words, a norm; words of its own if untied."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        if not config.tie_word_embeddings:
+            self.embed_tokens = make.embedding(config.vocab_size, config.d_model)
+        self.embed_positions = make.embedding(
+            FIRST_POSITION + config.max_position_embeddings, config.d_model
+        )
+        self.layernorm_embedding = make.layer_norm(config.d_model, NORM_EPSILON)
+        self.dropout = make.dropout(config.dropout)
+
+    def add_positions(
+        self, words: Float[Array, "batch length hidden"], start: Int[Array, ""] | int = 0
+    ) -> Float[Array, "batch length hidden"]:
+        """Tell the words' positions, from `start` on."""
+        positions = self.embed_positions(FIRST_POSITION + start + jnp.arange(words.shape[1]))
+        return self.dropout(self.layernorm_embedding(words + positions))
+
+    def check_length(self, length: int) -> None:
+        """Refuse what is longer than the table of positions.
+
+        Raises:
+          InputError: it is.
+        """
+        limit = self.embed_positions.num_embeddings - FIRST_POSITION
+        if length > limit:
+            raise InputError(
+                f"a sequence of {length} tokens is longer than the model's {limit} positions "
+                "(max_position_embeddings); lower --max-seq-length, or how many tokens to generate"
+            )
+
+
+class BartEncoder(BartStack):
+    """The stack that reads the source."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.layers = nnx.List(
+            [BartEncoderLayer(config, make) for _ in range(config.encoder_layers)]
+        )
+
+    def __call__(
+        self,
+        words: Float[Array, "batch length hidden"],
+        is_token: Bool[Array, "batch length"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Apply every layer in turn.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        self.check_length(words.shape[1])
+        hidden = self.add_positions(words)
+        for layer in self.layers:
+            hidden = layer(hidden, is_token[:, None, None, :])
+        return hidden
+
+
+class BartDecoder(BartStack):
+    """The stack that writes the target, all at once or token by token."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.layers = nnx.List(
+            [BartDecoderLayer(config, make) for _ in range(config.decoder_layers)]
+        )
+
+    def __call__(
+        self,
+        words: Float[Array, "batch target hidden"],
+        is_token: Bool[Array, "batch target"],
+        cache: Cache,
+    ) -> Float[Array, "batch target hidden"]:
+        """Decode all tokens at once, each from those before it.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        self.check_length(words.shape[1])
+        hidden, _ = self._run(self.add_positions(words), see_earlier(is_token), cache)
+        return hidden
+
+    def look_at(
+        self, source: Float[Array, "batch source hidden"], is_source: Bool[Array, "batch source"]
+    ) -> Cache:
+        """Make every layer's keys and values of the source."""
+        return look_at((layer.encoder_attn.project(source) for layer in self.layers), is_source)
+
+    def advance(
+        self, words: Float[Array, "batch 1 hidden"], cache: Cache
+    ) -> tuple[Float[Array, "batch 1 hidden"], Cache]:
+        """Decode one more token."""
+        position, room = cache.next_slot()
+        hidden = self.add_positions(words, position)
+        return self._run(hidden, see_so_far(position, room), cache)
+
+    def _run(self, hidden: Array, is_seen: Array, cache: Cache) -> tuple[Array, Cache]:
+        memories = []
+        for layer, memory in zip(self.layers, cache.layers, strict=True):
+            hidden, longer = layer(hidden, is_seen, memory, cache)
+            memories.append(longer)
+        return hidden, cache.move_on(memories)
