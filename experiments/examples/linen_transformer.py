@@ -1,7 +1,6 @@
 """IncreLoRA on a Linen transformer whose layers are scanned; its params tree is not touched."""
 
 import sys
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,8 +28,7 @@ class Transformer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the logits."""
         layers = nn.scan(Block, {"params": 0}, split_rngs={"params": True}, length=3)
-        x, _ = layers(name="layers")(x, None)
-        return nn.Dense(2, name="head")(x.mean(axis=1))
+        return nn.Dense(2, name="head")(layers(name="layers")(x, None)[0].mean(axis=1))
 
 
 def main() -> tuple[list[float], dict[str, int]]:
@@ -43,12 +41,12 @@ def main() -> tuple[list[float], dict[str, int]]:
     config = il.TrainingConfig(learning_rate=2e-2, warmup_steps=5)
     trainer, state, base = il.prepare(model, method, config, total_steps=STEPS)
 
-    def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:  # the model: `module.apply`
-        return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
-
     @jax.jit
     def step(state: il.TrainState, base: dict, x: jax.Array, y: jax.Array) -> tuple:
-        return trainer.update(state, trainer.value_and_grad(loss)(state, base, x, y)[1])
+        def loss(model):  # to be called like the module's `apply`, variables in place
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+        return trainer.update(state, trainer.value_and_grad(loss)(state, base)[1])
 
     losses = []
     for t in range(STEPS):

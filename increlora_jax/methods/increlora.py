@@ -43,8 +43,7 @@ def increlora(
 ) -> base.Method:
     """Plan the growth of `model`, which may be abstract, over `steps`, and make the method.
 
-    `model` is an NNX module, a `LinenModel` or a pytree of parameters. Each layer of a stack is a
-    module of its own.
+    `model` is an NNX module, a `LinenModel` or a pytree of parameters.
 
     Raises:
         InputError: a plan that cannot finish in the run, with the flag to change.

@@ -76,16 +76,22 @@ def attach(
             over a matrix.
     """
     found = find_targets(model, targets, exclude, parameters)
-    replacements: dict[int, nnx.Module] = {}
+    settings = {"scaling": scaling, "rngs": rngs, "dtype": dtype, "start": start}
     adapters = {
-        path: _new_adapter(path, site, max_rank, initial_rank, dropout, start=start,
-                           scaling=scaling, rngs=rngs, dtype=dtype)
+        path: _new_adapter(path, site, max_rank, initial_rank, dropout, **settings)
         for path, site in found.items()
-    }  # fmt: skip
+    }  # all before the first is put on: an error leaves the model as it was
+    return _put_on(model, found, adapters)
+
+
+def _put_on(
+    model: nnx.Module, found: dict[str, Site], adapters: dict[str, LowRankAdapter]
+) -> nnx.Module:
+    replacements: dict[int, nnx.Module] = {}
     for path, site in found.items():
         adapter = adapters[path]
-        if isinstance(adapter, ParameterAdapter):
-            adapt_parameter(site.module, path.rpartition(".")[2], adapter)
+        if site.parameter is not None:
+            adapt_parameter(site.module, site.parameter, adapter)
         else:
             layer = ADAPTED_TYPES[type(site.module)].wrap(site.module, adapter)
             replacements[id(site.module)] = layer

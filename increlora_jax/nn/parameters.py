@@ -52,7 +52,7 @@ def adapter_name(parameter: str) -> str:
     return f"{parameter}.adapter"
 
 
-def adapt_parameter(module: nnx.Module, name: str, adapter: ParameterAdapter) -> None:
+def adapt_parameter(module: nnx.Module, name: str, adapter: LowRankAdapter) -> None:
     """Make the module read its parameter with the adapter's update, in place."""
     names = sorted({*adapted_parameters(module), name})
     setattr(module, adapter_name(name), adapter)

@@ -72,8 +72,10 @@ class ModuleSkeleton(NamedTuple):
     ) -> nnx.Module:
         """Make the model whole; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
-        for path, adapter in adapters_of(model).items() if probes else ():
-            adapter.probe = nnx.data(spread_probe(probes[path], adapter.update, score))
+        adapters = adapters_of(model)
+        for path, probe in (probes or {}).items():
+            own = adapters[path]
+            own.probe = nnx.data(spread_probe(probe, own.update, score))
         if key is None:
             model.eval()
         else:
