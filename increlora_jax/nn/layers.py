@@ -50,7 +50,7 @@ class LowRankAdapter(nnx.Module):
             setattr(self, name, AdapterParam(value))
         for name, value in slots._asdict().items():
             setattr(self, name, SlotState(value))
-        self.dropout = nnx.Dropout(dropout, rngs=_streams(rngs, stack) if dropout else None)
+        self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
         self.probe: Array | None = nnx.data(None)  # see `core.adapter.apply_update`
 
@@ -86,9 +86,18 @@ class LowRankAdapter(nnx.Module):
         return apply_update(self.dropout(x), update, self.probe)
 
 
-def _streams(rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Rngs:
-    """A stream of random numbers for every layer of a stack."""
-    return nnx.Rngs(dropout=jax.random.split(rngs.dropout(), stack)) if stack else rngs
+def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Dropout:
+    """A dropout, or a stack of them, each with a stream of its own; none is drawn at rate 0."""
+    if not rate:
+        return nnx.Dropout(rate)
+
+    def make(key: Array) -> nnx.Dropout:
+        return nnx.Dropout(rate, rngs=nnx.Rngs(key))
+
+    for _ in stack:
+        make = nnx.vmap(make)
+    key = rngs.dropout()
+    return make(jax.random.split(key, stack) if stack else key)
 
 
 class AdaptedLayer(nnx.Module):
