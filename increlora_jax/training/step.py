@@ -23,7 +23,11 @@ Loss = Callable[[Any, Batch], tuple[Array, Array]]
 
 
 class Gradients(NamedTuple):
-    """What the backward passes of one step leave behind; may be summed or averaged like arrays."""
+    """What the backward passes of one step leave behind.
+
+    Those of several micro-batches may be averaged like arrays where the configuration's
+    `gradient_accumulation_steps` is above 1: their evidence is then dense, and scored as a whole.
+    """
 
     loss: Array
     params: Trainable
