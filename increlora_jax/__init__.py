@@ -8,25 +8,33 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
-from increlora_jax.nn.attach import attach, detach, merge, parameter_selector, unmerge
-from increlora_jax.nn.layers import AdapterParam
-from increlora_jax.nn.parts import Parts, Skeleton, split
+from increlora_jax.nn.attach import detach, merge, unmerge
+from increlora_jax.nn.kernels import KernelAxes
+from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.linen import LinenModel
+from increlora_jax.nn.model import attach, parameter_selector, split
+from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import load_adapter, save_adapter
+from increlora_jax.training.prepare import prepare
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.step import Gradients, Trainer, build_trainer
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterParam",
+    "Gradients",
     "GrowthConfig",
     "InputError",
+    "KernelAxes",
+    "LinenModel",
     "Method",
     "Parts",
     "RunConfig",
     "Scaling",
     "Skeleton",
+    "SlotState",
     "Slots",
     "TaskConfig",
     "TrainState",
@@ -42,6 +50,7 @@ __all__ = [
     "lora",
     "merge",
     "parameter_selector",
+    "prepare",
     "report",
     "save_adapter",
     "split",

@@ -14,7 +14,7 @@ from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.nn.report import TrainableReport, report
+from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run, write_run
 from increlora_jax.run_folder import (
@@ -122,15 +122,9 @@ def _schedule(plan: Plan) -> Schedule:
     )
 
 
-def _parts(run: Run, state: TrainState) -> Any:
-    return run.parts._replace(
-        adapters=state.params.adapter, slots=state.slots, head=state.params.head
-    )
-
-
 def _keep(folder: Path, run: Run, state: TrainState) -> None:
     plan = run.plan
-    parts = _parts(run, state)
+    parts = run.trainer.parts(state, run.parts.base)
     described = {
         "method": plan.method.name,
         "base_model": plan.config.task.model,
@@ -146,7 +140,7 @@ def _keep(folder: Path, run: Run, state: TrainState) -> None:
 
 
 def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
-    plan, counts = run.plan, report(_parts(run, state))
+    plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
     return {
         "task": plan.data.task.name,
         "method": plan.method.name,
@@ -157,7 +151,7 @@ def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
         "rank_budget": plan.method.rank_budget,
         "total_rank": counts.total_rank,
         "ranks": counts.ranks,
-        "full_modules": _full_modules(state, counts),
+        "full_modules": list(counts.full),
         "rounds": {str(step): growth for step, growth in outcome.rounds.items()},
         "trainable_parameters": {
             "active": counts.active,
@@ -170,11 +164,6 @@ def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),
         "versions": _versions(),
     }
-
-
-def _full_modules(state: TrainState, counts: TrainableReport) -> list[str]:
-    """Modules whose buffer holds no slot to grow into."""
-    return [name for name, rank in counts.ranks.items() if rank == state.slots[name].active.size]
 
 
 def _versions() -> dict[str, str]:

@@ -18,10 +18,17 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.core.regularizer
     import increlora_jax.core.schedule
     import increlora_jax.nn.attach
+    import increlora_jax.nn.kernels
     import increlora_jax.nn.layers
+    import increlora_jax.nn.linen
+    import increlora_jax.nn.model
+    import increlora_jax.nn.parameters
     import increlora_jax.nn.parts
     import increlora_jax.nn.report
-    import increlora_jax.nn.storage  # noqa: F401  (imported here to be hooked)
+    import increlora_jax.nn.start
+    import increlora_jax.nn.storage
+    import increlora_jax.nn.targets
+    import increlora_jax.nn.tree  # noqa: F401  (imported here to be hooked)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,37 +105,83 @@ Score = Callable[[Array, Update], Array]
 
 
 def apply_update(
-    x: Float[Array, "*batch inputs"],
-    update: Update,
-    probe: Float[Array, "..."] | None = None,
-    score: Score | None = None,
+    x: Float[Array, "*batch inputs"], update: Update, probe: Float[Array, "..."] | None = None
 ) -> Float[Array, "*batch outputs"]:
     """Compute s · ((x·A) ∘ λ̂) · B in factored form.
 
-    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance.
-    A scalar probe receives `score(∂L/∂ΔW, update)`, a probe [inputs, outputs] receives ∂L/∂ΔW
-    itself, a probe [slots] receives ∂L/∂λ̂. Without a probe no dense gradient is ever formed.
+    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance:
+    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots]. Without a probe no dense
+    gradient is ever formed. `spread_probe` makes a dense probe whose cotangent ends as a score.
     """
     if probe is not None and probe.ndim == 1:
         return _product(None, x, update._replace(lam_hat=update.lam_hat + probe), None)
-    return _product(score, x, update, probe)
+    return _product(None if probe is None else probe.dtype, x, update, probe)
+
+
+def effective_delta(
+    update: Update, probe: Float[Array, "..."] | None = None
+) -> Float[Array, "*stack inputs outputs"]:
+    """The dense ΔW, for kernels that are not applied by a product; `probe` as in `apply_update`."""
+    if probe is None:
+        return update.delta
+    if probe.ndim == update.lam_hat.ndim:
+        return update._replace(lam_hat=update.lam_hat + probe).delta
+    return update.delta + probe
+
+
+def spread_probe(
+    probe: Float[Array, "..."] | None, update: Update, score: Score | None
+) -> Float[Array, "..."] | None:
+    """Make a scalar probe [*stack] dense; its cotangent is `score(∂L/∂ΔW, update)` of each matrix.
+
+    The gradients of all uses of the dense probe are summed before they are scored, so that a layer
+    called several times counts once and rightly. Other probes are returned as they are.
+    """
+    if probe is None or probe.ndim != update.scale.ndim:
+        return probe
+    if score is None:
+        raise ValueError("a scalar probe needs the score whose value its cotangent carries")
+    return _spread(over_stack(score, probe.ndim), probe, jax.lax.stop_gradient(update))
+
+
+def over_stack(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
+    """Map a function of one matrix's arrays over `depth` leading axes of all its arguments."""
+    for _ in range(depth):
+        function = jax.vmap(function)
+    return function
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(score: Score | None, x: Array, update: Update, probe: Array | None) -> Array:
-    return _product_forward(score, x, update, probe)[0]
+def _spread(score: Score, probe: Array, update: Update) -> Array:
+    return jnp.zeros((*update.A.shape[:-1], update.B.shape[-1]), probe.dtype)
+
+
+def _spread_forward(score: Score, probe: Array, update: Update) -> tuple[Array, Update]:
+    return _spread(score, probe, update), update
+
+
+def _spread_backward(score: Score, update: Update, gradient: Array) -> tuple[Any, ...]:
+    return score(gradient, update).astype(gradient.dtype), None
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(evidence: Any, x: Array, update: Update, probe: Array | None) -> Array:
+    return _product_forward(evidence, x, update, probe)[0]
 
 
 def _product_forward(
-    score: Score | None, x: Array, update: Update, probe: Array | None
+    evidence: Any, x: Array, update: Update, probe: Array | None
 ) -> tuple[Array, Any]:
     coefficients = update.scale * update.lam_hat
     hidden = _matmul(x, update.A) * coefficients.astype(x.dtype)
-    return _matmul(hidden, update.B), (x, update, probe)
+    return _matmul(hidden, update.B), (x, update)
 
 
-def _product_backward(score: Score | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
-    x, update, probe = residuals
+def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
+    x, update = residuals
     x_rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     coefficients = update.scale * update.lam_hat
     hidden, d_hidden = _matmul(x_rows, update.A), _matmul(dy_rows, update.B.T)
@@ -149,23 +195,10 @@ def _product_backward(score: Score | None, residuals: Any, dy: Array) -> tuple[A
         slots=None,  # type: ignore[arg-type]  # masks and births have no cotangent
     )
     dx = _matmul(inner, update.A.T).reshape(x.shape)
-    return dx, d_update, _evidence(score, x_rows, dy_rows, update, probe)
+    return dx, d_update, None if evidence is None else _outer(x_rows, dy_rows, evidence)
 
 
 _product.defvjp(_product_forward, _product_backward)
-
-
-def _evidence(
-    score: Score | None, x: Array, dy: Array, update: Update, probe: Array | None
-) -> Array | None:
-    if probe is None:
-        return None
-    gradient = _outer(x, dy, probe.dtype)
-    if probe.ndim == 2:
-        return gradient
-    if score is None:
-        raise ValueError("a scalar probe needs the score whose value its cotangent carries")
-    return score(gradient, update).astype(probe.dtype)
 
 
 def _matmul(x: Array, matrix: Array) -> Array:

@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
     Beside `name`, `description` and the `rank_budget` (None where ranks do not grow):
 
-    - `attach(model, rngs)` puts the method's parameters on a model, in place.
+    - `attach(model, rngs)` puts the method's parameters on a model; on an NNX module in place.
     - `is_trained(path)` labels the model's own parameters that learn in full.
     - `init(parts)` makes the state that `update` carries along.
     - `probes(adapters, is_summed)` makes the zeros whose cotangents are the evidence `update` wants
@@ -47,7 +47,7 @@ class Method(NamedTuple):
     name: str
     description: str
     rank_budget: int | None
-    attach: Callable[[nnx.Module, nnx.Rngs], nnx.Module]
+    attach: Callable[[Any, nnx.Rngs], Any]
     is_trained: Callable[[str], bool]
     init: Callable[[Parts], Any]
     probes: Callable[[Adapters, bool], Evidence]
@@ -67,7 +67,7 @@ def fixed_method(
     name: str,
     description: str,
     *,
-    attach: Callable[[nnx.Module, nnx.Rngs], nnx.Module],
+    attach: Callable[[Any, nnx.Rngs], Any],
     is_trained: Callable[[str], bool],
 ) -> Method:
     """A method that never changes what it has attached: nothing to score, to add or to grow."""

@@ -1,6 +1,8 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
 from collections.abc import Callable
+from itertools import accumulate
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
-from increlora_jax.core.adapter import Adapter, Slots, effective_update
+from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
 from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
 from increlora_jax.core.importance import (
     IMPORTANCE_FUNCTIONS,
@@ -21,16 +23,19 @@ from increlora_jax.core.importance import (
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.methods import base
-from increlora_jax.nn.attach import Targets, attach, target_sizes
+from increlora_jax.nn.kernels import path_of
+from increlora_jax.nn.model import attach, target_sizes
 from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 
 def increlora(
-    model: nnx.Module,
+    model: Any,
     *,
     steps: int,
     targets: Targets,
     exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
     adapter: AdapterConfig,
     growth: GrowthConfig,
     is_trained: Callable[[str], bool] = base.trains_nothing,
@@ -38,15 +43,17 @@ def increlora(
 ) -> base.Method:
     """Plan the growth of `model`, which may be abstract, over `steps`, and make the method.
 
+    `model` is an NNX module, a `LinenModel` or a pytree of parameters.
+
     Raises:
         InputError: a plan that cannot finish in the run, with the flag to change.
     """
-    plan = _plan(target_sizes(model, targets, exclude), steps, growth)
+    plan = _plan(target_sizes(model, targets, exclude, parameters), steps, growth)
     rules = _Growth(growth, plan, adapter)
 
-    def attach_adapters(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        settings = rules.adapter_settings()
-        return attach(model, targets, exclude=exclude, rngs=rngs, dtype=dtype, **settings)
+    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
+        places = {"exclude": exclude, "parameters": parameters}
+        return attach(model, targets, **places, rngs=rngs, dtype=dtype, **rules.adapter_settings())
 
     return base.Method(
         name="increlora",
@@ -94,8 +101,9 @@ class _Growth(NamedTuple):
         return IMPORTANCE_FUNCTIONS[self.config.importance]
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        return tuple(self.plan.max_ranks)  # in module order; jax sorts dictionaries, this does not
+    def paths(self) -> tuple[str, ...]:
+        """What has an adapter, in module order (jax sorts dictionaries); a stack is one of them."""
+        return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
 
     def adapter_settings(self) -> dict[str, Any]:
         """What `attach` is told of the adapters."""
@@ -107,11 +115,25 @@ class _Growth(NamedTuple):
         }
 
     def _ranks(self, slots: dict[str, Slots]) -> Int[Array, " modules"]:
-        return jnp.stack([slots[name].rank for name in self.modules])
+        return self._flat({path: slots[path].rank for path in self.paths})
+
+    def _flat(self, values: dict[str, Array]) -> Array:
+        """One entry a module, of values [*stack] by path."""
+        return jnp.concatenate([values[path].reshape(-1) for path in self.paths])
+
+    def _by_path(self, values: Array, slots: dict[str, Slots]) -> dict[str, Array]:
+        """The inverse of `_flat`."""
+        stacks = [slots[path].is_advancing.shape for path in self.paths]
+        ends = list(accumulate(map(prod, stacks)))
+        pieces = jnp.split(values, ends[:-1])
+        return {
+            path: piece.reshape(stack)
+            for path, piece, stack in zip(self.paths, pieces, stacks, strict=True)
+        }
 
     def init(self, parts: Parts) -> ImportanceState:
-        first = parts.adapters[self.modules[0]]
-        return init_importance(len(self.modules), first.lam.dtype)
+        first = parts.adapters[self.paths[0]]
+        return init_importance(self.plan.modules, first.lam.dtype)
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
         """Every step until the budget is spent, or only the last `score_window` before a round."""
@@ -128,7 +150,7 @@ class _Growth(NamedTuple):
         def zero(adapter: Adapter) -> Array:
             dense = (*adapter.A.shape[:-1], adapter.B.shape[-1])
             # |ΔW ∘ G| of a sum of micro-batches needs their summed G, not their summed scores.
-            shape = dense if is_summed else ()
+            shape = dense if is_summed else adapter.A.shape[:-2]
             return jnp.zeros(shape, adapter.A.dtype)
 
         match self.function.evidence:
@@ -152,7 +174,7 @@ class _Growth(NamedTuple):
         is_scored = evidence is not None
         total = self._ranks(slots).sum()
         has_budget = total < self.plan.budget
-        grants = jnp.zeros(len(self.modules), jnp.int32)
+        grants = jnp.zeros(self.plan.modules, jnp.int32)
         info = {}
         if is_scored:
             raw = self._raw_importance(key, adapters, slots, evidence or {})
@@ -172,21 +194,26 @@ class _Growth(NamedTuple):
         slots: dict[str, Slots],
         evidence: dict[str, Array],
     ) -> Array:
-        scores = []
-        for index, name in enumerate(self.modules):
-            found = evidence.get(name)
-            if found is None or found.ndim:  # else the backward pass has left the score itself
+        scores = {}
+        for index, path in enumerate(self.paths):
+            found, stack = evidence.get(path), slots[path].is_advancing.shape
+            if found is None or found.ndim > len(stack):
                 scaling = self.adapter.scaling_rule(self.config.target_rank)
-                update = effective_update(adapters[name], slots[name], scaling)
-                found = self.function.score(found, update, jax.random.fold_in(key, index))
-            scores.append(found)
-        return jnp.stack(scores)
+                update = effective_update(adapters[path], slots[path], scaling)
+                own = jax.random.fold_in(key, index)
+                keys = jax.random.split(own, stack) if stack else own
+                score = over_stack(self.function.score, len(stack))
+                scores[path] = score(found, update, keys)
+            else:  # the backward pass has left the score itself
+                scores[path] = found
+        return self._flat(scores)
 
     def _grants(
         self, step: Array, importance: Array, slots: dict[str, Slots], total: Int[Array, ""]
     ) -> Int[Array, " modules"]:
         config, budget = self.config, self.plan.budget
-        available = jnp.stack([slots[name].reserve.sum(dtype=jnp.int32) for name in self.modules])
+        reserves = {path: s.reserve.sum(axis=-1, dtype=jnp.int32) for path, s in slots.items()}
+        available = self._flat(reserves)
         grants = allocate(
             importance,
             available,
@@ -213,10 +240,15 @@ class _Growth(NamedTuple):
         is_ahead = self.config.advance_learn
         first = jnp.where(step == 0, self.config.incre_rank_num if self.plan.rounds else 0, 0)
         adapters, slots = dict(adapters), dict(slots)
-        for index, name in enumerate(self.modules):
-            opened = open_reserve(slots[name], first, step, is_advance_learning=is_ahead)
-            adapters[name], slots[name] = grow(
-                adapters[name], opened, grants[index], step, is_advance_learning=is_ahead
+        for path, grant in self._by_path(grants, slots).items():
+            opened = open_reserve(
+                slots[path], jnp.full_like(grant, first), step, is_advance_learning=is_ahead
+            )
+            adapters[path], slots[path] = grow(
+                adapters[path], opened, grant, step, is_advance_learning=is_ahead
             )
         advancing = (self._ranks(slots).sum() < self.plan.budget) & is_ahead
-        return adapters, {n: s._replace(is_advancing=advancing) for n, s in slots.items()}
+        return adapters, {
+            path: s._replace(is_advancing=jnp.full_like(s.is_advancing, advancing))
+            for path, s in slots.items()
+        }

@@ -6,21 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
-from increlora_jax.core.adapter import NEVER, Scaling
+from increlora_jax.core.adapter import NEVER, Adapter, Scaling, Slots
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
-from increlora_jax.nn.attach import Targets, adapted_layers, attach, target_sizes
-from increlora_jax.nn.layers import LowRankAdapter
+from increlora_jax.nn.model import attach, target_sizes
+from increlora_jax.nn.start import start_small
+from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 
 def lora(
-    model: nnx.Module,
+    model: Any,
     *,
     targets: Targets,
     exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
     adapter: AdapterConfig,
     growth: GrowthConfig,
     is_trained: Callable[[str], bool] = base.trains_nothing,
@@ -33,32 +34,33 @@ def lora(
     rank = int(growth.target_rank)
     if rank != growth.target_rank:
         raise InputError(f"--target-rank {growth.target_rank} must be whole for --method lora")
-    sizes = target_sizes(model, targets, exclude)
+    sizes = target_sizes(model, targets, exclude, parameters)
 
-    def attach_adapters(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        attach(
+    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
+        return attach(
             model,
             targets,
             exclude=exclude,
+            parameters=parameters,
             max_rank=rank,
             initial_rank=rank,
             scaling=Scaling(adapter.lora_alpha, "target", rank),
             dropout=adapter.lora_dropout,
             rngs=rngs,
             dtype=dtype,
+            start=_start,
         )
-        for layer in adapted_layers(model).values():
-            _start(layer.adapter, rngs.params())
-        return model
 
     description = f"{len(sizes)} modules of rank {rank}"
     return base.fixed_method("lora", description, attach=attach_adapters, is_trained=is_trained)
 
 
-def _start(adapter: LowRankAdapter, key: Array) -> None:
+def _start(
+    rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: Any
+) -> tuple[Adapter, Slots]:
     """Draw A, and put B to 0 and λ to 1, for good."""
-    bound, matrix = adapter.A.shape[0] ** -0.5, adapter.A[...]
-    adapter.A[...] = jax.random.uniform(key, matrix.shape, matrix.dtype, -bound, bound)
-    adapter.B[...] = jnp.zeros_like(adapter.B[...])
-    adapter.lam[...] = jnp.ones_like(adapter.lam[...])
-    adapter.lambda_born[...] = jnp.full_like(adapter.lambda_born[...], NEVER)
+    adapter, slots = start_small(rngs, shape, max_rank, initial_rank, dtype)
+    bound = shape[-2] ** -0.5
+    A = jax.random.uniform(rngs.params(), adapter.A.shape, dtype, -bound, bound)
+    fixed = slots._replace(lambda_born=jnp.full_like(slots.lambda_born, NEVER))
+    return Adapter(A, jnp.ones_like(adapter.lam), jnp.zeros_like(adapter.B)), fixed

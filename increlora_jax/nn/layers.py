@@ -1,8 +1,6 @@
 """NNX layers that carry an adapter beside their frozen kernel."""
 
-from collections.abc import Sequence
-from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +10,14 @@ from jaxtyping import Array, Float
 from increlora_jax.core.adapter import (
     Adapter,
     Scaling,
-    Score,
     Slots,
     Update,
     apply_update,
     effective_update,
-    init_slots,
 )
 from increlora_jax.errors import InputError
-
-INIT_STD = 0.02
-"""Standard deviation of A and B in every slot at the start (DESIGN §2)."""
+from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
+from increlora_jax.nn.start import Start, start_small
 
 
 class AdapterParam(nnx.LoRAParam):
@@ -47,22 +42,17 @@ class LowRankAdapter(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
+        stack: tuple[int, ...] = (),
+        start: Start = start_small,
     ):
-        normal = jax.nn.initializers.normal(INIT_STD)
-        self.A = AdapterParam(normal(rngs.params(), (inputs, max_rank), dtype))
-        self.lam = AdapterParam(jnp.zeros(max_rank, dtype))
-        self.B = AdapterParam(normal(rngs.params(), (max_rank, outputs), dtype))
-        slots = init_slots(max_rank, initial_rank)
-        self.active = SlotState(slots.active)
-        self.reserve = SlotState(slots.reserve)
-        self.is_advancing = SlotState(slots.is_advancing)
-        self.lambda_born = SlotState(slots.lambda_born)
-        self.matrix_born = SlotState(slots.matrix_born)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        adapter, slots = start(rngs, (*stack, inputs, outputs), max_rank, initial_rank, dtype)
+        for name, value in adapter._asdict().items():
+            setattr(self, name, AdapterParam(value))
+        for name, value in slots._asdict().items():
+            setattr(self, name, SlotState(value))
+        self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
-        self.score: Score | None = None
         self.probe: Array | None = nnx.data(None)  # see `core.adapter.apply_update`
-        self.has_probed = False
 
     @property
     def parameters(self) -> Adapter:
@@ -83,18 +73,31 @@ class LowRankAdapter(nnx.Module):
         """Compute the adapter's part of the layer's output.
 
         Raises:
-            InputError: a second call under one scalar probe, whose cotangent would be a sum of
-                scores where the score of the summed gradient is wanted.
+            InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
-        if self.probe is not None and self.probe.ndim == 0:
-            if self.has_probed:
-                raise InputError(
-                    "an adapted layer is called more than once in a forward pass, which a fused "
-                    "score cannot tell from one call; set gradient_accumulation_steps to 2 or "
-                    "more, or importance to lambda_gradient, both of which add up before scoring"
-                )
-            self.has_probed = True
-        return apply_update(self.dropout(x), self.update, self.probe, self.score)
+        update = self.update
+        if update.A.ndim != 2 or update.slots.active.ndim != 1:
+            raise InputError(
+                f"an adapter with A {list(update.A.shape)} and masks "
+                f"{list(update.slots.active.shape)} is called as if it were one layer's; where "
+                "nnx.scan or nnx.vmap slices a stack of layers, it must slice all of its state, as "
+                "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, SlotState): 0})"
+            )
+        return apply_update(self.dropout(x), update, self.probe)
+
+
+def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Dropout:
+    """A dropout, or a stack of them, each with a stream of its own; none is drawn at rate 0."""
+    if not rate:
+        return nnx.Dropout(rate)
+
+    def make(key: Array) -> nnx.Dropout:
+        return nnx.Dropout(rate, rngs=nnx.Rngs(key))
+
+    for _ in stack:
+        make = nnx.vmap(make)
+    key = rngs.dropout()
+    return make(jax.random.split(key, stack) if stack else key)
 
 
 class AdaptedLayer(nnx.Module):
@@ -151,8 +154,8 @@ class AdaptedLayer(nnx.Module):
         rows = self._to_rows(x if self.dtype is None else x.astype(self.dtype))
         return y + self._from_rows(self.adapter(rows)).astype(y.dtype)
 
-    def matrix_shape(self) -> tuple[int, int]:
-        """(inputs, outputs) of the kernel seen as a matrix; asks only what the plain layer has."""
+    def kernel_axes(self) -> KernelAxes:
+        """How the kernel is a matrix, from the end; asks only what the plain layer has."""
         raise TypeError(f"{type(self).__name__} must say how its kernel is a matrix")
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
@@ -161,8 +164,8 @@ class AdaptedLayer(nnx.Module):
     def _from_rows(self, y: Float[Array, "*batch outputs"]) -> Array:
         return y
 
-    def _as_kernel(self, delta: Float[Array, "inputs outputs"]) -> Array:
-        return delta.reshape(self.kernel.shape)
+    def _as_kernel(self, delta: Float[Array, "*stack inputs outputs"]) -> Array:
+        return self.kernel_axes().as_kernel(delta, self.kernel.shape)
 
 
 class AdaptedLinear(AdaptedLayer, nnx.Linear):
@@ -174,9 +177,9 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
         """Apply the layer and its adapter to the last axis."""
         return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, *places, **options))
 
-    def matrix_shape(self) -> tuple[int, int]:
-        """(in_features, out_features)."""
-        return self.in_features, self.out_features
+    def kernel_axes(self) -> KernelAxes:
+        """[in_features, out_features]."""
+        return KernelAxes((-2,), (-1,))
 
 
 class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
@@ -190,17 +193,16 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
             inputs, nnx.LinearGeneral.__call__(self, inputs, *places, **options)
         )
 
-    def matrix_shape(self) -> tuple[int, int]:
-        """The products of in_features and of out_features."""
+    def kernel_axes(self) -> KernelAxes:
+        """[*in_features, *out_features]."""
         if self.batch_axis:
             raise InputError("a LinearGeneral with batch_axis cannot be adapted; exclude it")
-        return prod(self.in_features), prod(self.out_features)
+        outputs = len(self.out_features)
+        both = outputs + len(self.in_features)
+        return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
-        axes = sorted(axis % x.ndim for axis in self.axis)  # as Flax does, whatever their order
-        last = range(x.ndim - len(axes), x.ndim)
-        moved = jnp.moveaxis(x, axes, tuple(last))
-        return moved.reshape(*moved.shape[: last.start], -1)
+        return rows_of_axes(x, self.axis)
 
     def _from_rows(self, y: Float[Array, "*batch outputs"]) -> Array:
         return y.reshape(*y.shape[:-1], *self.out_features)
@@ -223,63 +225,15 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
             inputs, nnx.Einsum.__call__(self, inputs, None, *places, **options)
         )
 
-    def matrix_shape(self) -> tuple[int, int]:
-        """The products of the contracted and of the new axes of the kernel."""
-        axes = EinsumAxes.parse(self.einsum_str)
-        sizes = axes.kernel_sizes(self.kernel_shape)
-        return prod(sizes[a] for a in axes.contracted), prod(sizes[a] for a in axes.new)
+    def kernel_axes(self) -> KernelAxes:
+        """The contracted and the new axes of the kernel."""
+        return EinsumAxes.parse(self.einsum_str).kernel_axes()
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
-        axes = EinsumAxes.parse(self.einsum_str)
-        moved = jnp.einsum(f"{axes.inputs}->{axes.kept}{axes.contracted}", x)
-        return moved.reshape(*moved.shape[: moved.ndim - len(axes.contracted)], -1)
+        return EinsumAxes.parse(self.einsum_str).to_rows(x)
 
     def _from_rows(self, y: Float[Array, "*batch outputs"]) -> Array:
-        axes = EinsumAxes.parse(self.einsum_str)
-        sizes = axes.kernel_sizes(self.kernel_shape)
-        split = y.reshape(*y.shape[:-1], *(sizes[a] for a in axes.new))
-        return jnp.einsum(f"{axes.kept}{axes.new}->{axes.outputs}", split)
-
-    def _as_kernel(self, delta: Float[Array, "inputs outputs"]) -> Array:
-        axes = EinsumAxes.parse(self.einsum_str)
-        sizes = axes.kernel_sizes(self.kernel_shape)
-        split = delta.reshape([sizes[a] for a in axes.contracted + axes.new])
-        return jnp.einsum(f"{axes.contracted}{axes.new}->{axes.kernel}", split)
-
-
-class EinsumAxes(NamedTuple):
-    """The axes of `inputs,kernel->outputs`, by what becomes of them."""
-
-    inputs: str
-    kernel: str
-    outputs: str
-    contracted: str  # kernel axes summed against the input
-    new: str  # kernel axes of the output
-    kept: str  # input axes of the output, the ellipsis among them
-
-    @classmethod
-    def parse(cls, equation: str | None) -> "EinsumAxes":
-        """Read an equation of two operands, the second one the kernel."""
-        if equation is None:
-            raise InputError(
-                "an Einsum without einsum_str of its own cannot be adapted; exclude it"
-            )
-        operands, outputs = equation.replace(" ", "").split("->")
-        inputs, kernel = operands.split(",")
-        contracted = "".join(a for a in kernel if a in inputs and a not in outputs)
-        new = "".join(a for a in kernel if a in outputs and a not in inputs)
-        if set(contracted + new) != set(kernel):
-            raise InputError(
-                f"the Einsum {equation!r} has a kernel axis that is neither contracted with the "
-                "input nor new in the output; it cannot be adapted, exclude it"
-            )
-        ellipsis = "..." if "..." in inputs else ""
-        kept = ellipsis + "".join(a for a in inputs if a in outputs and a != ".")
-        return cls(inputs, kernel, outputs, contracted, new, kept)
-
-    def kernel_sizes(self, shape: Sequence[int]) -> dict[str, int]:
-        """The length of each kernel axis."""
-        return dict(zip(self.kernel, shape, strict=True))
+        return EinsumAxes.parse(self.einsum_str).from_rows(y, self.kernel_shape)
 
 
 ADAPTED_TYPES: dict[type[nnx.Module], type[AdaptedLayer]] = {
@@ -288,6 +242,11 @@ ADAPTED_TYPES: dict[type[nnx.Module], type[AdaptedLayer]] = {
 """The layer of Flax → the adapted layer that takes its place."""
 
 
-def matrix_shape(layer: nnx.Module) -> tuple[int, int]:
+def kernel_axes(layer: nnx.Module) -> KernelAxes:
+    """How a plain layer's kernel is a matrix, or a stack of them."""
+    return ADAPTED_TYPES[type(layer)].kernel_axes(layer)  # type: ignore[arg-type]
+
+
+def matrix_shape(layer: Any) -> tuple[int, int]:
     """(inputs, outputs) of a plain layer's kernel seen as a matrix."""
-    return ADAPTED_TYPES[type(layer)].matrix_shape(layer)  # type: ignore[arg-type]
+    return kernel_axes(layer).matrix_shape(layer.kernel.shape)

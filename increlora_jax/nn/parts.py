@@ -1,15 +1,16 @@
 """A model taken apart into plain dictionaries by path, and put together again inside a step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import Adapter, Score, Slots
-from increlora_jax.nn.attach import adapted_layers
+from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
+from increlora_jax.nn.attach import adapters_of, detach, merge
+from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
 
 
@@ -30,13 +31,37 @@ class Parts(NamedTuple):
         return flat
 
 
-class Skeleton(NamedTuple):
+@runtime_checkable
+class Skeleton(Protocol):
     """A model without its arrays: static, hashable by identity, closed over by jitted functions."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The adapted modules in order; the matrices of a stack are `path[0]` and so on."""
+
+    def assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: dict[str, Array] | None = None,
+        score: Score | None = None,
+    ) -> Any:
+        """Make the model whole: training with dropout from `key`, or evaluating without one.
+
+        `probes` by adapter and `score` as in `core.adapter.spread_probe`.
+        """
+
+    def merge(self, parts: Parts) -> Any:
+        """Make a plain model of the user's own kind, every update in its kernel."""
+
+
+class ModuleSkeleton(NamedTuple):
+    """The skeleton of an NNX model."""
 
     graphdef: Any
     paths: dict[str, tuple[Any, ...]]  # every variable but the random streams
-    streams: dict[str, tuple[Any, ...]]  # the random streams' keys and counts
-    modules: tuple[str, ...]  # the adapted layers in module order
+    streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
+    modules: tuple[str, ...]
 
     def assemble(
         self,
@@ -45,37 +70,48 @@ class Skeleton(NamedTuple):
         probes: dict[str, Array] | None = None,
         score: Score | None = None,
     ) -> nnx.Module:
-        """Make the model whole: training with dropout from `key`, or evaluating without one."""
+        """Make the model whole; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
-        for path, layer in adapted_layers(model).items():
-            layer.adapter.score = score
-            layer.adapter.probe = nnx.data(probes[path] if probes else None)
+        adapters = adapters_of(model)
+        for path, probe in (probes or {}).items():
+            own = adapters[path]
+            own.probe = nnx.data(spread_probe(probe, own.update, score))
         if key is None:
             model.eval()
         else:
             model.train()
         return model
 
+    def merge(self, parts: Parts) -> nnx.Module:
+        """Make a plain NNX model."""
+        return detach(merge(self.assemble(parts)))
+
     def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
         flat = {**parts.base, **parts.learned()}
         leaves = {path: flat[name] for name, path in self.paths.items()}
         root = jax.random.key(0) if key is None else key
-        for index, path in enumerate(self.streams.values()):
-            is_key = path[-1] == "key"
-            leaves[path] = jax.random.fold_in(root, index) if is_key else jnp.zeros((), jnp.uint32)
+        for index, (path, shape) in enumerate(self.streams.values()):
+            own = jax.random.fold_in(root, index)
+            if path[-1] != "key":
+                leaves[path] = jnp.zeros(shape, jnp.uint32)
+            else:
+                leaves[path] = jax.random.split(own, shape) if shape else own
         return leaves
 
 
-def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[Skeleton, Parts]:
+def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[ModuleSkeleton, Parts]:
     """Take a model apart; `is_trained(path)` says which of its own parameters learn in full.
 
     Random streams are left out: every step makes them anew from its key.
     """
     graphdef, state = nnx.split(model)
     variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
-    streams = {n: path for n, (path, v) in variables.items() if isinstance(v, nnx.RngState)}
+    streams = {
+        name: (path, variable.get_value().shape)
+        for name, (path, variable) in variables.items()
+        if isinstance(variable, nnx.RngState)
+    }
     paths = {name: path for name, (path, _) in variables.items() if name not in streams}
-    modules = tuple(adapted_layers(model))
     head: dict[str, Array] = {}
     base: dict[str, Array] = {}
     for name in paths:
@@ -87,11 +123,16 @@ def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[Skeleto
                 head[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
             else:
                 base[name] = value
-    layers = adapted_layers(model)
+    adapters = adapters_of(model)
     parts = Parts(
-        {name: layer.adapter.parameters for name, layer in layers.items()},
-        {name: layer.adapter.slots for name, layer in layers.items()},
+        {name: adapter.parameters for name, adapter in adapters.items()},
+        {name: adapter.slots for name, adapter in adapters.items()},
         head,
         base,
     )
-    return Skeleton(graphdef, paths, streams, modules), parts
+    return ModuleSkeleton(graphdef, paths, streams, module_names(parts.slots)), parts
+
+
+def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:
+    """The name of every matrix that has slots, in the order of the dictionary."""
+    return tuple(n for path, s in slots.items() for n in stack_names(path, s.is_advancing.shape))

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from increlora_jax.core.adapter import Slots
+from increlora_jax.nn.kernels import path_of, stack_names
 from increlora_jax.nn.parts import Parts
 
 
@@ -16,6 +18,7 @@ class TrainableReport(NamedTuple):
     head: int
     base: int
     ranks: dict[str, int]
+    full: tuple[str, ...]  # modules whose buffer holds no slot to grow into
 
     @property
     def total_rank(self) -> int:
@@ -35,17 +38,33 @@ class TrainableReport(NamedTuple):
 def report(parts: Parts) -> TrainableReport:
     """Count what `parts` holds; reads the masks, so it waits for the device."""
     slots = jax.device_get(parts.slots)
-    ranks = {name: int(np.sum(slots[name].active)) for name in parts.adapters}
+    ranks = ranks_of(slots)
     active = sum(
-        ranks[name] * (a.A.shape[-2] + a.B.shape[-1] + 1) for name, a in parts.adapters.items()
+        int(slots[path].active.sum()) * (a.A.shape[-2] + a.B.shape[-1] + 1)
+        for path, a in parts.adapters.items()
     )
+    widths = {path: held.active.shape[-1] for path, held in slots.items()}
     return TrainableReport(
         active=active,
         buffer=_count(parts.adapters),
         head=_count(parts.head),
         base=_count(parts.base),
         ranks=ranks,
+        full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
     )
+
+
+def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
+    """The rank of every module, each of a stack apart; reads the masks."""
+    return {
+        name: int(rank)
+        for path, held in jax.device_get(slots).items()
+        for name, rank in zip(
+            stack_names(path, held.is_advancing.shape),
+            np.sum(held.active, axis=-1).reshape(-1),
+            strict=True,
+        )
+    }
 
 
 def _count(tree: object) -> int:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from increlora_jax.nn.report import ranks_of
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.logging import RunLog
@@ -180,5 +181,5 @@ def _count_tokens(batch: dict[str, np.ndarray]) -> int:
 
 
 def _ranks(trainer: Trainer, state: TrainState) -> np.ndarray:
-    slots = jax.device_get(state.slots)
-    return np.array([slots[name].active.sum() for name in trainer.skeleton.modules])
+    ranks = ranks_of(state.slots)
+    return np.array([ranks[name] for name in trainer.skeleton.modules])

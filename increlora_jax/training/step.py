@@ -6,28 +6,40 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array
 
 from increlora_jax.config import TrainingConfig
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.schedule import SHAPES, rate_at
+from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Evidence, Info, Method
 from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
 Batch = dict[str, Array]
 Base = dict[str, Array]
-Loss = Callable[[nnx.Module, Batch], tuple[Array, Array]]
+Loss = Callable[[Any, Batch], tuple[Array, Array]]
 """(model, batch) → (sum of the losses [], sum of their weights [])."""
 
 
 class Gradients(NamedTuple):
-    """What the backward passes of one step leave behind."""
+    """What the backward passes of one step leave behind.
+
+    Those of several micro-batches may be averaged like arrays where the configuration's
+    `gradient_accumulation_steps` is above 1: their evidence is then dense, and scored as a whole.
+    """
 
     loss: Array
     params: Trainable
     evidence: Evidence | None
+
+
+def no_loss(model: Any, batch: Any) -> Any:
+    """The loss of a trainer whose user differentiates one of his own."""
+    raise InputError(
+        "this trainer was made without a loss, which its `step` needs: give prepare(…, loss=…), "
+        "or call value_and_grad(loss) and update"
+    )
 
 
 class Trainer(NamedTuple):
@@ -60,13 +72,41 @@ class Trainer(NamedTuple):
 
         A loss or gradient that is not finite leaves everything as it was; `info` says so.
         """
-        key = jax.random.fold_in(state.key, state.step)
-        forward_key, method_key = jax.random.split(key)
-        gradients = self._gradients(state, base, batch, forward_key, is_scored)
-        return self.apply(state, gradients, method_key)
+        if self.accumulation > 1:
+            return self.update(state, self._of_sums(state, base, batch, is_scored))
 
-    def apply(self, state: TrainState, gradients: Gradients, key: Array) -> tuple[TrainState, Info]:
+        def mean(model: Any, batch: Batch) -> Array:
+            loss, weight = self.loss(model, batch)
+            return loss / weight
+
+        _, gradients = self.value_and_grad(mean)(state, base, batch, is_scored=is_scored)
+        return self.update(state, gradients)
+
+    def value_and_grad(self, loss: Callable[..., Any], *, has_aux: bool = False) -> Any:
+        """Differentiate `loss(model, *args)` [] as `jax.value_and_grad` does, dropout on.
+
+        The function returned takes `(state, base, *args)` and gives the loss, or (loss, aux), and
+        the `Gradients` that `update` wants. `is_scored=False` saves the score of a step where
+        `method.is_scored` says that it is not wanted.
+        """
+
+        def differentiate(state: TrainState, base: Base, *args: Any, is_scored: bool = True) -> Any:
+            key, _ = _step_keys(state)
+
+            def of_whole_model(params: Trainable, probes: Evidence) -> Any:
+                return loss(self._training_model(params, state, base, key, probes), *args)
+
+            value, (params, evidence) = jax.value_and_grad(
+                of_whole_model, argnums=(0, 1), has_aux=has_aux
+            )(state.params, self._probes(state, is_scored))
+            mean = value[0] if has_aux else value
+            return value, Gradients(mean, params, evidence if is_scored else None)
+
+        return differentiate
+
+    def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Gradient in; regularizer, optimizer, score and growth done."""
+        _, key = _step_keys(state)
         orth, pull = self._regularization(state)
         total = jax.tree.map(jnp.add, gradients.params, pull)
         born = births(state.params, state.slots)
@@ -96,59 +136,49 @@ class Trainer(NamedTuple):
         }
         return kept, info
 
-    def predict(self, state: TrainState, base: Base, call: Callable[[nnx.Module], Any]) -> Any:
+    def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
         """What `call` makes of the whole model, without dropout."""
-        return call(self.skeleton.assemble(self._parts(state.params, state, base)))
+        return call(self.skeleton.assemble(self.parts(state, base)))
 
-    def _parts(self, params: Trainable, state: TrainState, base: Base) -> Parts:
-        return Parts(params.adapter, state.slots, params.head, base)
+    def parts(self, state: TrainState, base: Base) -> Parts:
+        """The model of a state taken apart, as reports and files want it."""
+        return Parts(state.params.adapter, state.slots, state.params.head, base)
 
-    def _gradients(
-        self, state: TrainState, base: Base, batch: Batch, key: Array, is_scored: bool
-    ) -> Gradients:
-        probes = self._probes(state) if is_scored else {}
+    def merge(self, state: TrainState, base: Base) -> Any:
+        """The user's own kind of model, without adapters, every update in its kernel."""
+        return self.skeleton.merge(self.parts(state, base))
+
+    def _training_model(
+        self, params: Trainable, state: TrainState, base: Base, key: Array, probes: Evidence
+    ) -> Any:
+        parts = Parts(params.adapter, state.slots, params.head, base)
+        return self.skeleton.assemble(parts, key, probes, self.method.score)
+
+    def _probes(self, state: TrainState, is_scored: bool) -> Evidence:
+        return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}
+
+    def _of_sums(self, state: TrainState, base: Base, batch: Batch, is_scored: bool) -> Gradients:
+        """Add up micro-batches and divide once: the mean over the whole batch, exactly."""
+        key, _ = _step_keys(state)
+        keys = jax.random.split(key, self.accumulation)
+        probes = self._probes(state, is_scored)
 
         def total(params: Trainable, probes: Evidence, batch: Batch, key: Array) -> Any:
-            parts = self._parts(params, state, base)
-            model = self.skeleton.assemble(parts, key, probes, self.method.score)
-            return self.loss(model, batch)
+            return self.loss(self._training_model(params, state, base, key, probes), batch)
 
-        if self.accumulation == 1:
-            loss, (params, evidence) = self._of_mean(total, state.params, probes, batch, key)
-        else:
-            loss, (params, evidence) = self._of_sums(total, state.params, probes, batch, key)
-        return Gradients(loss, params, evidence if is_scored else None)
-
-    def _probes(self, state: TrainState) -> Evidence:
-        return self.method.probes(state.params.adapter, self.accumulation > 1)
-
-    def _of_mean(
-        self, total: Callable[..., Any], params: Trainable, probes: Evidence, batch: Batch, key: Any
-    ) -> Any:
-        def mean(params: Trainable, probes: Evidence) -> Array:
-            loss, weight = total(params, probes, batch, key)
-            return loss / weight
-
-        return jax.value_and_grad(mean, argnums=(0, 1))(params, probes)
-
-    def _of_sums(
-        self, total: Callable[..., Any], params: Trainable, probes: Evidence, batch: Batch, key: Any
-    ) -> Any:
-        """Add up micro-batches and divide once: the mean over the whole batch, exactly."""
         differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
 
         def add(sums: Any, micro: Any) -> tuple[Any, None]:
-            (loss, weight), gradients = differentiate(params, probes, *micro)
+            (loss, weight), gradients = differentiate(state.params, probes, *micro)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        keys = jax.random.split(key, self.accumulation)
         first = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
-        shapes = jax.eval_shape(lambda: differentiate(params, probes, *first))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (loss, weight), gradients = zeros
+        shapes = jax.eval_shape(lambda: differentiate(state.params, probes, *first))
+        (loss, weight), gradients = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         sums, _ = jax.lax.scan(add, (loss, weight, gradients), (batch, keys))
         loss, weight, gradients = sums
-        return loss / weight, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        params, evidence = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        return Gradients(loss / weight, params, evidence if is_scored else None)
 
     def _regularization(self, state: TrainState) -> tuple[Array, Trainable]:
         """The regularizer's value and the gradient of its weighted form; the head has no part."""
@@ -159,6 +189,12 @@ class Trainer(NamedTuple):
 
         (_, value), pull = jax.value_and_grad(weighted, has_aux=True)(state.params.adapter)
         return value, Trainable(pull, jax.tree.map(jnp.zeros_like, state.params.head))
+
+
+def _step_keys(state: TrainState) -> tuple[Array, Array]:
+    """The keys of a step: of its forward pass, and of its method."""
+    forward, method = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return forward, method
 
 
 def build_trainer(

@@ -9,9 +9,12 @@ from increlora_jax.core.adapter import (
     Scaling,
     Update,
     apply_update,
+    effective_delta,
     effective_lambda,
     effective_update,
     init_slots,
+    over_stack,
+    spread_probe,
 )
 from increlora_jax.core.importance import sensitivity
 
@@ -41,8 +44,12 @@ def dense_product(x, A, lam_hat, B, scale):
     return x @ (scale * (A * lam_hat) @ B)
 
 
+def apply_probed(x, update, probe):
+    return apply_update(x, update, spread_probe(probe, update, sensitivity))
+
+
 def cotangents(x, update, dy, probe=None):
-    _, pull = jax.vjp(lambda x, u, p: apply_update(x, u, p, sensitivity), x, update, probe)
+    _, pull = jax.vjp(apply_probed, x, update, probe)
     return pull(dy)
 
 
@@ -67,7 +74,7 @@ def shapes_of(jaxpr):
 
 def backward_shapes(x, update, dy, probe):
     def product(x, probe, A, lam_hat, B):
-        return apply_update(x, update._replace(A=A, lam_hat=lam_hat, B=B), probe, sensitivity)
+        return apply_probed(x, update._replace(A=A, lam_hat=lam_hat, B=B), probe)
 
     def backward(*args):
         return jax.vjp(product, *args)[1](dy)
@@ -127,9 +134,7 @@ def test_slot_probe_receives_the_gradient_of_lambda_hat(x, update, dy):
 @pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
 def test_probe_changes_neither_output_nor_other_cotangents(x, update, dy, shape):
     probe = jnp.zeros(shape)
-    np.testing.assert_array_equal(
-        apply_update(x, update, probe, sensitivity), apply_update(x, update)
-    )
+    np.testing.assert_array_equal(apply_probed(x, update, probe), apply_update(x, update))
     with_probe, without = cotangents(x, update, dy, probe), cotangents(x, update, dy)
     for got, expected in zip(with_probe[:2], without[:2], strict=True):
         jax.tree.map(np.testing.assert_array_equal, got, expected)
@@ -148,14 +153,55 @@ def test_a_dense_matrix_is_formed_for_a_scalar_probe(x, update, dy):
 
 
 def test_forward_pass_of_a_scored_step_stays_factored(x, update):
-    jaxpr = jax.make_jaxpr(lambda p: apply_update(x, update, p, sensitivity))(jnp.zeros(()))
-    assert (IN, OUT) not in shapes_of(jaxpr.jaxpr)
+    program = jax.jit(apply_probed).lower(x, update, jnp.zeros(())).compile().as_text()
+    assert f"[{IN},{SLOTS}]" in program
+    assert f"[{IN},{OUT}]" not in program
 
 
-def test_scalar_probe_without_a_score_is_an_error(x, update, dy):
-    _, pull = jax.vjp(lambda p: apply_update(x, update, p), jnp.zeros(()))
+def test_a_layer_called_twice_is_scored_by_the_sum_of_its_gradients(x, update, dy):
+    def twice(probe):
+        probe = spread_probe(probe, update, sensitivity)
+        y = apply_update(x, update, probe), apply_update(jnp.cos(x), update, probe)
+        return jnp.vdot(y[0], dy) - 2 * jnp.vdot(y[1], dy)
+
+    G = dense_gradient(x, dy) - 2 * dense_gradient(np.cos(x), dy)
+    expected = np.abs(np.asarray(update.delta) * G).sum() / np.sqrt(IN * OUT)
+    np.testing.assert_allclose(jax.grad(twice)(jnp.zeros(())), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
+def test_evidence_of_a_dense_delta_is_that_of_the_product(x, update, dy, shape):
+    def product(probe):
+        probe = spread_probe(probe, update, sensitivity)
+        return jnp.vdot(x @ effective_delta(update, probe), dy)
+
+    probe = jnp.zeros(shape)
+    expected = cotangents(x, update, dy, probe)[2]
+    np.testing.assert_allclose(jax.grad(product)(probe), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_each_matrix_of_a_stack_has_a_score_of_its_own(float64, make_adapter, make_slots, x, dy):
+    stack = make_adapter(IN, SLOTS, OUT, stack=(2, 3))
+    slots = make_slots(["arad", "aaar", "addd", "aadd", "rada", "aaaa"])
+    slots = jax.tree.map(lambda leaf: leaf.reshape(2, 3, *leaf.shape[1:]), slots)
+    update = effective_update(stack, slots, Scaling(16))
+    weights = jnp.arange(1.0, 7.0).reshape(2, 3)
+
+    def loss(probes):
+        dense = spread_probe(probes, update, sensitivity)
+        return jnp.sum(weights * over_stack(lambda u, p: jnp.vdot(apply_update(x, u, p), dy), 2)(
+            update, dense))  # fmt: skip
+
+    got = jax.grad(loss)(jnp.zeros((2, 3)))
+    for place in np.ndindex(2, 3):
+        one = jax.tree.map(lambda leaf, place=place: leaf[place], update)
+        expected = weights[place] * cotangents(x, one, dy, jnp.zeros(()))[2]
+        np.testing.assert_allclose(got[place], expected, rtol=1e-12)
+
+
+def test_scalar_probe_without_a_score_is_an_error(update):
     with pytest.raises(ValueError, match="needs the score"):
-        pull(dy)
+        spread_probe(jnp.zeros(()), update, None)
 
 
 @pytest.mark.parametrize(("is_advancing", "resting"), [(True, 1e-5), (False, 0.0)])

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, effective_update
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.nn.parts import split
-from increlora_jax.training.step import build_trainer
 from tests import tiny
 from tests.tiny import LAYERS, MLP, MODULES, assert_same, run, start, trains_head
 
@@ -310,20 +308,25 @@ class Twice(nnx.Module):
         return self.head(jnp.tanh(self.inner(jnp.tanh(self.inner(x)))))
 
 
-@pytest.mark.parametrize(
-    ("importance", "is_refused"), [("sensitivity", True), ("lambda_gradient", False)]
-)
-def test_a_layer_called_twice_is_never_scored_wrongly(importance, is_refused):
-    model = Twice()
-    growth = GrowthConfig(importance=importance, init_warmup=1, incre_interval=1)
-    method = increlora(model, steps=9, targets=["inner"], adapter=AdapterConfig(), growth=growth)
-    skeleton, parts = split(method.attach(model, nnx.Rngs(2)), tiny.trains_head)
-    trainer = build_trainer(skeleton, method, tiny.cross_entropy, TrainingConfig(), total_steps=9)
-    state = trainer.init(parts, seed=0)
-    step = jax.jit(trainer.step, static_argnames="is_scored")
-    if is_refused:
-        with pytest.raises(InputError, match="called more than once"):
-            step(state, parts.base, tiny.batch_of(), is_scored=True)
-    else:
-        _, info = step(state, parts.base, tiny.batch_of(), is_scored=True)
-        assert info["is_finite"]
+def test_a_layer_called_twice_is_scored_by_the_gradient_of_both_calls():
+    model, adapter = Twice(), AdapterConfig()
+    growth = GrowthConfig(init_warmup=1, incre_interval=1)
+    method = increlora(model, steps=9, targets=["inner"], adapter=adapter, growth=growth)
+    begun = start(method, steps=9, model=model, warmup_steps=0)
+    state = run(begun, 2)[-1][0]
+    batch = tiny.batch_of(seed=2)
+    _, info = begun.step(state, begun.parts.base, batch, is_scored=True)
+    update = effective_update(
+        state.params.adapter["inner"], state.slots["inner"], adapter.scaling_rule(2)
+    )
+
+    def loss(delta):
+        whole = Twice()
+        whole.inner.kernel[...] += delta
+        total, weight = tiny.cross_entropy(whole, batch)
+        return total / weight
+
+    G = jax.grad(loss)(update.delta)
+    expected = jnp.abs(update.delta * G).sum() / np.sqrt(G.size)
+    assert expected > 0
+    np.testing.assert_allclose(info["importance"], [expected], rtol=1e-4)  # float32

@@ -12,10 +12,10 @@ from increlora_jax.nn.attach import (
     find_targets,
     merge,
     parameter_selector,
-    path_matches,
     target_sizes,
     unmerge,
 )
+from increlora_jax.nn.targets import path_matches
 
 ATTENTION = ["attention.key", "attention.out", "attention.query", "attention.value"]
 BLOCKS = [f"blocks.{i}" for i in range(11)]

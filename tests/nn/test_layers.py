@@ -5,9 +5,9 @@ from flax import nnx
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import attach
+from increlora_jax.nn.kernels import EinsumAxes, KernelAxes
 from increlora_jax.nn.layers import (
     AdapterParam,
-    EinsumAxes,
     LowRankAdapter,
     SlotState,
     matrix_shape,
@@ -242,7 +242,7 @@ def test_the_layers_own_dtype_reaches_the_adapter(scaling):
 def test_einsum_axes_by_what_becomes_of_them():
     axes = EinsumAxes.parse("...snh, nhd -> ...sd")
     assert (axes.contracted, axes.new, axes.kept) == ("nh", "d", "...s")
-    assert axes.kernel_sizes((2, 4, 6)) == {"n": 2, "h": 4, "d": 6}
+    assert axes.kernel_axes() == KernelAxes(inputs=(-3, -2), outputs=(-1,))
 
 
 @pytest.mark.parametrize("equation", ["bnd,ndh->bnh", "bd,dkz->bk"])

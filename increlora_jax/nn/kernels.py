@@ -1,0 +1,147 @@
+"""A kernel of any rank seen as a matrix, or as a stack of matrices that each have an update."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from increlora_jax.core.adapter import Update, effective_delta
+from increlora_jax.errors import InputError
+
+
+class KernelAxes(NamedTuple):
+    """The axes of a kernel that are its matrix's inputs and outputs, several taken as one.
+
+    All other axes, in order, stack matrices: one layer each, with a rank of its own.
+    """
+
+    inputs: tuple[int, ...] = (0,)
+    outputs: tuple[int, ...] = (1,)
+
+    def from_the_end(self, name: str, shape: Sequence[int]) -> "KernelAxes":
+        """The same axes counted from the end, where slicing off leading axes leaves them.
+
+        Raises:
+            InputError: an axis that the kernel `name` does not have, or has twice.
+        """
+        rank = len(shape)
+        named = [*self.inputs, *self.outputs]
+        places = {axis % rank for axis in named if -rank <= axis < rank}
+        if len(places) != len(named) or not self.inputs or not self.outputs:
+            raise InputError(
+                f"{name} {list(shape)} is no matrix by {self}: name each of its input and output "
+                "axes once, as in parameters={'" + name + "': KernelAxes(inputs=(0,), "
+                "outputs=(1, 2))}"
+            )
+        return KernelAxes(
+            tuple(axis % rank - rank for axis in self.inputs),
+            tuple(axis % rank - rank for axis in self.outputs),
+        )
+
+    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(inputs, outputs) of one matrix of a kernel of that shape."""
+        return prod(shape[a] for a in self.inputs), prod(shape[a] for a in self.outputs)
+
+    def stack_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The lengths of the other axes, () of a single matrix."""
+        return tuple(shape[a] for a in self.stack_axes(len(shape)))
+
+    def as_kernel(
+        self, delta: Float[Array, "*stack inputs outputs"], shape: Sequence[int]
+    ) -> Array:
+        """Arrange matrices as a kernel of that shape."""
+        rank = len(shape)
+        places = [*self.stack_axes(rank), *(a % rank for a in (*self.inputs, *self.outputs))]
+        return jnp.moveaxis(delta.reshape([shape[a] for a in places]), tuple(range(rank)), places)
+
+    def stack_axes(self, rank: int) -> list[int]:
+        """The other axes, in order, of a kernel of that rank."""
+        named = {axis % rank for axis in (*self.inputs, *self.outputs)}
+        return [axis for axis in range(rank) if axis not in named]
+
+
+def rows_of_axes(x: Array, axes: Sequence[int]) -> Float[Array, "*batch inputs"]:
+    """Make some axes of a layer's input one, and the last."""
+    chosen = sorted(axis % x.ndim for axis in axes)  # as Flax does, whatever their order
+    last = range(x.ndim - len(chosen), x.ndim)
+    moved = jnp.moveaxis(x, chosen, tuple(last))
+    return moved.reshape(*moved.shape[: last.start], -1)
+
+
+class EinsumAxes(NamedTuple):
+    """The axes of `inputs,kernel->outputs`, by what becomes of them."""
+
+    inputs: str
+    kernel: str
+    outputs: str
+    contracted: str  # kernel axes summed against the input
+    new: str  # kernel axes of the output
+    kept: str  # input axes of the output, the ellipsis among them
+
+    @classmethod
+    def parse(cls, equation: str | None) -> "EinsumAxes":
+        """Read an equation of two operands, the second one the kernel."""
+        if equation is None:
+            raise InputError(
+                "an Einsum without einsum_str of its own cannot be adapted; exclude it"
+            )
+        operands, outputs = equation.replace(" ", "").split("->")
+        inputs, kernel = operands.split(",")
+        contracted = "".join(a for a in kernel if a in inputs and a not in outputs)
+        new = "".join(a for a in kernel if a in outputs and a not in inputs)
+        if set(contracted + new) != set(kernel):
+            raise InputError(
+                f"the Einsum {equation!r} has a kernel axis that is neither contracted with the "
+                "input nor new in the output; it cannot be adapted, exclude it"
+            )
+        ellipsis = "..." if "..." in inputs else ""
+        kept = ellipsis + "".join(a for a in inputs if a in outputs and a != ".")
+        return cls(inputs, kernel, outputs, contracted, new, kept)
+
+    def kernel_axes(self) -> KernelAxes:
+        """The contracted and the new axes of the kernel."""
+        inputs, outputs = (
+            tuple(self.kernel.index(a) - len(self.kernel) for a in letters)
+            for letters in (self.contracted, self.new)
+        )
+        return KernelAxes(inputs, outputs)
+
+    def to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
+        """Make the contracted axes of the layer's input one, and the last."""
+        moved = jnp.einsum(f"{self.inputs}->{self.kept}{self.contracted}", x)
+        return moved.reshape(*moved.shape[: moved.ndim - len(self.contracted)], -1)
+
+    def from_rows(self, y: Float[Array, "*batch outputs"], kernel_shape: Sequence[int]) -> Array:
+        """Make of the last axis the new axes of the layer's output."""
+        sizes = dict(zip(self.kernel, kernel_shape, strict=True))
+        split = y.reshape(*y.shape[:-1], *(sizes[a] for a in self.new))
+        return jnp.einsum(f"{self.kept}{self.new}->{self.outputs}", split)
+
+
+def effective_weight(
+    kernel: Array, axes: KernelAxes, update: Update, probe: Array | None = None
+) -> Array:
+    """W + ΔW in the adapter's precision, then rounded to W's; differentiable."""
+    delta = axes.as_kernel(effective_delta(update, probe), kernel.shape)
+    return (kernel + delta).astype(kernel.dtype)
+
+
+def stack_names(path: str, stack: Sequence[int]) -> list[str]:
+    """The name of every matrix at a path: the path itself, or `path[3]` by place in its stack."""
+    if not stack:
+        return [path]
+    return [f"{path}[{','.join(map(str, place))}]" for place in np.ndindex(*stack)]
+
+
+def path_of(name: str) -> str:
+    """The path of what `stack_names` has named."""
+    return name.rpartition("[")[0] if name.endswith("]") else name
+
+
+def module_order(path: str) -> list[tuple[bool, int, str]]:
+    """The sorting key of module order: by the parts of the path, numbers as numbers, first."""
+    parts = path.split(".")
+    return [(False, int(p), "") if p.isdigit() else (True, 0, p) for p in parts]

@@ -1,0 +1,369 @@
+"""Adapters on any Linen model, by intercepting its layers' calls; its params stay as they are."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import meta, unfreeze
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import (
+    Adapter,
+    Scaling,
+    Score,
+    Slots,
+    Update,
+    apply_update,
+    effective_update,
+    spread_probe,
+)
+from increlora_jax.errors import InputError
+from increlora_jax.nn.kernels import (
+    EinsumAxes,
+    KernelAxes,
+    effective_weight,
+    module_order,
+    rows_of_axes,
+    stack_names,
+)
+from increlora_jax.nn.parts import Parts, module_names
+from increlora_jax.nn.start import Start, start_adapter, start_small
+from increlora_jax.nn.targets import (
+    ALL_LINEAR,
+    NO_DROPOUT,
+    NO_PARAMETERS,
+    Parameters,
+    Targets,
+    ask_to_declare,
+    choose,
+    declared_axes,
+    subtree_selector,
+)
+from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart
+
+LAYERS = "Dense, DenseGeneral or Einsum layer"
+LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+EXTRA = "increlora_adapter"
+"""What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
+
+
+class LinenModel:
+    """A Linen module, its variables as `init` gives them, and inputs of one call to learn from.
+
+    The call, `module.apply(variables, *inputs, **options)`, is only traced, so that arrays may be
+    `jax.ShapeDtypeStruct`s. Boxes with partitioning metadata are taken off the variables.
+    """
+
+    def __init__(self, module: nn.Module, variables: Any, *inputs: Any, **options: Any):
+        self.module = module
+        self.variables = unfreeze(meta.unbox(variables))
+        self.inputs = inputs
+        self.options = options
+
+    def take_apart(self) -> tuple[TreeShape, dict[str, Any]]:
+        """The variables' shape and their arrays by path, in which `params` goes without saying."""
+        shape, arrays = take_apart(self.variables)
+        names = tuple(name and name.removeprefix("params.") for name in shape.names)
+        plain = {name.removeprefix("params."): array for name, array in arrays.items()}
+        return shape._replace(names=names), plain
+
+
+class Site(NamedTuple):
+    """A place for an adapter: a layer's kernel, or a declared parameter, by effective weights."""
+
+    kernel: str  # its path
+    axes: KernelAxes
+    shape: tuple[int, ...]
+    is_layer: bool
+
+
+class AdaptedLinen(NamedTuple):
+    """A Linen model and the adapters beside it."""
+
+    model: LinenModel
+    adapters: dict[str, Adapter]
+    slots: dict[str, Slots]
+    sites: dict[str, Site]
+    scaling: Scaling
+    dropout: float
+
+
+def target_sizes(
+    model: LinenModel,
+    targets: Targets,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of every target as a matrix; each of a stack apart, as `path[3]`."""
+    return {
+        name: site.axes.matrix_shape(site.shape)
+        for path, site in find_targets(model, targets, exclude, parameters).items()
+        for name in stack_names(path, site.axes.stack_shape(site.shape))
+    }
+
+
+def find_targets(
+    model: LinenModel,
+    targets: Targets,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+) -> dict[str, Site]:
+    """The layers and declared parameters that are targeted, by path, in module order.
+
+    Raises:
+        InputError: a pattern that matches nothing, or a layer that cannot be adapted.
+    """
+    shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
+    modules = _called_modules(model)
+    layers = {path: found for path, found in modules.items() if type(found[0]) in LAYER_TYPES}
+    declared = {
+        path: Site(path, axes, shapes[path], is_layer=False)
+        for path, axes in declared_axes(shapes, parameters).items()
+    }
+    unknown = {} if targets == ALL_LINEAR else _unknown(modules, layers, declared, shapes)
+    places = sorted([*layers, *declared, *unknown], key=module_order)
+    chosen = choose(places, targets, exclude, LAYERS)
+    for path in places:
+        if path in chosen and path in unknown:
+            what = f"a {type(modules[path][0]).__name__}"
+            raise InputError(ask_to_declare(path, what, unknown[path]))
+    return {
+        path: declared.get(path) or _layer_site(path, *layers[path], shapes)
+        for path in places
+        if path in chosen
+    }
+
+
+def _called_modules(model: LinenModel) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Every module that the model's call comes by, and the shape of its kernel in that place."""
+    found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+
+    def record(call: Any, args: Any, options: Any, context: Any) -> Any:
+        output = call(*args, **options)
+        kernel = context.module.get_variable("params", "kernel")
+        shape = getattr(kernel, "shape", ())
+        found[".".join(context.module.path)] = context.module, tuple(shape)
+        return output
+
+    def apply(variables: Any, *inputs: Any) -> Any:
+        key = jax.random.key(0)
+        return model.module.apply(variables, *inputs, rngs={"dropout": key}, **model.options)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(apply, model.variables, *model.inputs)
+    return found
+
+
+def _unknown(
+    modules: Mapping[str, Any],
+    layers: Mapping[str, Any],
+    declared: Mapping[str, Site],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The undeclared kernels of modules of a class that is not Flax's, by path of the module."""
+    unknown: dict[str, dict[str, tuple[int, ...]]] = {}
+    for kernel, shape in shapes.items():
+        path = kernel.rpartition(".")[0]
+        is_theirs = path and path in modules and not _is_flax(modules[path][0])
+        if is_theirs and path not in layers and kernel not in declared:
+            unknown.setdefault(path, {})[kernel] = shape
+    return unknown
+
+
+def _is_flax(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("flax.")
+
+
+def _layer_site(
+    path: str, layer: nn.Module, inner: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> Site:
+    shape = shapes[f"{path}.kernel"]
+    if shape[len(shape) - len(inner) :] != inner:
+        raise InputError(
+            f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
+            "axis than the first; use variable_axes={'params': 0}, or exclude it"
+        )
+    return Site(f"{path}.kernel", _layer_axes(path, layer), shape, is_layer=True)
+
+
+def _layer_axes(path: str, layer: Any) -> KernelAxes:
+    if isinstance(layer, nn.Einsum):
+        return EinsumAxes.parse(layer.einsum_str).kernel_axes()
+    if isinstance(layer, nn.Dense):
+        return KernelAxes((-2,), (-1,))
+    if layer.batch_dims:
+        raise InputError(
+            f"{path} is a DenseGeneral with batch_dims; it cannot be adapted, exclude it"
+        )
+    outputs, inputs = np.size(layer.features), np.size(layer.axis)
+    both = outputs + inputs
+    return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))
+
+
+def attach(
+    model: LinenModel,
+    targets: Targets,
+    *,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+    max_rank: int | dict[str, int] = 8,
+    initial_rank: int = 1,
+    scaling: Scaling,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    start: Start = start_small,
+) -> AdaptedLinen:
+    """Make adapters for the targeted layers of a Linen model, which stays as it is.
+
+    `targets` speaks of module paths such as `Block_0.Dense_1`; the layers of an `nn.scan` are a
+    stack, with a rank each. A parameter of another module becomes a target by `parameters`, with
+    its own path. Outputs are the same bit for bit, since λ starts at 0.
+
+    Raises:
+        InputError: a target that matches nothing or needs declaring, or a rank over a matrix.
+    """
+    found = find_targets(model, targets, exclude, parameters)
+    if dropout and not all(site.is_layer for site in found.values()):
+        raise InputError(NO_DROPOUT)
+    started = {
+        path: start_adapter(path, site.axes, site.shape, max_rank, initial_rank, rngs, dtype, start)
+        for path, site in found.items()
+    }
+    adapters = {path: adapter for path, (adapter, _) in started.items()}
+    slots = {path: slots for path, (_, slots) in started.items()}
+    return AdaptedLinen(model, adapters, slots, found, scaling, dropout)
+
+
+def split(
+    adapted: AdaptedLinen | LinenModel, is_trained: Callable[[str], bool]
+) -> tuple["LinenSkeleton", Parts]:
+    """Take a model apart; `is_trained(path)` says which of its own parameters learn in full."""
+    if isinstance(adapted, LinenModel):
+        adapted = AdaptedLinen(adapted, {}, {}, {}, Scaling(1.0), 0.0)
+    shape, arrays = adapted.model.take_apart()
+    held = set(take_apart(adapted.model.variables["params"])[1])
+    head, base = split_arrays(arrays, lambda path: path in held and is_trained(path))
+    skeleton = LinenSkeleton(
+        shape,
+        adapted.model.module,
+        adapted.sites,
+        adapted.scaling,
+        adapted.dropout,
+        module_names(adapted.slots),
+    )
+    return skeleton, Parts(adapted.adapters, adapted.slots, head, base)
+
+
+def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], bool]:
+    """A test of parameter paths: whether it belongs to one of the modules, said as targets."""
+    return subtree_selector(model.take_apart()[1], modules)
+
+
+class Extra(NamedTuple):
+    """What a layer adds to its output."""
+
+    update: Update
+    probe: Array | None
+    key: Array | None  # of the dropout on the adapter's input
+
+
+class WholeModel(NamedTuple):
+    """A Linen model to call: `module.apply` with variables and adapters in place."""
+
+    module: nn.Module
+    variables: Any
+    key: Array | None
+    dropout: float
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Apply the module; options are those of `apply`. Its random streams are one, `dropout`."""
+        rngs = {} if self.key is None else {"rngs": {"dropout": self.key}}
+        with nn.intercept_methods(self._intercept):
+            return self.module.apply(self.variables, *inputs, **(rngs | options))
+
+    def _intercept(self, call: Any, args: Any, options: Any, context: Any) -> Any:
+        y = call(*args, **options)
+        is_layer = type(context.module) in LAYER_TYPES and context.method_name == "__call__"
+        extra = context.module.get_variable("params", EXTRA) if is_layer else None
+        if extra is None:
+            return y
+        x = args[0] if args else options["inputs"]
+        return y + _adapter_output(context.module, x, extra, self.dropout).astype(y.dtype)
+
+
+def _adapter_output(layer: Any, x: Array, extra: Extra, dropout: float) -> Array:
+    x = x if layer.dtype is None else x.astype(layer.dtype)
+    if isinstance(layer, nn.Einsum):
+        axes = EinsumAxes.parse(layer.einsum_str)
+        return axes.from_rows(_product(axes.to_rows(x), extra, dropout), layer.shape)
+    if isinstance(layer, nn.Dense):
+        return _product(x, extra, dropout)
+    y = _product(rows_of_axes(x, np.atleast_1d(layer.axis).tolist()), extra, dropout)
+    return y.reshape(*y.shape[:-1], *np.atleast_1d(layer.features).tolist())
+
+
+def _product(x: Array, extra: Extra, dropout: float) -> Array:
+    if extra.key is not None:
+        kept = jax.random.bernoulli(extra.key, 1 - dropout, x.shape)
+        x = jnp.where(kept, x / (1 - dropout), 0)
+    return apply_update(x, extra.update, extra.probe)
+
+
+class LinenSkeleton(NamedTuple):
+    """The skeleton of a Linen model."""
+
+    shape: TreeShape
+    module: nn.Module
+    sites: dict[str, Site]
+    scaling: Scaling
+    dropout: float
+    modules: tuple[str, ...]
+
+    def assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: dict[str, Array] | None = None,
+        score: Score | None = None,
+    ) -> WholeModel:
+        """Make the model whole; whether its own dropout is on, its call says as ever."""
+        arrays, extras = {**parts.base, **parts.head}, {}
+        for index, (path, site) in enumerate(self.sites.items()):
+            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            probe = spread_probe(probes[path] if probes else None, update, score)
+            if site.is_layer:
+                stack = update.scale.shape
+                own = self._dropout_keys(key, index, stack)
+                extras[path] = Extra(update._replace(slots=None), probe, own)  # type: ignore[arg-type]
+            else:
+                arrays[path] = effective_weight(arrays[path], site.axes, update, probe)
+        variables = self.shape.fill(arrays)
+        for path, extra in extras.items():
+            _place(variables["params"], path, extra)
+        return WholeModel(self.module, variables, key, self.dropout)
+
+    def merge(self, parts: Parts) -> Any:
+        """Make plain variables, as `init` gives them."""
+        arrays = {**parts.base, **parts.head}
+        for path, site in self.sites.items():
+            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            arrays[site.kernel] = effective_weight(arrays[site.kernel], site.axes, update)
+        return self.shape.fill(arrays)
+
+    def _dropout_keys(self, key: Array | None, index: int, stack: tuple[int, ...]) -> Array | None:
+        if key is None or not self.dropout:
+            return None
+        own = jax.random.fold_in(key, index)
+        return jax.random.split(own, stack) if stack else own
+
+
+def _place(params: Any, path: str, extra: Extra) -> None:
+    for name in path.split("."):
+        params = params[name]
+    params[EXTRA] = extra

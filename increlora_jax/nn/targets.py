@@ -1,0 +1,127 @@
+"""Which layers and parameters of a model take an adapter, said by their paths."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from increlora_jax.errors import InputError
+from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
+
+ALL_LINEAR = "all-linear"
+
+Targets = str | Sequence[str]
+"""A regex for the whole path, a list of names that end a path, or "all-linear"."""
+
+Parameters = Mapping[str, KernelAxes]
+"""A regex for the whole path of a parameter → how it is a matrix."""
+
+NO_PARAMETERS: Parameters = MappingProxyType({})
+
+NO_DROPOUT = (
+    "what is adapted by its effective weights (a tree's arrays, a declared parameter) has no input "
+    "to drop from; set lora_dropout to 0"
+)
+
+
+def path_matches(path: str, patterns: Targets) -> bool:
+    """Whether a regex matches the whole path, or one of a list of names ends it."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, path) is not None
+    return any(path == name or path.endswith("." + name) for name in patterns)
+
+
+def select(paths: Iterable[str], patterns: Targets, what: str, kind: str) -> set[str]:
+    """The paths that match.
+
+    Raises:
+        InputError: a regex or a name that matches none of them; it names some that there are.
+    """
+    paths = list(paths)
+    if patterns == ALL_LINEAR:
+        return set(paths)
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        single = pattern if isinstance(patterns, str) else [pattern]
+        try:
+            has_match = any(path_matches(path, single) for path in paths)
+        except re.error as error:
+            raise InputError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
+        if not has_match:
+            known = ", ".join(paths[:8]) + (", …" if len(paths) > 8 else "")
+            raise InputError(
+                f"{what}: {pattern!r} matches no {kind} of the model, which has {len(paths)}: "
+                f"{known}"
+            )
+    return {path for path in paths if path_matches(path, patterns)}
+
+
+def choose(paths: Iterable[str], targets: Targets, exclude: Targets, kind: str) -> set[str]:
+    """The paths that `targets` selects and `exclude` does not.
+
+    Raises:
+        InputError: a pattern that matches nothing, or nothing left.
+    """
+    paths = list(paths)
+    chosen = select(paths, targets, "target_modules", kind)
+    left = chosen - (select(paths, exclude, "exclude_modules", kind) if exclude else set())
+    if not left:
+        raise InputError(f"exclude {exclude!r} leaves none of the targets {targets!r}")
+    return left
+
+
+def declared_axes(
+    shapes: Mapping[str, Sequence[int]], parameters: Parameters
+) -> dict[str, KernelAxes]:
+    """How each declared parameter is a matrix, by path; `shapes` gives all that could be declared.
+
+    Raises:
+        InputError: a regex that matches nothing, or axes that the parameter does not have.
+    """
+    declared = {}
+    for pattern, axes in parameters.items():
+        for path in select(shapes, pattern, "parameters", "parameter"):
+            declared[path] = axes.from_the_end(path, shapes[path])
+    return declared
+
+
+def ask_to_declare(path: str, what: str, kernels: Mapping[str, Sequence[int]]) -> str:
+    """What to tell of a target that is not known: declare one of its `kernels` (shapes by path)."""
+    shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
+    pattern = re.escape(next(iter(kernels)))
+    return (
+        f"target_modules: {path} is {what}, which is not known to be a matrix; it holds {shown}. "
+        f"Declare what is to be adapted and target it by its path, as in parameters="
+        f"{{r'{pattern}': KernelAxes(inputs=(0,), outputs=(1,))}}, or exclude {path}"
+    )
+
+
+def slots_for(
+    path: str,
+    stack: tuple[int, ...],
+    matrix: tuple[int, int],
+    max_rank: int | Mapping[str, int],
+    initial_rank: int,
+) -> int:
+    """The slots of a kernel's adapter: `max_rank` of all or by name, within its matrix.
+
+    Raises:
+        InputError: an initial rank that the matrix or the buffer cannot have.
+    """
+    wanted = max_rank if isinstance(max_rank, int) else max_rank[stack_names(path, stack)[0]]
+    if initial_rank > min(*matrix, wanted):
+        raise InputError(
+            f"initial rank {initial_rank} of {path} exceeds its {matrix[0]} × {matrix[1]} kernel "
+            f"or its {wanted} slots"
+        )
+    return min(*matrix, wanted)
+
+
+def subtree_selector(paths: Iterable[str], modules: Targets) -> Callable[[str], bool]:
+    """A test of paths: whether it is or belongs to one of the subtrees, said as targets.
+
+    Raises:
+        InputError: a name that no subtree has.
+    """
+    parts = [path.split(".") for path in paths]
+    subtrees = {".".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1)}
+    chosen = select(sorted(subtrees, key=module_order), modules, "modules_to_save", "subtree")
+    return lambda path: any(f"{path}.".startswith(f"{subtree}.") for subtree in chosen)

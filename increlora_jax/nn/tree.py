@@ -1,0 +1,229 @@
+"""Adapters beside any pytree of parameters (Equinox, Haiku, hand-written), by effective weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import (
+    Adapter,
+    Scaling,
+    Score,
+    Slots,
+    effective_update,
+    spread_probe,
+)
+from increlora_jax.errors import InputError
+from increlora_jax.nn.kernels import (
+    KernelAxes,
+    effective_weight,
+    module_order,
+    stack_names,
+)
+from increlora_jax.nn.parts import Parts, module_names
+from increlora_jax.nn.start import Start, start_adapter, start_small
+from increlora_jax.nn.targets import (
+    ALL_LINEAR,
+    NO_DROPOUT,
+    NO_PARAMETERS,
+    Parameters,
+    Targets,
+    ask_to_declare,
+    choose,
+    declared_axes,
+    subtree_selector,
+)
+
+KIND = "matrix"
+
+
+class AdaptedTree(NamedTuple):
+    """A pytree of parameters and the adapters beside it."""
+
+    params: Any
+    adapters: dict[str, Adapter]
+    slots: dict[str, Slots]
+    axes: dict[str, KernelAxes]
+    scaling: Scaling
+
+
+class TreeShape(NamedTuple):
+    """A pytree without its arrays: its structure, the arrays' paths, and whatever is no array."""
+
+    structure: Any
+    names: tuple[str | None, ...]  # None of a leaf that is no array
+    fixed: tuple[Any, ...]
+
+    def fill(self, arrays: Mapping[str, Array]) -> Any:
+        """Put arrays by path into their places."""
+        leaves = [
+            other if name is None else arrays[name]
+            for name, other in zip(self.names, self.fixed, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def take_apart(tree: Any) -> tuple[TreeShape, dict[str, Any]]:
+    """A pytree's shape, and its arrays (or what stands for them) by dotted path.
+
+    Raises:
+        InputError: two arrays of one path.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names, arrays = [], {}
+    for path, leaf in flat:
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        name = jax.tree_util.keystr(path, simple=True, separator=".") if is_array else None
+        if name in arrays:
+            raise InputError(f"two arrays of the tree have the path {name}; rename a key")
+        if name is not None:
+            arrays[name] = leaf
+        names.append(name)
+    fixed = tuple(None if name else leaf for name, (_, leaf) in zip(names, flat, strict=True))
+    return TreeShape(structure, tuple(names), fixed), arrays
+
+
+def find_kernels(
+    params: Any, targets: Targets, exclude: Targets = (), parameters: Parameters = NO_PARAMETERS
+) -> dict[str, tuple[KernelAxes, tuple[int, ...]]]:
+    """How each targeted array is a matrix, and its shape, by path, in module order.
+
+    An array of two axes is [inputs, outputs] unless `parameters` says otherwise.
+
+    Raises:
+        InputError: a pattern that matches nothing, or an array of more axes that nobody declared.
+    """
+    _, arrays = take_apart(params)
+    shapes = {path: tuple(a.shape) for path, a in arrays.items() if is_kernel(a)}
+    matrices = {path: KernelAxes((-2,), (-1,)) for path, s in shapes.items() if len(s) == 2}
+    axes = matrices | declared_axes(shapes, parameters)
+    unknown = [] if targets == ALL_LINEAR else [path for path in shapes if path not in axes]
+    places = sorted([*axes, *unknown], key=module_order)
+    chosen = [path for path in places if path in choose(places, targets, exclude, KIND)]
+    for path in chosen:
+        if path in unknown:
+            raise InputError(
+                ask_to_declare(path, "an array of more than two axes", {path: shapes[path]})
+            )
+    return {path: (axes[path], shapes[path]) for path in chosen}
+
+
+def is_kernel(array: Any) -> bool:
+    """Whether an array could hold a matrix, or several."""
+    return len(array.shape) > 1 and jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def target_sizes(
+    params: Any, targets: Targets, exclude: Targets = (), parameters: Parameters = NO_PARAMETERS
+) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of every target as a matrix; each of a stack apart, as `path[3]`."""
+    return {
+        name: axes.matrix_shape(shape)
+        for path, (axes, shape) in find_kernels(params, targets, exclude, parameters).items()
+        for name in stack_names(path, axes.stack_shape(shape))
+    }
+
+
+def attach(
+    params: Any,
+    targets: Targets,
+    *,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+    max_rank: int | dict[str, int] = 8,
+    initial_rank: int = 1,
+    scaling: Scaling,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+    dtype: Any = jnp.float32,
+    start: Start = start_small,
+) -> AdaptedTree:
+    """Make adapters for the targeted arrays of a pytree, which stays as it is.
+
+    `targets` and the keys of `parameters` speak of paths such as `layers.0.weight`. Effective
+    weights equal W bit for bit, since λ starts at 0; in a dtype narrower than the adapters' they
+    are rounded once.
+
+    Raises:
+        InputError: a target that matches nothing or needs declaring, a rank over a matrix, or
+            dropout, for which effective weights have no place.
+    """
+    if dropout:
+        raise InputError(NO_DROPOUT)
+    found = find_kernels(params, targets, exclude, parameters)
+    started = {
+        path: start_adapter(path, *kernel, max_rank, initial_rank, rngs, dtype, start)
+        for path, kernel in found.items()
+    }
+    return AdaptedTree(
+        params,
+        {path: adapter for path, (adapter, _) in started.items()},
+        {path: slots for path, (_, slots) in started.items()},
+        {path: axes for path, (axes, _) in found.items()},
+        scaling,
+    )
+
+
+def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleton", Parts]:
+    """Take an adapted tree, or a plain one, apart; `is_trained(path)` says what learns in full."""
+    if not isinstance(adapted, AdaptedTree):
+        adapted = AdaptedTree(adapted, {}, {}, {}, Scaling(1.0))
+    shape, arrays = take_apart(adapted.params)
+    head, base = split_arrays(arrays, is_trained)
+    skeleton = TreeSkeleton(shape, adapted.axes, adapted.scaling, module_names(adapted.slots))
+    return skeleton, Parts(adapted.adapters, adapted.slots, head, base)
+
+
+def split_arrays(
+    arrays: Mapping[str, Any], is_trained: Callable[[str], bool]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What learns in full, in float32 at least, and the frozen rest."""
+    head, base = {}, {}
+    for path, array in arrays.items():
+        value = jnp.asarray(array)
+        if jnp.issubdtype(value.dtype, jnp.floating) and is_trained(path):
+            # Small steps must not round away.
+            head[path] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        else:
+            base[path] = value
+    return head, base
+
+
+class TreeSkeleton(NamedTuple):
+    """The skeleton of a pytree of parameters."""
+
+    shape: TreeShape
+    axes: dict[str, KernelAxes]
+    scaling: Scaling
+    modules: tuple[str, ...]
+
+    def assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: dict[str, Array] | None = None,
+        score: Score | None = None,
+    ) -> Any:
+        """Make the tree whole, every W + ΔW in its place; `key` is not used."""
+        arrays = {**parts.base, **parts.head}
+        for path, axes in self.axes.items():
+            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            probe = spread_probe(probes[path] if probes else None, update, score)
+            arrays[path] = effective_weight(arrays[path], axes, update, probe)
+        return self.shape.fill(arrays)
+
+    def merge(self, parts: Parts) -> Any:
+        """Make a plain tree."""
+        return self.assemble(parts)
+
+
+def parameter_selector(params: Any, modules: Targets) -> Callable[[str], bool]:
+    """A test of array paths: whether it is or belongs to one of the subtrees, said as targets.
+
+    Raises:
+        InputError: a name that no subtree has.
+    """
+    return subtree_selector(take_apart(params)[1], modules)

@@ -1,0 +1,42 @@
+"""From a model and a method to a trainer and its first state, for a loop of one's own."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from increlora_jax.config import TrainingConfig
+from increlora_jax.methods.base import Method
+from increlora_jax.nn.model import split
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.step import Base, Loss, Trainer, build_trainer, no_loss
+
+
+def prepare(
+    model: Any,
+    method: Method,
+    config: TrainingConfig,
+    *,
+    total_steps: int,
+    loss: Loss = no_loss,
+    seed: int = 0,
+    restart_warmup: bool = True,
+    dtype: Any = jnp.float32,
+) -> tuple[Trainer, TrainState, Base]:
+    """Attach `method` to `model`, and make its trainer, the state before step 0, and its base.
+
+    `model` is an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
+    A loop calls `trainer.value_and_grad(loss)` and `trainer.update`, or, where `loss` is given as
+    a `Loss`, `trainer.step`; in the end `trainer.merge`.
+    """
+    skeleton, parts = split(method.attach(model, nnx.Rngs(seed)), method.is_trained)
+    trainer = build_trainer(
+        skeleton,
+        method,
+        loss,
+        config,
+        total_steps=total_steps,
+        restart_warmup=restart_warmup,
+        dtype=dtype,
+    )
+    return trainer, trainer.init(parts, seed), parts.base
