@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import BertConfig
 
-from increlora_jax.models.bert import BERT_WEIGHTS, BertModel
+from increlora_jax.models.bert import BERT_WEIGHTS, PooledBertModel
 from increlora_jax.models.hf import CONFIG_NAME, save_weights
 from increlora_jax.models.layers import LayerFactory
 
@@ -202,7 +202,7 @@ class MaskedLanguageModel(nnx.Module):
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         make = LayerFactory(config.initializer_range, jnp.float32, jnp.float32, rngs)
-        self.bert = BertModel(config, make)
+        self.bert = PooledBertModel(config, make)
         # Guessing words does not train it; without one in the file each run draws its own.
         del self.bert.pooler
         self.guess = make.linear(config.hidden_size, config.vocab_size)

@@ -1,4 +1,4 @@
-"""BERT's encoder with a classification or regression head (Devlin et al., arXiv 1810.04805).
+"""BERT's encoder with its heads (Devlin et al., arXiv 1810.04805).
 
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.heads import VocabularyHead, split_span_logits
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
@@ -24,7 +25,9 @@ BERT_WEIGHTS = WeightTable(
         Rule(r"(bert\.embeddings\.\w+_embeddings)\.embedding", r"\1.weight"),
         Rule(r"(.+\.LayerNorm)\.scale", r"\1.weight"),
         Rule(
-            r"(.+\.(?:query|key|value|dense)|classifier)\.kernel", r"\1.weight", is_transposed=True
+            r"(.+\.(?:query|key|value|dense|decoder)|classifier|qa_outputs)\.kernel",
+            r"\1.weight",
+            is_transposed=True,
         ),
         Rule(r"(.+)\.bias", r"\1.bias"),
     ),
@@ -36,11 +39,11 @@ BERT_WEIGHTS = WeightTable(
     ),
     ignored=(
         r"bert\.embeddings\.(position_ids|token_type_ids)",  # constants
-        r"cls\..+",  # the heads of pretraining
-        r"qa_outputs\..+",
+        # The other heads, and what is there twice where the decoder is the word embeddings.
+        r"(cls|classifier|qa_outputs|bert\.pooler)\..+",
     ),
-    # Masked-LM checkpoints have no pooler.
-    may_be_missing=(r"classifier\..+", r"bert\.pooler\..+"),
+    # Files of another head, and those of the bare encoder.
+    may_be_missing=(r"(cls|classifier|qa_outputs|bert\.pooler)\..+",),
     # A head for another task's labels is of no use.
     may_be_reshaped=(r"classifier\..+",),
 )
@@ -197,22 +200,64 @@ class BertPooler(nnx.Module):
 
 
 class BertModel(nnx.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings and encoder."""
 
     def __init__(self, config: "BertConfig", make: LayerFactory):
         self.embeddings = BertEmbeddings(config, make)
         self.encoder = BertEncoder(config, make)
-        self.pooler = BertPooler(config, make)
 
     def __call__(
         self,
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
-    ) -> Float[Array, "batch hidden"]:
-        """Encode each sequence as one vector."""
-        hidden = self.embeddings(input_ids, token_type_ids)
-        return self.pooler(self.encoder(hidden, attention_mask > 0))
+    ) -> Float[Array, "batch length hidden"]:
+        """Encode each token as one vector."""
+        return self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask > 0)
+
+
+class PooledBertModel(BertModel):
+    """The same with a pooler, for the heads that judge a sequence as a whole."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.pooler = BertPooler(config, make)
+
+
+class BertPredictionHeadTransform(nnx.Module):
+    """Dense layer, activation, layer norm."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.dense = make.linear(config.hidden_size, config.hidden_size)
+        self.activation = get_activation(config.hidden_act)
+        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Get the encoder's vectors ready to be compared with words."""
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class BertLMPredictionHead(VocabularyHead):
+    """The transform, then a score for every word."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        super().__init__(config, make)
+        self.transform = BertPredictionHeadTransform(config, make)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
+    ) -> Float[Array, "batch length vocab"]:
+        """Score every word at every place."""
+        return self.score_words(self.transform(hidden), words)
+
+
+class BertOnlyMLMHead(nnx.Module):
+    """The level that Hugging Face's names have here."""
+
+    def __init__(self, config: "BertConfig", make: LayerFactory):
+        self.predictions = BertLMPredictionHead(config, make)
 
 
 class BertForSequenceClassification(nnx.Module):
@@ -242,10 +287,10 @@ class BertForSequenceClassification(nnx.Module):
         rngs: nnx.Rngs,
         classifier_dropout: float | None = None,
     ):
-        _check_config(config)
+        check_config(config)
         make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
         rates = (classifier_dropout, config.classifier_dropout, config.hidden_dropout_prob)
-        self.bert = BertModel(config, make)
+        self.bert = PooledBertModel(config, make)
         self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
         self.classifier = make.linear(config.hidden_size, num_labels)
 
@@ -260,12 +305,85 @@ class BertForSequenceClassification(nnx.Module):
         Raises:
           InputError: the sequences are longer than the model has positions.
         """
-        pooled = self.bert(input_ids, attention_mask, token_type_ids)
-        logits = self.classifier(self.dropout(pooled))
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        logits = self.classifier(self.dropout(self.bert.pooler(hidden)))
         return logits.astype(at_least_float32(logits.dtype))
 
 
-def _check_config(config: "BertConfig") -> None:
+class BertForQuestionAnswering(nnx.Module):
+    """BERT with two scores a token: for the start of the answer, and for its end.
+
+    Arguments, new weights and errors as for `BertForSequenceClassification`.
+    """
+
+    def __init__(
+        self,
+        config: "BertConfig",
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_config(config)
+        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
+        self.bert = BertModel(config, make)
+        self.qa_outputs = make.linear(config.hidden_size, 2)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
+        """Score each token, padding too, as the answer's first and as its last.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        return split_span_logits(self.qa_outputs(hidden))
+
+
+class BertForMaskedLM(nnx.Module):
+    """BERT with a score for every word of the vocabulary at every place.
+
+    Arguments, new weights and errors as for `BertForSequenceClassification`.
+    """
+
+    def __init__(
+        self,
+        config: "BertConfig",
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_config(config)
+        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
+        self.bert = BertModel(config, make)
+        self.cls = BertOnlyMLMHead(config, make)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length vocab"]:
+        """Score every word at every place, padding too.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        hidden = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.cls.predictions(hidden, self.bert.embeddings.word_embeddings)
+
+
+def check_config(config: "BertConfig") -> None:
+    """Refuse what this encoder does not do.
+
+    Raises:
+      InputError: names the entry of `config.json`.
+    """
     position = getattr(config, "position_embedding_type", None) or "absolute"
     if position != "absolute":
         raise InputError(
@@ -286,7 +404,11 @@ def _check_config(config: "BertConfig") -> None:
 
 
 BERT = ModelSpec(
-    heads={"sequence_classification": BertForSequenceClassification},
+    heads={
+        "sequence_classification": BertForSequenceClassification,
+        "question_answering": BertForQuestionAnswering,
+        "masked_lm": BertForMaskedLM,
+    },
     weights=BERT_WEIGHTS,
     target_modules=(
         r"bert\.encoder\.layer\.\d+\."

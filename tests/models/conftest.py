@@ -46,11 +46,11 @@ def make_reference(make_config, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
-    def make(**changes):
+    def make(architecture="BertForSequenceClassification", **changes):
         torch.manual_seed(0)
-        config = make_config(num_labels=NUM_LABELS, **changes)
+        config = make_config(**{"num_labels": NUM_LABELS} | changes)
         config._attn_implementation = "eager"
-        reference = transformers.BertForSequenceClassification(config).eval()
+        reference = getattr(transformers, architecture)(config).eval()
         with torch.no_grad():
             for parameter in reference.parameters():  # biases and norms away from 0 and 1 too
                 parameter.add_(0.1 * torch.randn_like(parameter))
