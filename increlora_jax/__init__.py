@@ -8,6 +8,7 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
+from increlora_jax.models.bundled import TINY_ENCODER
 from increlora_jax.nn.attach import detach, merge, unmerge
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.layers import AdapterParam, SlotState
@@ -21,6 +22,7 @@ from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer, build_trainer
 
 __all__ = [
+    "TINY_ENCODER",
     "Adapter",
     "AdapterConfig",
     "AdapterParam",
