@@ -182,12 +182,12 @@ def test_words_that_keep_the_same_company_are_placed_together(make, monkeypatch)
 
 
 def test_pretraining_lowers_the_loss(make, monkeypatch):
-    monkeypatch.setitem(make.MODEL_CONFIG, "vocab_size", 30)
-    monkeypatch.setitem(make.MODEL_CONFIG, "hidden_size", 16)
+    monkeypatch.setitem(make.MODEL_CONFIG, "vocab_size", 40)
+    monkeypatch.setitem(make.MODEL_CONFIG, "hidden_size", 32)
     # After every word comes the next one, so that each can be guessed from its neighbours.
     start = np.arange(64)[:, None]
-    ids = make.FIRST_WORD + (start + np.arange(16)) % (30 - make.FIRST_WORD)
-    sizes = make.Sizes(steps=200, batch=16, learning_rate=1e-2, report_every=50)
+    ids = make.FIRST_WORD + (start + np.arange(16)) % (40 - make.FIRST_WORD)
+    sizes = make.Sizes(steps=400, batch=16, learning_rate=3e-3, report_every=100)
     losses = [loss for _, loss in make.pretrain(make.begin(ids, sizes), ids, sizes)]
     assert losses[-1] < 0.5 * losses[0]
 
