@@ -25,6 +25,7 @@ VALUES = {
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
     "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "tensorboard": True,
+    "compilation_cache_dir": "programs",
 }  # fmt: skip
 
 

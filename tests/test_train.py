@@ -212,9 +212,9 @@ def pattern_found(pattern, line):
 def test_another_architecture_is_named(tiny_model, short_run, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
-    config = json.loads((other / "config.json").read_text()) | {"model_type": "gpt2"}
+    config = json.loads((other / "config.json").read_text()) | {"model_type": "gptj"}
     (other / "config.json").write_text(json.dumps(config))
-    assert "gpt2" in fail(capsys, [*short_run, "--model", other])
+    assert "gptj" in fail(capsys, [*short_run, "--model", other])
 
 
 def test_a_bad_row_is_named_by_file_and_line(toy_data, short_run, tmp_path, capsys):
