@@ -133,7 +133,6 @@ def prepare_run(plan: Plan) -> Run:
         sequence_loss(plan.data.task.is_regression),
         config.training,
         total_steps=plan.total_steps,
-        restart_warmup=config.growth.restart_warmup,
     )
     return Run(plan, trainer, parts, encoded, notes, tokenizer)
 

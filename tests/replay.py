@@ -106,7 +106,6 @@ class _Replay:
             _cross_entropy,
             config,
             total_steps=meta["steps"],
-            restart_warmup=meta["restart_warmup"],
             dtype=jnp.float64,
         )
         return trainer, trainer.init(parts, seed=0), parts.base

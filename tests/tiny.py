@@ -71,7 +71,6 @@ def start(
     dtype: Any = jnp.float32,
     model: nnx.Module | None = None,
     loss: Any = cross_entropy,
-    restart_warmup: bool = True,
     **training: Any,
 ) -> Start:
     """Attach `method` to a model and make everything ready for `steps` steps."""
@@ -84,7 +83,6 @@ def start(
         loss,
         config,
         total_steps=steps,
-        restart_warmup=restart_warmup,
         dtype=dtype,
     )
     step = jax.jit(trainer.step, static_argnames="is_scored")

@@ -42,6 +42,7 @@ class Method(NamedTuple):
       None on steps that were not scored.
     - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted;
       `is_finished` once the ranks have reached the budget.
+    - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method(NamedTuple):
     regularization: float
     update: Callable[[Array, Array, Adapters, SlotsOf, Any, Evidence | None], Updated]
     is_scored: Callable[[int, bool], bool]
+    restart_warmup: bool
 
 
 def trains_nothing(path: str) -> bool:
@@ -86,4 +88,5 @@ def fixed_method(
             adapters, slots, state, {}
         ),
         is_scored=lambda step, is_finished: False,
+        restart_warmup=False,
     )

@@ -68,6 +68,7 @@ def increlora(
         regularization=growth.reg_orth_coef,
         update=rules.update,
         is_scored=rules.is_scored,
+        restart_warmup=growth.restart_warmup,
     )
 
 

@@ -20,7 +20,6 @@ def prepare(
     total_steps: int,
     loss: Loss = no_loss,
     seed: int = 0,
-    restart_warmup: bool = True,
     dtype: Any = jnp.float32,
 ) -> tuple[Trainer, TrainState, Base]:
     """Attach `method` to `model`, and make its trainer, the state before step 0, and its base.
@@ -30,13 +29,5 @@ def prepare(
     a `Loss`, `trainer.step`; in the end `trainer.merge`.
     """
     skeleton, parts = split(method.attach(model, nnx.Rngs(seed)), method.is_trained)
-    trainer = build_trainer(
-        skeleton,
-        method,
-        loss,
-        config,
-        total_steps=total_steps,
-        restart_warmup=restart_warmup,
-        dtype=dtype,
-    )
+    trainer = build_trainer(skeleton, method, loss, config, total_steps=total_steps, dtype=dtype)
     return trainer, trainer.init(parts, seed), parts.base

@@ -204,7 +204,6 @@ def build_trainer(
     config: TrainingConfig,
     *,
     total_steps: int,
-    restart_warmup: bool = True,
     dtype: Any = jnp.float32,
 ) -> Trainer:
     """Put optimizer and schedule of a configuration together with model, method and loss."""
@@ -216,7 +215,7 @@ def build_trainer(
             learning_rate=config.learning_rate,
             warmup_steps=config.warmup_steps,
             total_steps=total_steps,
-            restart_warmup=restart_warmup,
+            restart_warmup=method.restart_warmup,
             shape=SHAPES[config.lr_scheduler_type],
             dtype=dtype,
         )
