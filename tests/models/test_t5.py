@@ -1,6 +1,7 @@
 """T5 and mT5 against PyTorch's transformers, and their own invariants."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def test_logits_loss_and_gradients_equal_pytorch(family, settings, tmp_path):
 
 
 def test_classifier_and_question_answerer_equal_pytorch(tmp_path):
-    seq2seq.compare_sentence_heads(lambda *where: make_reference(*where, **SECOND), tmp_path)
+    seq2seq.compare_sentence_heads(partial(make_reference, **SECOND), tmp_path)
 
 
 def test_one_token_at_a_time_equals_all_at_once(first):
@@ -164,11 +165,12 @@ def test_position_biases_are_neither_gathered_nor_scattered_as_a_square(first):
 
     def weigh(weights):
         bias = nnx.merge(graph, weights, rest).bias_all(23)
-        return (bias * jnp.arange(23.0)).sum()
+        return (bias**2).sum()
 
     program = jax.jit(jax.grad(weigh)).lower(weights).as_text()
     moved = re.findall(r'(?s)"stablehlo\.(?:gather|scatter)".*?-> tensor<(.*?)>', program)
-    assert moved == ["45x4xf32", "8x4xf32"]  # 2L − 1 rows taken, and their buckets' gradient
+    assert {"45x4xf32", "8x4xf32"} <= set(moved)  # 2L − 1 rows, and the gradient of their buckets
+    assert not [shape for shape in moved if "23" in shape]
 
 
 def test_dropout_sits_where_pytorch_has_it(tmp_path):
