@@ -1,6 +1,7 @@
 """What causal language models share: attention to the past, its cache, and the heads."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 import jax
@@ -26,15 +27,6 @@ class KeyValues(NamedTuple):
         widths = ((0, 0), (0, room), (0, 0), (0, 0))
         return type(self)(*(jnp.pad(array, widths) for array in self))
 
-    def write(self, new: "KeyValues", slot: Int[Array, ""] | int) -> Self:
-        """Put new keys and values from a slot on."""
-        return type(self)(
-            *(
-                jax.lax.dynamic_update_slice_in_dim(old, array, slot, axis=1)
-                for old, array in zip(self, new, strict=True)
-            )
-        )
-
 
 class Span(NamedTuple):
     """Consecutive tokens that a model reads at once, among all tokens so far.
@@ -54,6 +46,18 @@ class Span(NamedTuple):
         """Take whole sequences, padded on either side."""
         is_token = attention_mask > 0
         return cls(jnp.maximum(jnp.cumsum(is_token, axis=1) - 1, 0), is_token, 0)
+
+    def extend(
+        self,
+        past: KeyValues | None,
+        key: Float[Array, "batch length heads size"],
+        value: Float[Array, "batch length heads size"],
+    ) -> KeyValues:
+        """Add the span's keys and values to those of the past, where there is one."""
+        if past is None:
+            return KeyValues(key, value)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.first, axis=1)
+        return KeyValues(write(past.key, key), write(past.value, value))
 
     def find_visible(self, window: int | None = None) -> Bool[Array, "batch length slots"]:
         """Tell which slots each token attends to: the last `window` up to itself, no padding."""

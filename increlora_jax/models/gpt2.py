@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.causal import (
@@ -64,16 +64,14 @@ class GPT2Attention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "batch length hidden"],
-        is_visible: Bool[Array, "batch length slots"],
         span: Span,
         past: KeyValues | None,
     ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
         """Mix the values of the visible tokens; also return the past with these tokens in it."""
         heads = self.c_attn(hidden).reshape(*hidden.shape[:-1], 3, self.num_heads, -1)
         query, key, value = (heads[..., part, :, :] for part in range(3))
-        new = KeyValues(key, value)
-        past = new if past is None else past.write(new, span.first)
-        mixed = attend(query, past, is_visible, self.scale, self.attn_dropout)
+        past = span.extend(past, key, value)
+        mixed = attend(query, past, span.find_visible(), self.scale, self.attn_dropout)
         return self.resid_dropout(self.c_proj(mixed)), past
 
 
@@ -106,12 +104,11 @@ class GPT2Block(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "batch length hidden"],
-        is_visible: Bool[Array, "batch length slots"],
         span: Span,
         past: KeyValues | None,
     ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
         """Apply both halves; also return the past with these tokens in it."""
-        attended, past = self.attn(self.ln_1(hidden), is_visible, span, past)
+        attended, past = self.attn(self.ln_1(hidden), span, past)
         hidden = hidden + attended
         return hidden + self.mlp(self.ln_2(hidden)), past
 
@@ -151,9 +148,9 @@ class GPT2Model(nnx.Module):
                 f"{limit} positions (n_positions); lower --max-seq-length or max_new_tokens"
             )
         hidden = self.drop(self.wte(input_ids) + self.wpe(span.positions))
-        is_visible, layers = span.find_visible(), []
+        layers = []
         for index, block in enumerate(self.h):
-            hidden, layer = block(hidden, is_visible, span, past[index] if past else None)
+            hidden, layer = block(hidden, span, past[index] if past else None)
             layers.append(layer)
         return self.ln_f(hidden), tuple(layers)
 

@@ -22,6 +22,7 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
+from increlora_jax.models.llama import LLAMA
 from increlora_jax.models.spec import Head, ModelSpec
 from increlora_jax.models.t5 import T5
 
@@ -35,6 +36,10 @@ MODELS: dict[str, ModelSpec] = {
     "t5": T5,
     "mt5": T5,
     "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
 }
 
 # Hub ids known to be of a type that is not in MODELS: refused before anything is downloaded.

@@ -1,0 +1,314 @@
+"""Llama (Touvron et al., arXiv 2302.13971) and its kin: Mistral, Qwen2 and Qwen3.
+
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
+"""
+
+from dataclasses import dataclass
+from math import pi
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from increlora_jax.errors import InputError
+from increlora_jax.models.causal import (
+    CausalLM,
+    CausalQuestionAnswerer,
+    CausalSequenceClassifier,
+    KeyValues,
+    Span,
+    attend,
+)
+from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.weight_table import Rule, WeightTable
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+LLAMA_WEIGHTS = WeightTable(
+    rules=(
+        Rule(r"(model\.embed_tokens)\.embedding", r"\1.weight"),
+        Rule(r"(.+norm)\.scale", r"\1.weight"),
+        Rule(r"(.+_proj|lm_head|score|qa_outputs)\.kernel", r"\1.weight", is_transposed=True),
+        Rule(r"(.+)\.bias", r"\1.bias"),
+    ),
+    renames=(
+        # Files saved from the bare body; Hugging Face's Llama for questions has a name of its own.
+        (r"((?:embed_tokens|layers|norm)\..+)", r"model.\1"),
+        (r"transformer\.(.+)", r"model.\1"),
+    ),
+    ignored=(
+        r".+\.rotary_emb\.inv_freq",  # a constant
+        r"(lm_head|score|qa_outputs)\..+",  # the word embeddings once more where tied; other heads
+    ),
+    may_be_missing=(r"(score|qa_outputs)\..+",),
+    # A head for another task's labels is of no use.
+    may_be_reshaped=(r"score\..+",),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In what the architectures of this file differ, read off a configuration.
+
+    Attributes:
+      heads, shared_heads, size: how many heads of queries, of keys and values, and their width.
+      has_input_bias: biases on query, key and value.
+      has_output_bias: a bias on attention's output.
+      has_mlp_bias: biases in the feed-forward half.
+      has_head_norm: queries and keys are normalised, head by head.
+      windows: how many tokens back each layer sees, itself included; None is all.
+    """
+
+    heads: int
+    shared_heads: int
+    size: int
+    has_input_bias: bool
+    has_output_bias: bool
+    has_mlp_bias: bool
+    has_head_norm: bool
+    windows: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, config: "PretrainedConfig") -> Self:
+        """Read a configuration.
+
+        Raises:
+          InputError: its numbers do not go together.
+        """
+        kind, heads = config.model_type, config.num_attention_heads
+        has_bias = kind in ("llama", "qwen3") and config.attention_bias
+        layout = cls(
+            heads=heads,
+            shared_heads=config.num_key_value_heads or heads,
+            size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            has_input_bias=has_bias or kind == "qwen2",
+            has_output_bias=has_bias,
+            has_mlp_bias=kind == "llama" and config.mlp_bias,
+            has_head_norm=kind == "qwen3",
+            windows=_read_windows(config),
+        )
+        if heads % layout.shared_heads:
+            raise InputError(
+                f"config.json: num_attention_heads {heads} is not a multiple of "
+                f"num_key_value_heads {layout.shared_heads}; correct the one that is wrong"
+            )
+        return layout
+
+
+def _read_windows(config: "PretrainedConfig") -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None)
+    if config.model_type == "mistral":
+        return (window,) * config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles by which positions turn queries and keys (RoPE)."""
+
+    cosine: Float[Array, "batch length half"]
+    sine: Float[Array, "batch length half"]
+
+    @classmethod
+    def at(
+        cls, positions: Int[Array, "batch length"], frequencies: np.ndarray, dtype: DTypeLike
+    ) -> Self:
+        """Find the angles at some positions, in float32 at least."""
+        wide = at_least_float32(dtype)
+        angles = positions[..., None].astype(wide) * jnp.asarray(frequencies, wide)
+        return cls(jnp.cos(angles), jnp.sin(angles))
+
+    def turn(
+        self, x: Float[Array, "batch length heads size"]
+    ) -> Float[Array, "batch length heads size"]:
+        """Turn each pair (x[i], x[i + size/2]) by the i-th angle."""
+        cosine, sine = self.cosine[:, :, None], self.sine[:, :, None]
+        left, right = jnp.split(x.astype(cosine.dtype), 2, axis=-1)
+        turned = (left * cosine - right * sine, right * cosine + left * sine)
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
+    """Compute the angle per position of each pair, `theta^(−2i/size)`, scaled as configured.
+
+    Raises:
+      InputError: a kind of scaling that is not done here.
+    """
+    # Whatever the age of `config.json`: transformers reads "rope_theta" and "rope_scaling" into it.
+    rope = config.rope_parameters
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not done here, "
+            "only 1.0; choose another model"
+        )
+    frequencies = rope["rope_theta"] ** -(np.arange(0, size, 2) / size)
+    match rope["rope_type"]:
+        case "default":
+            return frequencies
+        case "linear":
+            return frequencies / rope["factor"]
+        case "llama3":
+            return _stretch_slow(frequencies, rope)
+    raise InputError(
+        f'config.json: rope_type "{rope["rope_type"]}" is not done here, only "default", "linear" '
+        'and "llama3"; choose another model'
+    )
+
+
+def _stretch_slow(frequencies: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
+    """Divide what turns seldom within the first context by `factor`, what turns often by 1.
+
+    In between the divided and the undivided are blended, by how often it turns (Llama 3.1).
+    """
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / rope["factor"])
+
+
+class LlamaAttention(nnx.Module):
+    """Grouped-query attention of every token to itself and those before it."""
+
+    def __init__(self, config: "PretrainedConfig", layer: int, layout: Layout, make: LayerFactory):
+        self.layout, self.window = layout, layout.windows[layer]
+        hidden, bias = config.hidden_size, layout.has_input_bias
+        mixed, shared = layout.heads * layout.size, layout.shared_heads * layout.size
+        self.q_proj = make.linear(hidden, mixed, use_bias=bias)
+        self.k_proj = make.linear(hidden, shared, use_bias=bias)
+        self.v_proj = make.linear(hidden, shared, use_bias=bias)
+        self.o_proj = make.linear(mixed, hidden, use_bias=layout.has_output_bias)
+        if layout.has_head_norm:
+            self.q_norm = make.rms_norm(layout.size, config.rms_norm_eps)
+            self.k_norm = make.rms_norm(layout.size, config.rms_norm_eps)
+        self.dropout = make.dropout(config.attention_dropout)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        rotation: Rotation,
+        span: Span,
+        past: KeyValues | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        """Mix the values of the visible tokens; also return the past with these tokens in it."""
+        query, key, value = (
+            project(hidden).reshape(*hidden.shape[:-1], -1, self.layout.size)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.layout.has_head_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        past = span.extend(past, rotation.turn(key), value)
+        is_visible, scale = span.find_visible(self.window), self.layout.size**-0.5
+        mixed = attend(rotation.turn(query), past, is_visible, scale, self.dropout)
+        return self.o_proj(mixed), past
+
+
+class LlamaMLP(nnx.Module):
+    """The gated feed-forward half of a layer."""
+
+    def __init__(self, config: "PretrainedConfig", layout: Layout, make: LayerFactory):
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, layout.has_mlp_bias
+        self.gate_proj = make.linear(hidden, inner, use_bias=bias)
+        self.up_proj = make.linear(hidden, inner, use_bias=bias)
+        self.down_proj = make.linear(inner, hidden, use_bias=bias)
+        self.activation = get_activation(config.hidden_act)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"]
+    ) -> Float[Array, "batch length hidden"]:
+        """Widen, gate, narrow."""
+        return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class LlamaDecoderLayer(nnx.Module):
+    """Attention, then a feed-forward half, each normalised before and added to what went in."""
+
+    def __init__(self, config: "PretrainedConfig", layer: int, layout: Layout, make: LayerFactory):
+        self.input_layernorm = make.rms_norm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config, layer, layout, make)
+        self.post_attention_layernorm = make.rms_norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config, layout, make)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        rotation: Rotation,
+        span: Span,
+        past: KeyValues | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        """Apply both halves; also return the past with these tokens in it."""
+        attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past)
+        hidden = hidden + attended
+        return hidden + self.mlp(self.post_attention_layernorm(hidden)), past
+
+
+class LlamaModel(nnx.Module):
+    """Embeddings, layers and the last norm; positions are turns of queries and keys."""
+
+    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
+        layout = Layout.of(config)
+        # A tuple, since arrays in a module would be taken for its weights.
+        self.frequencies = tuple(find_frequencies(config, layout.size).tolist())
+        self.embed_tokens = make.embedding(config.vocab_size, config.hidden_size)
+        layers = (
+            LlamaDecoderLayer(config, layer, layout, make)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.layers = nnx.List(list(layers))
+        self.norm = make.rms_norm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def words(self) -> nnx.Embed:
+        """The table of word embeddings."""
+        return self.embed_tokens
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        span: Span,
+        past: tuple[KeyValues, ...] | None = None,
+    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValues, ...]]:
+        """Read tokens after the past; return their states, and the past with them in it."""
+        hidden, grown = self.embed_tokens(input_ids), []
+        rotation = Rotation.at(span.positions, np.array(self.frequencies), hidden.dtype)
+        for index, layer in enumerate(self.layers):
+            hidden, layer_past = layer(hidden, rotation, span, past[index] if past else None)
+            grown.append(layer_past)
+        return self.norm(hidden), tuple(grown)
+
+
+class LlamaForCausalLM(CausalLM):
+    """A Llama that scores the next token."""
+
+    body_name, make_body = "model", LlamaModel
+
+
+class LlamaForSequenceClassification(CausalSequenceClassifier):
+    """A Llama that scores sequences."""
+
+    body_name, make_body = "model", LlamaModel
+
+
+class LlamaForQuestionAnswering(CausalQuestionAnswerer):
+    """A Llama that finds answers."""
+
+    body_name, make_body = "model", LlamaModel
+
+
+LLAMA = ModelSpec(
+    heads={
+        "sequence_classification": LlamaForSequenceClassification,
+        "question_answering": LlamaForQuestionAnswering,
+        "causal_lm": LlamaForCausalLM,
+    },
+    weights=LLAMA_WEIGHTS,
+    target_modules=(
+        r"model\.layers\.\d+\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    ),
+    modules_to_save=("score",),
+)
