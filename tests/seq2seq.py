@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from increlora_jax.models.generation import generate
 from increlora_jax.models.hf import name_variables, read_config, save_weights
-from increlora_jax.models.registry import find_spec, load_model
+from increlora_jax.models.registry import abstract_model, find_spec, load_model
 from increlora_jax.models.token_scores import GenerationOptions
 
 VOCAB, EOS = 50, 1
@@ -228,6 +228,19 @@ def compare_bfloat16(folder, exact_model, bound):
     exact, rounded = (run(model, *inputs) for model in (exact_model, rounded_model))
     assert rounded.dtype == jnp.float32
     assert jnp.abs(rounded - exact).max() < bound * jnp.abs(exact).max()
+
+
+def check_float64(config):
+    """Trace a model of float64: nothing on the way to its logits, or in its cache, is narrower."""
+    ids, mask = map(jnp.asarray, draw_ids(TARGETS, 0))
+    with jax.enable_x64(True):
+        wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        model = abstract_model(config, head="seq2seq_lm", **wide)
+        outputs = nnx.eval_shape(
+            lambda model: (model(ids, mask, ids, mask), model.begin(ids, mask, 4)), model
+        )
+    floats = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float64")}
 
 
 def compare_dropout(reference, folder):

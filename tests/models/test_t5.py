@@ -136,7 +136,12 @@ def test_an_untied_head_that_a_file_leaves_out_is_the_table(first, tmp_path):
 
 
 def test_bfloat16_stays_within_four_percent(first):
+    """It is 1.6 % of the largest logit here, PyTorch's own 1.3 %."""
     seq2seq.compare_bfloat16(first[1], first[2], bound=0.04)
+
+
+def test_float64_stays_float64():
+    seq2seq.check_float64(make_config(**SECOND))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
