@@ -53,13 +53,11 @@ def tied(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("settings", "unused"),
-    # Untied, both embed their tokens by a table of their own.
-    [({"scale_embedding": True}, ()), (UNTIED, ("model.shared.weight",))],
+    ("settings", "ignored"), [({"scale_embedding": True}, ()), (UNTIED, ("model.shared.weight",))]
 )
-def test_logits_loss_and_gradients_equal_pytorch(settings, unused, tmp_path):
+def test_logits_loss_and_gradients_equal_pytorch(settings, ignored, tmp_path):
     reference = make_reference(tmp_path, **settings)
-    seq2seq.compare_language_model(reference, tmp_path, unused)
+    seq2seq.compare_language_model(reference, tmp_path, ignored)
 
 
 def test_classifier_and_question_answerer_equal_pytorch(tmp_path):
@@ -134,7 +132,12 @@ def test_an_untied_model_may_begin_as_a_tied_one(tied, tmp_path):
 
 
 def test_bfloat16_stays_within_four_percent(tied):
+    """It is 2.2 % of the largest logit here, PyTorch's own 3.3 %."""
     seq2seq.compare_bfloat16(tied[1], tied[2], bound=0.04)
+
+
+def test_float64_stays_float64():
+    seq2seq.check_float64(make_config())
 
 
 @pytest.mark.parametrize(

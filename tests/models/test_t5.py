@@ -1,6 +1,7 @@
 """T5 and mT5 against PyTorch's transformers, and their own invariants."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,21 +70,17 @@ def test_logits_loss_and_gradients_equal_pytorch(family, settings, tmp_path):
 
 
 def test_classifier_and_question_answerer_equal_pytorch(tmp_path):
-    def make(*where, **settings):
-        return make_reference(*where, **SECOND, **settings)
-
-    seq2seq.compare_sentence_heads(make, tmp_path)
+    seq2seq.compare_sentence_heads(partial(make_reference, **SECOND), tmp_path)
 
 
 def test_one_token_at_a_time_equals_all_at_once(first):
     seq2seq.compare_step_by_step(first[2])
 
 
-@pytest.mark.parametrize(("num_beams", "settings"), [(1, {}), (3, {"length_penalty": 0.0})])
-def test_generation_equals_pytorch(num_beams, settings, first):
-    """Without the reward for length, or no beam of these weights would end early."""
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_equals_pytorch(num_beams, first):
     reference, _, model = first
-    seq2seq.compare_generation(reference, model, num_beams, **settings)
+    seq2seq.compare_generation(reference, model, num_beams)
 
 
 def test_saved_weights_reload_in_pytorch(first, tmp_path):
@@ -139,7 +136,12 @@ def test_an_untied_head_that_a_file_leaves_out_is_the_table(first, tmp_path):
 
 
 def test_bfloat16_stays_within_four_percent(first):
+    """It is 1.6 % of the largest logit here, PyTorch's own 1.3 %."""
     seq2seq.compare_bfloat16(first[1], first[2], bound=0.04)
+
+
+def test_float64_stays_float64():
+    seq2seq.check_float64(make_config(**SECOND))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -168,12 +170,12 @@ def test_position_biases_are_neither_gathered_nor_scattered_as_a_square(first):
 
     def weigh(weights):
         bias = nnx.merge(graph, weights, rest).bias_all(23)
-        return (bias * jnp.arange(23.0)).sum()
+        return (bias**2).sum()
 
     program = jax.jit(jax.grad(weigh)).lower(weights).as_text()
     moved = re.findall(r'(?s)"stablehlo\.(?:gather|scatter)".*?-> tensor<(.*?)>', program)
-    assert "8x4xf32" in moved  # the buckets' gradient is there, so the program was read aright
-    assert not any("23x23" in shape for shape in moved)
+    assert {"45x4xf32", "8x4xf32"} <= set(moved)  # 2L − 1 rows, and the gradient of their buckets
+    assert not [shape for shape in moved if "23" in shape]
 
 
 def test_dropout_sits_where_pytorch_has_it(tmp_path):

@@ -34,6 +34,13 @@ def test_renames_follow_each_other():
     assert TABLE.rename_key("block.0.weight") == "block.0.weight"
 
 
+def test_stand_ins_are_listed_in_order():
+    table = WeightTable(rules=(), stand_ins=((r"a\.(.+)", r"\1"), (r"(?:a\.)?b", "c"), (r"c", "b")))
+    assert table.list_stand_ins("a.b") == ["b", "c"]
+    assert table.list_stand_ins("c") == ["b"]
+    assert table.list_stand_ins("d") == []
+
+
 def test_patterns_match_whole_names():
     assert is_matched("cls.x", (r"a", r"cls\..+"))
     assert not is_matched("my.cls.x", (r"cls\..+",))
