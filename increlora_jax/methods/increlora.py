@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
@@ -50,16 +49,12 @@ def increlora(
     """
     plan = _plan(target_sizes(model, targets, exclude, parameters), steps, growth)
     rules = _Growth(growth, plan, adapter)
-
-    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
-        places = {"exclude": exclude, "parameters": parameters}
-        return attach(model, targets, **places, rngs=rngs, dtype=dtype, **rules.adapter_settings())
-
+    settings = rules.adapter_settings() | {"exclude": exclude, "parameters": parameters}
     return base.Method(
         name="increlora",
         description=plan.describe(),
         rank_budget=plan.budget,
-        attach=attach_adapters,
+        attach=lambda model, rngs: attach(model, targets, rngs=rngs, dtype=dtype, **settings),
         is_trained=is_trained,
         init=rules.init,
         probes=rules.probes,
