@@ -4,7 +4,6 @@ Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, c
 on disk most of their kernels lie as here, [in, out].
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flax import nnx
@@ -176,7 +175,7 @@ class GPT2ForQuestionAnswering(CausalQuestionAnswerer):
 def _narrow(make: LayerFactory, config: "GPT2Config") -> LayerFactory:
     """Start what is added to the residual stream the smaller, the more layers add to it."""
     scale = (2 * config.num_hidden_layers) ** -0.5
-    return replace(make, initializer_range=scale * make.initializer_range)
+    return make.scaled(scale)
 
 
 def _check_config(config: "GPT2Config") -> None:
