@@ -1,5 +1,6 @@
 """From a configuration to everything a run needs; what `train` and `evaluate` share."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -15,6 +16,7 @@ from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
 from increlora_jax.models.hf import read_config
 from increlora_jax.models.hub import resolve_model
+from increlora_jax.models.identity import identify_model, identify_tokenizer
 from increlora_jax.models.registry import (
     abstract_model,
     find_spec,
@@ -41,6 +43,17 @@ class Plan:
     total_steps: int
     epoch_steps: int
     method: Method
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a run was made of, by content."""
+        return {
+            "base model": identify_model(self.folder),
+            "tokenizer": identify_tokenizer(self.folder),
+            "task": self.data.task.name,
+            "labels": json.dumps(self.data.task.labels),
+            "data": self.data.identify(),
+        }
 
 
 @dataclass(frozen=True, eq=False)

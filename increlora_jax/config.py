@@ -30,6 +30,24 @@ def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
             _require(test(value), name, value, wanted)
 
 
+FREE = frozenset(
+    {
+        "data_dir",
+        "model",
+        "output_dir",
+        "overwrite_output_dir",
+        "resume",
+        "save_steps",
+        "save_total_limit",
+        "keep_period",
+        "max_skipped_steps",
+        "tensorboard",
+        "compilation_cache_dir",
+    }
+)
+"""Settings that may differ when a run is resumed: nothing that is computed depends on them."""
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """What is learned: the task, its data, the base model."""
@@ -156,6 +174,13 @@ class TrainingConfig:
     eval_batch_size: int = option(64, "examples a forward pass of evaluation")
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
+    resume: bool = option(True, "go on with a run of the same settings that the folder holds")
+    save_steps: int = option(500, "steps between checkpoints")
+    save_total_limit: int = option(2, "checkpoints kept, beside the best one")
+    keep_period: int | None = option(None, "also keep the checkpoints of multiples of this step")
+    max_skipped_steps: int = option(
+        10, "steps in a row, of a loss or gradient that is not finite, that a run passes over"
+    )
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"
@@ -166,13 +191,15 @@ class TrainingConfig:
         _require_each(
             self,
             "max_steps train_batch_size gradient_accumulation_steps eval_batch_size eval_steps "
-            "logging_steps",
+            "logging_steps save_steps save_total_limit keep_period",
             lambda v: v >= 1,
             "at least 1",
         )
         positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs"
         _require_each(self, positive, lambda v: v > 0, "positive")
-        _require_each(self, "warmup_steps weight_decay seed", lambda v: v >= 0, "at least 0")
+        _require_each(
+            self, "warmup_steps weight_decay seed max_skipped_steps", lambda v: v >= 0, "at least 0"
+        )
         _require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
 
 
@@ -184,6 +211,10 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def settled(self) -> dict[str, Any]:
+        """The settings that a resumed run must share; of model and data the content decides."""
+        return {name: value for name, value in self.flat().items() if name not in FREE}
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its flag's name, as `config.yaml` holds it."""

@@ -12,7 +12,7 @@ from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
-from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, fail_clearly
+from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity, fail_clearly
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,11 +42,9 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     use_compilation_cache(config.training.compilation_cache_dir)
     saved = read_adapter_config(run / adapter)
     plan = plan_run(config, total_steps=saved["total_steps"])
-    if list(plan.data.task.labels or ()) != list(saved["labels"] or ()):
-        raise InputError(
-            f"the data has the labels {plan.data.task.labels}, the run was trained on "
-            f"{saved['labels']}"
-        )
+    # Other data is what --data-dir is for.
+    here = {key: value for key, value in plan.identity.items() if key != "data"}
+    check_identity(f"the adapter in {run / adapter}", saved["identity"], here)
     ready = prepare_run(plan)
     parts = load_adapter(run / adapter, ready.parts)
     state = ready.trainer.init(parts, config.training.seed)

@@ -1,22 +1,164 @@
-"""The files of a run's folder, and how a command ends when something cannot be done."""
+"""A run's folder: what it holds, who may write to it, and how a command ends."""
 
+import fcntl
+import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
-from increlora_jax.errors import InputError
+from increlora_jax.config import RunConfig
+from increlora_jax.errors import InputError, WriteError
+from increlora_jax.parsing import read_run, write_run
 from increlora_jax.training.loop import NonFiniteError
+from increlora_jax.training.preemption import Preempted
 
 ADAPTER = "adapter"
 BEST_ADAPTER = "adapter-best"
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+LOCK = ".lock"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+
+OF_A_RUN = (RESULTS, CONFIG, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS)
+
+
+class Held(Enum):
+    """What a folder holds of the run that is asked for."""
+
+    NOTHING = "nothing"
+    BEGUN = "begun"
+    FINISHED = "finished"
+
+
+def look_into(folder: Path, config: RunConfig) -> Held:
+    """Tell how far a run has come in its folder; touches nothing.
+
+    Raises:
+        InputError: the folder holds another run, and in which settings that differs.
+    """
+    if folder.is_file():
+        raise InputError(f"--output-dir {folder} is a file")
+    found = [name for name in OF_A_RUN if (folder / name).exists()]
+    if not found or config.training.overwrite_output_dir:
+        return Held.NOTHING
+    if CONFIG not in found or not config.training.resume:
+        raise InputError(
+            f"--output-dir {folder} already holds a run ({', '.join(found)}); choose another "
+            "folder or pass --overwrite-output-dir"
+        )
+    there, here = read_run(folder / CONFIG).settled(), config.settled()
+    differing = [f"{key} ({there[key]} there, {here[key]} here)" for key in here
+                 if there[key] != here[key]]  # fmt: skip
+    if differing:
+        raise InputError(
+            f"--output-dir {folder} already holds a run with other settings: "
+            f"{', '.join(differing)}; give the same to go on with it, choose another folder or "
+            "pass --overwrite-output-dir"
+        )
+    return Held.FINISHED if RESULTS in found else Held.BEGUN
+
+
+def check_identity(what: str, there: dict[str, str], here: dict[str, str]) -> None:
+    """See that what was saved was made of what is here now, by content.
+
+    Raises:
+        InputError: it was not; both are named.
+    """
+    differing = [f"{key} ({there.get(key)} there, {here[key]} here)" for key in here
+                 if there.get(key) != here[key]]  # fmt: skip
+    if differing:
+        raise InputError(
+            f"{what} was made of something else: {', '.join(differing)}; give what it was made "
+            "of, or choose another folder"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep every other process out of it; the lock ends with the process.
+
+    Raises:
+        InputError: the folder cannot be made, or another process is at work there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"--output-dir {folder}: another process is at work on this run; wait for it, or "
+                "choose another folder"
+            ) from None
+        yield
+
+
+def clear(folder: Path, config: RunConfig) -> None:
+    """Make room for a new run, and write down its settings.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        # The settings go first: without them what remains is nobody's run.
+        for name in (CONFIG, RESULTS, METRICS):
+            (folder / name).unlink(missing_ok=True)
+        for name in (ADAPTER, BEST_ADAPTER, CHECKPOINTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        with _whole(folder / CONFIG) as aside:
+            write_run(config, aside)
+    except OSError as error:
+        raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`, which makes a run finished.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    try:
+        with _whole(folder / RESULTS) as aside:
+            aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{folder / RESULTS} cannot be written: {error}") from error
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read what a finished run has left."""
+    try:
+        results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / RESULTS} cannot be read: {error}") from None
+    return results
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Write a file aside and move it into place: it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.new")
+    yield aside
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.rename(path)
 
 
 @contextmanager
 def fail_clearly() -> Iterator[None]:
-    """Turn an error the user can mend into its message and exit status 2; numbers gone bad, 3."""
+    """Say in a line what ends a command, and leave with the status that belongs to it.
+
+    2: input that the user can mend; 3: numbers gone bad; 4: a file that cannot be written;
+    128 + number of the signal: stopped by a signal, 143 for SIGTERM and 130 for SIGINT.
+    """
     try:
         yield
     except InputError as error:
@@ -25,3 +167,11 @@ def fail_clearly() -> Iterator[None]:
     except NonFiniteError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(3) from None
+    except WriteError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(4) from None
+    except Preempted as stopped:
+        sys.stderr.write(f"stopped by {stopped}; the same command goes on from here\n")
+        sys.stderr.flush()
+        # A compiler may be at work in a thread of its own, and would crash an orderly exit.
+        os._exit(stopped.exit_status)

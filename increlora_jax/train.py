@@ -1,8 +1,6 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
-import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,39 +14,75 @@ from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
-from increlora_jax.parsing import parse_run, write_run
+from increlora_jax.parsing import parse_run
 from increlora_jax.run_folder import (
     ADAPTER,
     BEST_ADAPTER,
-    CONFIG,
-    METRICS,
+    CHECKPOINTS,
     RESULTS,
+    Held,
+    check_identity,
+    clear,
     fail_clearly,
+    locked,
+    look_into,
+    read_results,
+    write_results,
 )
+from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop, Outcome, Schedule
+from increlora_jax.training.preemption import Stop
+from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with status 2 and a message if the input cannot be used."""
-    with fail_clearly():
-        train(parse_run(argv))
+    """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
+    stop = Stop()
+    with fail_clearly(), stop.listening():
+        train(parse_run(argv), stop)
 
 
-def train(config: RunConfig) -> dict[str, Any]:
-    """Carry a run from its configuration to `results.json`; returns what that file holds."""
+def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
+    """Carry a run from its configuration, or from where it stopped, to `results.json`.
+
+    Returns:
+        What that file holds.
+    """
     clock = Clock()
+    config = _anchor(config)
     folder = Path(config.output_dir)
-    _check_is_free(folder, config)
+    held = look_into(folder, config)
     use_compilation_cache(config.training.compilation_cache_dir)
     plan = plan_run(config)
+    if held is Held.FINISHED:
+        return _tell_again(folder, plan)
     say(f"{config.adapter.method}: {plan.method.description}")
     run = prepare_run(plan)
     _announce(run)
-    _make_folder(folder, config)
-    with RunLog(folder, plan.total_steps, tensorboard=config.training.tensorboard) as log:
+    with locked(folder):
+        if look_into(folder, config) is not held:
+            raise InputError(f"--output-dir {folder}: another process has used it meanwhile")
+        results = _carry_out(run, folder, held, clock, stop or Stop())
+    say(_summary(results, folder))
+    return results
+
+
+def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> dict[str, Any]:
+    plan = run.plan
+    training = plan.config.training
+    keep = Keep(training.save_total_limit, training.keep_period)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep, plan.identity)
+    state, progress = _start(run, folder, held, checkpoints)
+    with RunLog(
+        folder,
+        plan.total_steps,
+        tensorboard=training.tensorboard,
+        step=progress.step,
+        kept_bytes=progress.log_bytes,
+    ) as log:
         loop = Loop(
             run.trainer,
             run.evaluator,
@@ -57,42 +91,49 @@ def train(config: RunConfig) -> dict[str, Any]:
                 folder / (BEST_ADAPTER if is_best else ADAPTER), run, state
             ),
             _schedule(plan),
+            checkpoints,
             log,
             clock,
+            stop,
         )
-        state, outcome = loop.run(run.trainer.init(run.parts, config.training.seed), run.parts.base)
+        state, outcome = loop.run(state, run.parts.base, progress)
     results = _results(run, state, outcome)
-    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    say(_summary(results, folder))
+    write_results(folder, results)
+    return results
+
+
+def _start(
+    run: Run, folder: Path, held: Held, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+    """The state and progress to begin with: of the newest sound checkpoint, or new ones."""
+    config = run.plan.config
+    state = run.trainer.init(run.parts, config.training.seed)
+    step = None
+    if held is Held.BEGUN:
+        step, notes = checkpoints.newest()
+        for note in notes:
+            say(f"note: {note}")
+    if step is None:
+        if held is Held.BEGUN:
+            say(f"{folder} holds this run, but no checkpoint yet: it begins anew")
+        clear(folder, config)
+        return state, Progress()
+    saved = checkpoints.read(step)
+    check_identity(f"the run in --output-dir {folder}", saved.identity, run.plan.identity)
+    say(f"going on from the checkpoint of step {step}")
+    return checkpoints.restore(step, state), saved.progress
+
+
+def _tell_again(folder: Path, plan: Plan) -> dict[str, Any]:
+    results = read_results(folder)
+    check_identity(f"the run in --output-dir {folder}", results["identity"], plan.identity)
+    say(f"this run is finished: {_summary(results, folder)}")
     return results
 
 
 def say(message: str) -> None:
     """Tell the user something on the way."""
     sys.stderr.write(message + "\n")
-
-
-def _check_is_free(folder: Path, config: RunConfig) -> None:
-    held = [n for n in (RESULTS, CONFIG, METRICS, ADAPTER) if (folder / n).exists()]
-    if folder.is_file():
-        raise InputError(f"--output-dir {folder} is a file")
-    if held and not config.training.overwrite_output_dir:
-        raise InputError(
-            f"--output-dir {folder} already holds a run ({', '.join(held)}); choose another "
-            "folder or pass --overwrite-output-dir"
-        )
-
-
-def _make_folder(folder: Path, config: RunConfig) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULTS, METRICS, CONFIG):
-            (folder / name).unlink(missing_ok=True)
-        for name in (ADAPTER, BEST_ADAPTER):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        write_run(_anchor(config), folder / CONFIG)
-    except OSError as error:
-        raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
 
 
 def _anchor(config: RunConfig) -> RunConfig:
@@ -118,7 +159,11 @@ def _announce(run: Run) -> None:
 def _schedule(plan: Plan) -> Schedule:
     training = plan.config.training
     return Schedule(
-        plan.total_steps, training.eval_steps or plan.epoch_steps, training.logging_steps
+        plan.total_steps,
+        training.eval_steps or plan.epoch_steps,
+        training.logging_steps,
+        training.save_steps,
+        training.max_skipped_steps,
     )
 
 
@@ -130,6 +175,7 @@ def _keep(folder: Path, run: Run, state: TrainState) -> None:
         "base_model": plan.config.task.model,
         "task": plan.data.task.name,
         "labels": plan.data.task.labels,
+        "identity": plan.identity,
         "step": int(state.step),
         "total_steps": plan.total_steps,
         "lora_alpha": plan.config.adapter.lora_alpha,
@@ -153,6 +199,7 @@ def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
         "ranks": counts.ranks,
         "full_modules": list(counts.full),
         "rounds": {str(step): growth for step, growth in outcome.rounds.items()},
+        "skipped_steps": outcome.skipped,
         "trainable_parameters": {
             "active": counts.active,
             "buffer": counts.buffer,
@@ -162,6 +209,7 @@ def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),
+        "identity": plan.identity,
         "versions": _versions(),
     }
 

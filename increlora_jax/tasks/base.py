@@ -1,5 +1,7 @@
 """What a task is, and what loading one gives."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,3 +83,11 @@ class TaskData:
     train: Split
     dev: dict[str, Split]
     notes: tuple[str, ...] = ()
+
+    def identify(self) -> str:
+        """SHA-256 of every text and label, in order: the same data under another path is equal."""
+        digest = hashlib.sha256()
+        for split in (self.train, *self.dev.values()):
+            digest.update(json.dumps([split.first, split.second]).encode())
+            digest.update(split.labels.tobytes())
+        return digest.hexdigest()

@@ -12,22 +12,27 @@ class Clock:
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._elsewhere = 0.0
+        self._earlier = self._earlier_training = 0.0
         self.to_first_step = math.nan
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
-        return time.perf_counter() - self._start
+        """Time since the start, and of the processes that went before."""
+        return self._earlier + time.perf_counter() - self._start
 
     @property
     def training_seconds(self) -> float:
-        """Time since the start that was not paused."""
-        return self.seconds - self._elsewhere
+        """Time spent in training steps, from the second of each process on."""
+        here = time.perf_counter() - self._start - self._elsewhere
+        return self._earlier_training + (0.0 if math.isnan(self.to_first_step) else here)
+
+    def add_earlier(self, seconds: float, training_seconds: float) -> None:
+        """Count what the processes before this one have spent on the run."""
+        self._earlier, self._earlier_training = seconds, training_seconds
 
     def mark_first_step(self) -> None:
         """Note that the first training step is done, and begin to count training time."""
-        self.to_first_step = self.seconds
-        self._elsewhere = self.seconds
+        self.to_first_step = self._elsewhere = time.perf_counter() - self._start
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.encoding import Encoded
 from increlora_jax.tasks.metrics import predict_labels, score_splits
 from increlora_jax.training.loss import call_model
+from increlora_jax.training.preemption import Stop
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 
@@ -35,28 +36,46 @@ class Evaluator:
         def logits(state: TrainState, base: Base, batch: Any) -> jax.Array:
             return trainer.predict(state, base, lambda model: call_model(model, batch))
 
-        self._logits: Callable[..., jax.Array] = logits
+        self._logits: Any = logits
+        self._programs: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
 
     @property
     def task(self) -> Task:
         """What is evaluated."""
         return self._data.task
 
-    def metrics(self, state: TrainState, base: Base) -> dict[str, float]:
-        """Every metric of the task on every development split."""
+    def metrics(self, state: TrainState, base: Base, stop: Stop | None = None) -> dict[str, float]:
+        """Every metric of the task on every development split.
+
+        Raises:
+          Preempted: `stop` was asked for; there are no metrics then.
+        """
+        stop = stop or Stop()
         predictions = {
-            split: predict_labels(self._split_logits(encoded, state, base), self.task)
+            split: predict_labels(self._split_logits(encoded, state, base, stop), self.task)
             for split, encoded in self._encoded.items()
         }
         return score_splits(self.task, predictions, self._data.dev)
 
-    def _split_logits(self, encoded: Encoded, state: TrainState, base: Base) -> np.ndarray:
+    def _split_logits(
+        self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
+    ) -> np.ndarray:
         # Everything is dispatched before anything is read: the device never waits for the host.
         pending = [
-            (indices, self._logits(state, base, batch))
+            (indices, self._program(state, base, batch, stop)(state, base, batch))
             for indices, batch in evaluation_batches(encoded, **self._batching)  # type: ignore[arg-type]
         ]
         out = np.zeros((len(encoded), self.task.num_labels), np.float32)
         for indices, logits in pending:
+            stop.check()
             out[indices] = np.asarray(logits)[: len(indices)]
         return out
+
+    def _program(
+        self, state: TrainState, base: Base, batch: Any, stop: Stop
+    ) -> Callable[..., jax.Array]:
+        stop.check()
+        shape = batch["input_ids"].shape
+        if shape not in self._programs:
+            self._programs[shape] = stop.compile(self._logits.lower(state, base, batch))
+        return self._programs[shape]

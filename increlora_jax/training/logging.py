@@ -1,24 +1,41 @@
 """What a run tells: a progress bar, `metrics.jsonl`, and TensorBoard on request."""
 
 import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from tqdm.auto import tqdm
 
-from increlora_jax.errors import InputError
+from increlora_jax.errors import InputError, WriteError
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes the numbers of a run as they come; a context manager."""
+    """Writes the numbers of a run as they come; a context manager.
 
-    def __init__(self, folder: Path, total_steps: int, *, tensorboard: bool):
-        self._lines = (folder / METRICS_FILE).open("w", encoding="utf-8", buffering=1)
-        self._board = _open_board(folder) if tensorboard else None
-        self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+    A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
+    them will be written again. The file holds nothing that depends on the clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        tensorboard: bool,
+        step: int = 0,
+        kept_bytes: int = 0,
+    ):
+        self._path = folder / METRICS_FILE
+        self._lines = self._open(kept_bytes)
+        self._board = _open_board(folder, step) if tensorboard else None
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self
@@ -34,14 +51,15 @@ class RunLog:
         if self._board is not None:
             self._board.close()
 
-    def step(self, step: int, numbers: dict[str, Any], *, is_written: bool) -> None:
+    def step(
+        self, step: int, numbers: dict[str, Any], tokens_per_second: float, *, is_written: bool
+    ) -> None:
         """Report a training step; `is_written` if its numbers go to the files too."""
         self._bar.update(1)
-        shown = {name: numbers[name] for name in ("loss", "total_rank", "tokens_per_second")}
         self._bar.set_postfix(
-            loss=f"{shown['loss']:.4f}",
-            rank=shown["total_rank"],
-            tokens=f"{shown['tokens_per_second']:.0f}/s",
+            loss=f"{numbers['loss']:.4f}",
+            rank=numbers["total_rank"],
+            tokens=f"{tokens_per_second:.0f}/s",
             refresh=False,
         )
         if is_written:
@@ -56,18 +74,49 @@ class RunLog:
         """Print a line without disturbing the bar."""
         self._bar.write(message)
 
+    def sync(self) -> int:
+        """Bring every line onto the disk, and give the length of the file in bytes."""
+        with self._naming():
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+        return self._lines.tell()
+
+    def _open(self, kept_bytes: int) -> TextIO:
+        with self._naming():
+            lines = self._path.open("r+" if kept_bytes else "w", encoding="utf-8")
+            if (found := lines.seek(0, os.SEEK_END)) < kept_bytes:
+                raise InputError(
+                    f"{self._path} has {found} bytes, fewer than the {kept_bytes} it had when the "
+                    "checkpoint was saved; put the file back, or begin anew with "
+                    "--overwrite-output-dir"
+                )
+            lines.seek(kept_bytes)
+            lines.truncate()
+        return lines
+
     def _write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
-        self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        # JSON has no word for what is not finite.
+        plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        with self._naming():
+            self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
+            self._lines.flush()
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(f"{self._path} cannot be written: {error}") from error
 
-def _open_board(folder: Path) -> Any:
+
+def _open_board(folder: Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise InputError(
             "--tensorboard needs tensorboardX: pip install 'increlora_jax[tensorboard]'"
         ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

@@ -1,4 +1,4 @@
-"""The loop of a run: dispatch steps, read their numbers late, evaluate, keep the best."""
+"""The loop of a run: dispatch steps, read their numbers late, evaluate, keep the best, save."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,18 +8,25 @@ import jax
 import numpy as np
 
 from increlora_jax.nn.report import ranks_of
+from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.logging import RunLog
+from increlora_jax.training.preemption import Preempted, Stop
+from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 
 LAG = 4
-"""Steps in flight before the oldest one's numbers are read: the device never waits for the host."""
+"""Steps in flight before the oldest one's numbers are read: the device never waits for the host.
+
+What the host decides by those numbers it decides LAG steps late, never earlier, whether or not it
+has seen them sooner: so a resumed run decides as one that was never stopped.
+"""
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or the gradient of a step was NaN or infinite; that step changed nothing."""
+    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
 
 
 class Outcome(NamedTuple):
@@ -28,6 +35,7 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]
     best_metrics: dict[str, float]
     rounds: dict[int, dict[str, int]]
+    skipped: list[int]
     step_compilations: int
     seconds: float
     seconds_to_first_step: float
@@ -40,6 +48,8 @@ class Schedule(NamedTuple):
     total_steps: int
     eval_steps: int
     logging_steps: int
+    save_steps: int
+    max_skipped_steps: int
 
 
 class Loop:
@@ -52,66 +62,83 @@ class Loop:
         batch_at: Callable[[int], dict[str, np.ndarray]],
         keep: Callable[[TrainState, bool], None],
         schedule: Schedule,
+        checkpoints: Checkpoints,
         log: RunLog,
         clock: Clock,
+        stop: Stop,
     ):
         self._trainer = trainer
         self._evaluator = evaluator
         self._batch_at = batch_at
         self._keep = keep
         self._schedule = schedule
+        self._checkpoints = checkpoints
         self._log = log
         self._clock = clock
+        self._stop = stop
         self._programs: dict[Any, Any] = {}
         self._pending: deque[tuple[int, Any, int]] = deque()
-        self._rounds: dict[int, dict[str, int]] = {}
-        self._is_finished = False
-        self._best: dict[str, float] = {}
-        self._tokens = 0
 
-    def run(self, state: TrainState, base: Base) -> tuple[TrainState, Outcome]:
-        """Train to the last step; the best and the last adapter are kept.
+    def run(self, state: TrainState, base: Base, progress: Progress) -> tuple[TrainState, Outcome]:
+        """Train from where `progress` stands to the last step; keep the best and the last adapter.
 
         Raises:
-            NonFiniteError: after keeping the adapter without the step that went wrong.
+            NonFiniteError: after keeping the adapter without the steps that went wrong.
+            Preempted: after saving a checkpoint of what was reached.
+            WriteError: a checkpoint or the log cannot be written.
         """
-        self._state, self._base = state, base
+        self._state, self._base, self._progress = state, base, progress
+        self._first, self._saved = progress.step, progress.step
         self._ranks = _ranks(self._trainer, state)
-        metrics: dict[str, float] = {}
+        self._clock.add_earlier(progress.seconds, progress.training_seconds)
         try:
-            for step in range(self._schedule.total_steps):
-                self._train(step)
-                if self._is_evaluated(step + 1):
-                    metrics = self._evaluate(step + 1)
+            with self._stop.deferred():
+                self._train_all()
+        except Preempted:
+            self._save()
+            self._checkpoints.wait()
+            raise
         except (NonFiniteError, KeyboardInterrupt):
             self._keep(self._state, False)
             raise
         self._keep(self._state, False)
-        seconds = self._clock.training_seconds
-        outcome = Outcome(
-            metrics,
-            self._best,
-            self._rounds,
-            len(self._programs),
-            self._clock.seconds,
-            self._clock.to_first_step,
-            self._tokens / seconds if seconds else 0.0,
-        )
-        return self._state, outcome
+        self._checkpoints.wait()
+        return self._state, self._outcome()
+
+    def _train_all(self) -> None:
+        total = self._schedule.total_steps
+        self._after(self._progress.step)
+        for step in range(self._progress.step, total):
+            self._stop.check_step(step)
+            self._train(step)
+            self._after(step + 1)
+
+    def _after(self, done: int) -> None:
+        """Evaluate and save where that is due after `done` steps, and has not been done."""
+        is_due = done % self._schedule.eval_steps == 0 or done == self._schedule.total_steps
+        if is_due and done > self._progress.evaluated:
+            self._evaluate(done)
+        is_new_best = done > 0 and self._progress.best_step == done
+        if done % self._schedule.save_steps == 0 or is_new_best:
+            self._save()
 
     def _train(self, step: int) -> None:
         batch = self._batch_at(step)
-        is_scored = self._trainer.method.is_scored(step, self._is_finished)
-        program = self._program(batch, is_scored)
+        program = self._program(batch, self._is_scored(step))
         self._state, info = program(self._state, self._base, batch)
-        tokens = _count_tokens(batch)
-        if step == 0:
+        self._progress.step = step + 1
+        self._pending.append((step, info, _count_tokens(batch)))
+        if step == self._first:
             jax.block_until_ready(info)
             self._clock.mark_first_step()
-            tokens = 0  # the clock of training starts after it
-        self._pending.append((step, info, tokens))
         while len(self._pending) > LAG:
             self._read_oldest()
+
+    def _is_scored(self, step: int) -> bool:
+        progress, horizon = self._progress, step - LAG
+        is_finished = progress.spent is not None and progress.spent < horizon
+        skipped = sum(at < horizon for at in progress.skipped)
+        return self._trainer.method.is_scored(step - skipped, is_finished)
 
     def _program(self, batch: Any, is_scored: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
@@ -123,56 +150,101 @@ class Loop:
                     self._trainer.step, static_argnames="is_scored", donate_argnames="state"
                 )
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
-                self._programs[key] = lowered.compile()
+                self._programs[key] = self._stop.compile(lowered)
         return self._programs[key]
 
     def _read_oldest(self) -> None:
         step, info, tokens = self._pending.popleft()
         numbers = jax.device_get(info)
-        if not numbers["is_finite"]:
-            self._pending.clear()
-            raise NonFiniteError(
-                f"step {step}: the loss is {numbers['loss']} and the gradient norm "
-                f"{numbers['grad_norm']}; that step changed nothing and the adapter without it is "
-                "saved. Lower --learning-rate, raise --warmup-steps, or use --dtype float32"
-            )
-        self._tokens += tokens
+        if numbers["is_finite"]:
+            self._progress.skipped_in_a_row = 0
+        else:
+            self._note_skipped(step, numbers)
+        # The clock of training starts after the first step.
+        self._progress.tokens += tokens if step > self._first else 0
         self._note_growth(step, numbers)
-        budget = self._trainer.method.rank_budget
-        self._is_finished = budget is not None and int(numbers["total_rank"]) >= budget
         shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
         shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}
-        shown["tokens_per_second"] = self._tokens / max(self._clock.training_seconds, 1e-9)
         last = self._schedule.total_steps - 1
         is_written = step % self._schedule.logging_steps == 0 or step == last
-        self._log.step(step, shown, is_written=is_written)
+        self._log.step(step, shown, self._tokens_per_second(), is_written=is_written)
+
+    def _note_skipped(self, step: int, numbers: Any) -> None:
+        progress = self._progress
+        progress.skipped.append(step)
+        progress.skipped_in_a_row += 1
+        what = f"the loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}"
+        self._log.say(f"step {step} is skipped: {what}")
+        if progress.skipped_in_a_row > self._schedule.max_skipped_steps:
+            self._pending.clear()
+            raise NonFiniteError(
+                f"step {step}: {what}, {progress.skipped_in_a_row} steps in a row (more than "
+                f"--max-skipped-steps {self._schedule.max_skipped_steps}); they changed nothing "
+                "and the adapter without them is saved. Lower --learning-rate, raise "
+                "--warmup-steps, or use --dtype float32"
+            )
 
     def _note_growth(self, step: int, numbers: Any) -> None:
+        budget = self._trainer.method.rank_budget
+        is_spent = budget is not None and int(numbers["total_rank"]) >= budget
+        if is_spent and self._progress.spent is None:
+            self._progress.spent = step
         if "rank" not in numbers:
             return
         growth = numbers["rank"] - self._ranks
-        if growth.any():
+        if numbers["is_finite"] and growth.any():
             modules = self._trainer.skeleton.modules
-            self._rounds[step] = {modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
+            grown = {modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
+            self._progress.rounds[step] = grown
             self._ranks = numbers["rank"]
 
     def _drain(self) -> None:
         while self._pending:
             self._read_oldest()
 
-    def _is_evaluated(self, done: int) -> bool:
-        return done % self._schedule.eval_steps == 0 or done == self._schedule.total_steps
-
-    def _evaluate(self, done: int) -> dict[str, float]:
+    def _evaluate(self, done: int) -> None:
         self._drain()
+        progress = self._progress
         with self._clock.paused():
-            metrics = self._evaluator.metrics(self._state, self._base)
+            metrics = self._evaluator.metrics(self._state, self._base, self._stop)
             self._log.evaluation(done, metrics)
             first = next(iter(metrics))
-            if not self._best or metrics[first] > self._best[first]:
-                self._best = metrics
+            if not progress.best_metrics or metrics[first] > progress.best_metrics[first]:
+                progress.best_metrics, progress.best_step = metrics, done
                 self._keep(self._state, True)
-        return metrics
+            progress.metrics, progress.evaluated = metrics, done
+
+    def _save(self) -> None:
+        if self._saved == self._progress.step:
+            return
+        self._drain()
+        progress = self._saved_progress()
+        self._checkpoints.save(self._state, progress)
+        self._saved = progress.step
+
+    def _saved_progress(self) -> Progress:
+        progress = self._progress
+        progress.seconds = self._clock.seconds
+        progress.training_seconds = self._clock.training_seconds
+        progress.log_bytes = self._log.sync()
+        return progress
+
+    def _tokens_per_second(self) -> float:
+        seconds = self._clock.training_seconds
+        return self._progress.tokens / seconds if seconds else 0.0
+
+    def _outcome(self) -> Outcome:
+        progress = self._progress
+        return Outcome(
+            progress.metrics,
+            progress.best_metrics,
+            progress.rounds,
+            progress.skipped,
+            len(self._programs),
+            self._clock.seconds,
+            self._clock.to_first_step,
+            self._tokens_per_second(),
+        )
 
 
 def _count_tokens(batch: dict[str, np.ndarray]) -> int:

@@ -12,7 +12,8 @@ from increlora_jax.core.optimizer import Trainable
 class TrainState(NamedTuple):
     """Everything a step changes; the frozen base is not part of it."""
 
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # the optimizer's: steps that were skipped do not count
+    skipped: Int[Array, ""]
     key: Array  # of the run; a step's own key is folded in from its number
     params: Trainable
     slots: dict[str, Slots]

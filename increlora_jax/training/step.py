@@ -57,6 +57,7 @@ class Trainer(NamedTuple):
         params = Trainable(parts.adapters, parts.head)
         state = TrainState(
             jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.int32),
             jax.random.key(seed),
             params,
             parts.slots,
@@ -70,7 +71,7 @@ class Trainer(NamedTuple):
     ) -> tuple[TrainState, Info]:
         """Move one optimizer step; with accumulation, `batch` has a leading axis of micro-batches.
 
-        A loss or gradient that is not finite leaves everything as it was; `info` says so.
+        A loss, gradient or score that is not finite changes nothing but the count of such steps.
         """
         if self.accumulation > 1:
             return self.update(state, self._of_sums(state, base, batch, is_scored))
@@ -122,9 +123,18 @@ class Trainer(NamedTuple):
             total, state.opt_state, params, step=state.step, born=born
         )
         params = optax.apply_updates(params, updates)
-        new = TrainState(state.step + 1, state.key, params, updated.slots, updated.state, opt_state)
-        is_finite = jnp.isfinite(gradients.loss + orth) & jnp.isfinite(norm)
-        kept = jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, state)
+        new = TrainState(
+            state.step + 1,
+            state.skipped,
+            state.key,
+            params,
+            updated.slots,
+            updated.state,
+            opt_state,
+        )
+        is_finite = _is_finite((gradients.loss, orth, norm, updated.state))
+        passed_over = state._replace(skipped=state.skipped + 1)
+        kept = jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, passed_over)
         info = {
             "loss": gradients.loss,
             "orth_loss": orth,
@@ -193,8 +203,14 @@ class Trainer(NamedTuple):
 
 def _step_keys(state: TrainState) -> tuple[Array, Array]:
     """The keys of a step: of its forward pass, and of its method."""
-    forward, method = jax.random.split(jax.random.fold_in(state.key, state.step))
+    own = jax.random.fold_in(state.key, state.step + state.skipped)
+    forward, method = jax.random.split(own)
     return forward, method
+
+
+def _is_finite(values: Any) -> Array:
+    """Whether no number anywhere in a tree is NaN or infinite []."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values)]).all()
 
 
 def build_trainer(

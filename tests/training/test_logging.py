@@ -8,7 +8,8 @@ import pytest
 from increlora_jax.errors import InputError
 from increlora_jax.training.logging import METRICS_FILE, RunLog
 
-NUMBERS = {"loss": 0.5, "total_rank": 12, "tokens_per_second": 100.0, "grad_norm": 2.0}
+NUMBERS = {"loss": 0.5, "total_rank": 12, "grad_norm": 2.0}
+SPEED = 100.0
 
 
 def read(folder):
@@ -17,8 +18,8 @@ def read(folder):
 
 def test_steps_and_evaluations_are_lines(tmp_path):
     with RunLog(tmp_path, 3, tensorboard=False) as log:
-        log.step(0, NUMBERS, is_written=True)
-        log.step(1, NUMBERS, is_written=False)
+        log.step(0, NUMBERS, SPEED, is_written=True)
+        log.step(1, NUMBERS, SPEED, is_written=False)
         log.evaluation(2, {"accuracy": 0.25})
     assert read(tmp_path) == [
         {"step": 0, "split": "train", **NUMBERS},
@@ -28,14 +29,14 @@ def test_steps_and_evaluations_are_lines(tmp_path):
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     with RunLog(tmp_path, 3, tensorboard=False) as log:
-        log.step(0, NUMBERS, is_written=True)
+        log.step(0, NUMBERS, SPEED, is_written=True)
         assert len(read(tmp_path)) == 1
 
 
 def test_the_bar_shows_loss_rank_and_speed(tmp_path, capsys):
     with RunLog(tmp_path, 2, tensorboard=False) as log:
-        log.step(0, NUMBERS, is_written=False)
-        log.step(1, NUMBERS, is_written=False)
+        log.step(0, NUMBERS, SPEED, is_written=False)
+        log.step(1, NUMBERS, SPEED, is_written=False)
         log.say("a line between")
     said = capsys.readouterr()
     assert "loss=0.5000, rank=12, tokens=100/s" in said.err
@@ -47,12 +48,12 @@ def test_the_files_are_closed_after_an_error(tmp_path):
     with pytest.raises(RuntimeError), RunLog(tmp_path, 2, tensorboard=False) as log:
         raise RuntimeError
     with pytest.raises(ValueError, match="closed file"):
-        log.step(0, NUMBERS, is_written=True)
+        log.step(0, NUMBERS, SPEED, is_written=True)
 
 
 def test_tensorboard_holds_the_same_numbers(tmp_path):
     with RunLog(tmp_path, 1, tensorboard=True) as log:
-        log.step(0, NUMBERS, is_written=True)
+        log.step(0, NUMBERS, SPEED, is_written=True)
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert b"train/grad_norm" in events.read_bytes()
 

@@ -1,6 +1,8 @@
 """The loop of a run, over a real model, with what it keeps and logs looked at from outside."""
 
 import json
+import shutil
+import signal
 
 import jax
 import numpy as np
@@ -8,9 +10,12 @@ import pytest
 
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
+from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.loop import LAG, Loop, NonFiniteError, Schedule
+from increlora_jax.training.preemption import Preempted, Stop
+from increlora_jax.training.progress import Progress
 
 STEPS, EVAL_STEPS = 14, 6
 
@@ -25,14 +30,24 @@ def train(run, tmp_path):
     """Train, and give the final state, the outcome and what was kept: (step, is_best) → head."""
     kept = []
 
-    def train(batch_at=run.batch_at, logging_steps=1):
+    def train(
+        batch_at=run.batch_at, logging_steps=1, progress=None, state=None, stop=None, patience=0
+    ):
+        progress = progress or Progress()
+
         def keep(state, is_best):
             kept.append((int(state.step), is_best, jax.device_get(state.params.head)))
 
-        with RunLog(tmp_path, STEPS, tensorboard=False) as log:
-            schedule = Schedule(STEPS, EVAL_STEPS, logging_steps)
-            loop = Loop(run.trainer, run.evaluator, batch_at, keep, schedule, log, Clock())
-            return loop.run(run.trainer.init(run.parts, seed=7), run.parts.base)
+        checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(2), {})
+        place = {"step": progress.step, "kept_bytes": progress.log_bytes}
+        with RunLog(tmp_path, STEPS, tensorboard=False, **place) as log:
+            schedule = Schedule(STEPS, EVAL_STEPS, logging_steps, 4, patience)
+            loop = Loop(
+                *(run.trainer, run.evaluator, batch_at, keep, schedule),
+                *(checkpoints, log, Clock(), stop or Stop()),
+            )
+            state = run.trainer.init(run.parts, seed=7) if state is None else state
+            return loop.run(state, run.parts.base, progress)
 
     train.kept = kept
     return train
@@ -85,7 +100,7 @@ def test_padding_is_not_counted_as_tokens(train, run, tmp_path):
         int(batch["attention_mask"][batch["weight"] > 0].sum())
         for batch in map(run.batch_at, range(STEPS))
     ]
-    assert counted == [0, *real[1:]]  # the clock of training starts after step 0
+    assert counted == real
 
 
 @pytest.mark.parametrize("bad", [3, STEPS - 1])
@@ -97,7 +112,7 @@ def test_a_step_gone_bad_stops_the_run_with_the_state_before_it(train, run, bad)
         return batch
 
     with pytest.raises(NonFiniteError, match=rf"step {bad}: the loss is nan.*--learning-rate"):
-        train(batch_at)
+        train(batch_at, patience=0)
     step, is_best, head = train.kept[-1]
     assert not is_best
     # Steps dispatched before the bad one's numbers were read are in it; the bad one is not.
@@ -114,3 +129,96 @@ def test_an_interrupt_keeps_what_was_reached(train, run):
     with pytest.raises(KeyboardInterrupt):
         train(batch_at)
     assert [(step, best) for step, best, _ in train.kept] == [(5, False)]
+
+
+class SignalAt(Stop):
+    """A stop that is asked for by the real signal at a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self._step = step
+
+    def check_step(self, step):
+        if step == self._step:
+            signal.raise_signal(signal.SIGTERM)
+        super().check_step(step)
+
+
+def resume(train, folder, run, **options):
+    checkpoints = Checkpoints(folder / "checkpoints", Keep(2), {})
+    step, notes = checkpoints.newest()
+    assert not notes
+    state = checkpoints.restore(step, run.trainer.init(run.parts, seed=1))
+    return train(state=state, progress=checkpoints.read(step).progress, **options)
+
+
+def assert_same_state(got, expected):
+    got, expected = (
+        jax.tree.map(np.asarray, jax.device_get(s._replace(key=jax.random.key_data(s.key))))
+        for s in (got, expected)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 9, STEPS - 1])
+def test_a_preempted_run_goes_on_as_if_nothing_had_been(train, run, tmp_path, at):
+    expected, whole = train()
+    log = (tmp_path / METRICS_FILE).read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    stop = SignalAt(at)
+    with stop.listening(), pytest.raises(Preempted) as stopped:
+        train(stop=stop)
+    assert stopped.value.exit_status == 143
+    assert Checkpoints(tmp_path / "checkpoints", Keep(2), {}).newest() == (at, [])
+    state, outcome = resume(train, tmp_path, run)
+    assert_same_state(state, expected)
+    assert (tmp_path / METRICS_FILE).read_bytes() == log
+    of_the_run = ("metrics", "best_metrics", "rounds", "skipped")
+    assert {n: getattr(outcome, n) for n in of_the_run} == {
+        n: getattr(whole, n) for n in of_the_run
+    }
+
+
+def test_an_evaluation_cut_short_is_made_up_for(train, run, tmp_path):
+    _, whole = train()
+    log = (tmp_path / METRICS_FILE).read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    stop = Stop()
+
+    def batch_at(step):
+        if step == EVAL_STEPS - 1:  # heard of only in the evaluation after this step
+            signal.raise_signal(signal.SIGINT)
+        return run.batch_at(step)
+
+    with stop.listening(), pytest.raises(Preempted) as stopped:
+        train(batch_at, stop=stop)
+    assert stopped.value.exit_status == 130
+    _, outcome = resume(train, tmp_path, run)
+    assert outcome.metrics == whole.metrics
+    assert (tmp_path / METRICS_FILE).read_bytes() == log
+
+
+def test_steps_that_are_not_finite_are_passed_over_and_counted(train, run, tmp_path):
+    def batch_at(step):
+        batch = run.batch_at(step)
+        if step in (2, 3, 8):
+            batch["weight"] = np.zeros_like(batch["weight"])  # a mean over nothing
+        return batch
+
+    state, outcome = train(batch_at, patience=2)
+    assert outcome.skipped == [2, 3, 8]
+    assert (state.step, state.skipped) == (STEPS - 3, 3)
+    assert outcome.rounds.keys() == {4, 6, 9}  # the optimizer's steps 2, 4 and 6
+    lines = {line["step"]: line["loss"] for line in lines_of(tmp_path, "train")}
+    assert [step for step, loss in lines.items() if loss is None] == [2, 3, 8]
+
+
+def test_patience_is_for_steps_in_a_row(train, run):
+    def batch_at(step):
+        batch = run.batch_at(step)
+        if step in (1, 3, 5, 6):
+            batch["weight"] = np.zeros_like(batch["weight"])
+        return batch
+
+    with pytest.raises(NonFiniteError, match=r"step 6:.* 2 steps in a row.*--max-skipped-steps 1"):
+        train(batch_at, patience=1)

@@ -196,13 +196,13 @@ def test_rate_told_is_that_of_the_run(float64, double):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(single, bad):
+def test_a_step_that_is_not_finite_is_counted_and_changes_nothing_else(single, bad):
     state, _ = run(single, 4)[-1]
     batch = batch_of()
     batch["x"][3, 2] = bad
     after, info = single.step(state, single.parts.base, batch, is_scored=True)
     assert not info["is_finite"]
-    assert_same(after, state)
+    assert_same(after, state._replace(skipped=state.skipped + 1))
     assert info["total_rank"] == state.total_rank
 
 
@@ -216,7 +216,33 @@ def test_a_gradient_that_is_not_finite_counts_as_well():
     after, info = begun.step(begun.state, begun.parts.base, batch_of(), is_scored=False)
     assert np.isfinite(info["loss"])
     assert not info["is_finite"]
-    assert_same(after, begun.state)
+    assert_same(after, begun.state._replace(skipped=begun.state.skipped + 1))
+
+
+def test_a_score_that_is_not_finite_counts_as_well(single):
+    state, _ = run(single, 4)[-1]
+    broken = state.method._replace(sensitivity=state.method.sensitivity.at[0].set(np.inf))
+    after, info = single.step(
+        state._replace(method=broken), single.parts.base, batch_of(), is_scored=True
+    )
+    assert np.isfinite(info["loss"])
+    assert np.isfinite(info["grad_norm"])
+    assert not info["is_finite"]
+    assert_same(after.params, state.params)
+
+
+def test_a_skipped_batch_might_as_well_not_have_been_there(single):
+    """Ages, warmups and rounds count the steps that were taken, not the batches that were seen."""
+    expected = [single.state]
+    for _ in range(6):
+        expected.append(single.step(expected[-1], single.parts.base, batch_of(), is_scored=True)[0])
+    bad = batch_of()
+    bad["x"][0, 0] = np.nan
+    state = single.state
+    for batch in (batch_of(), bad, batch_of(), batch_of(), bad, bad, batch_of(), batch_of()):
+        state, _ = single.step(state, single.parts.base, batch, is_scored=True)
+    assert state.skipped == 3
+    assert_same(state._replace(skipped=single.state.skipped), expected[5])
 
 
 def test_growth_adds_no_program():

@@ -1,0 +1,246 @@
+"""A run's state on disk: written by Orbax in the background, sealed by a checksum of every file."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from increlora_jax.errors import InputError, WriteError
+from increlora_jax.training.progress import Progress
+from increlora_jax.training.state import TrainState
+
+MANIFEST = "manifest.json"
+DAMAGED = "damaged"
+FORMAT = 1
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay: the last few, multiples of a period, and always the best."""
+
+    last: int
+    period: int | None = None
+
+    def choose(self, steps: list[int], best: int | None) -> set[int]:
+        """Choose among ascending `steps`."""
+        multiples = {s for s in steps if self.period and s % self.period == 0}
+        return {*steps[-self.last :], *multiples, *(s for s in steps if s == best)}
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds beside the state."""
+
+    progress: Progress
+    identity: dict[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one run, a folder each under `folder`, named by its step.
+
+    A checkpoint counts once its manifest is there: the SHA-256 of every file, and of the manifest
+    itself. Among several processes all must make the same calls, on a folder that all see.
+    """
+
+    def __init__(self, folder: Path, keep: Keep, identity: dict[str, str]):
+        self._folder = folder.absolute()
+        self._keep = keep
+        self._identity = identity
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Copy the state off the device, and write it in the background.
+
+        Raises:
+          WriteError: this or the last checkpoint could not be written; the one before is intact.
+        """
+        self.wait()
+        saved = {"format": FORMAT, "identity": self._identity, "progress": progress.to_json()}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_named_leaves(state)), saved=ocp.args.JsonSave(saved)
+        )
+        with self._naming(progress.step):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer.save(self._path(progress.step), args=items, force=True)
+        self._pending = self._sealer.submit(self._seal, progress.step, progress.best_step)
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+          WriteError: it is not, and why.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest(self) -> tuple[int | None, list[str]]:
+        """Find the newest sound checkpoint, and what is wrong with those after it.
+
+        Those go into a folder of their own, unfinished ones away; nothing unsound stays in line.
+        """
+        step, notes = -1, list[str]()
+        if jax.process_index() == 0:
+            step, notes = self._newest()
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        return (None if step < 0 else step), notes
+
+    def read(self, step: int) -> Saved:
+        """Read what a checkpoint says of its run."""
+        items = ocp.args.Composite(saved=ocp.args.JsonRestore())
+        saved = self._writer.restore(self._path(step), args=items)["saved"]
+        if saved["format"] != FORMAT:
+            raise InputError(
+                f"{self._path(step)} has format {saved['format']}, this version of increlora_jax "
+                f"reads {FORMAT}; resume with the version that wrote it"
+            )
+        return Saved(Progress.from_json(saved["progress"]), saved["identity"])
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Read a state onto the devices that `like` lies on, however many wrote it.
+
+        Raises:
+          InputError: it is a state of other arrays than `like`.
+        """
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in _named_leaves(like).items()
+        }
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        try:
+            leaves = self._writer.restore(self._path(step), args=items)["state"]
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{self._path(step)} does not fit this run: {error}; choose another --output-dir"
+            ) from error
+        # In buffers of its own: a step may be given them to overwrite.
+        values = [jnp.copy(leaves[name]) for name in wanted]
+        restored = jax.tree.unflatten(jax.tree.structure(_raw_key(like)), values)
+        return restored._replace(key=jax.random.wrap_key_data(restored.key))
+
+    def _path(self, step: int) -> Path:
+        return self._folder / str(step)
+
+    def _steps(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+
+    def _seal(self, step: int, best: int | None) -> None:
+        with self._naming(step):
+            self._writer.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_manifest(self._path(step))
+                for old in set(self._steps()) - self._keep.choose(self._steps(), best):
+                    _remove(self._path(old))
+
+    def _newest(self) -> tuple[int, list[str]]:
+        for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left)
+        notes: list[str] = []
+        for step in reversed(self._steps()):
+            problem = find_problem(self._path(step))
+            if problem is None:
+                return step, notes
+            notes.append(f"checkpoint {self._path(step)} is not used: {problem}")
+            self._set_aside(step)
+        return -1, notes
+
+    def _set_aside(self, step: int) -> None:
+        path, aside = self._path(step), self._folder / DAMAGED / str(step)
+        if not (path / MANIFEST).exists():
+            _remove(path)
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
+
+    @contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        """Whatever the libraries below raise, say which file it was about."""
+        try:
+            yield
+        except Exception as error:
+            raise WriteError(
+                f"the checkpoint {self._path(step)} could not be written: {error}; those before it "
+                "are as they were: make room or mend the folder, and start the same command again"
+            ) from error
+
+
+def find_problem(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint, by its manifest; None if nothing is."""
+    try:
+        files, found = _read_manifest(checkpoint), _hash_files(checkpoint)
+    except OSError as error:
+        return f"a file of it cannot be read ({error})"
+    except ValueError as error:
+        return str(error)
+    gone, came = files.keys() - found.keys(), found.keys() - files.keys()
+    altered = [name for name in files.keys() & found.keys() if files[name] != found[name]]
+    problems = {"is gone": gone, "has come to it": came, "is not as it was written": altered}
+    return next((f"{min(n)} {problem}" for problem, n in problems.items() if n), None)
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, str]:
+    if not (checkpoint / MANIFEST).exists():
+        raise ValueError(f"it was not finished, or its {MANIFEST} is gone")
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or manifest.get("seal") != _seal_of(manifest.get("files")):
+        raise ValueError(f"{MANIFEST} is not as it was written")
+    files: dict[str, str] = manifest["files"]
+    return files
+
+
+def _write_manifest(checkpoint: Path) -> None:
+    files = _hash_files(checkpoint)
+    aside = checkpoint / f".{MANIFEST}"
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump({"files": files, "seal": _seal_of(files)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(checkpoint / MANIFEST)
+
+
+def _hash_files(checkpoint: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.name not in (MANIFEST, f".{MANIFEST}") and not path.is_dir():
+            with path.open("rb") as file:
+                hashes[str(path.relative_to(checkpoint))] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return hashes
+
+
+def _seal_of(files: dict[str, str] | None) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the manifest first: what is half removed does not count."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def _raw_key(state: TrainState) -> TrainState:
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def _named_leaves(state: TrainState) -> dict[str, jax.Array]:
+    """Every array of a state by its place and path; flat, so that Orbax meets no container."""
+    return {
+        f"{place}.{jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.')}": leaf
+        for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(_raw_key(state)))
+    }

@@ -1,0 +1,46 @@
+"""What the host knows of a run beside its state."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+
+@dataclass
+class Progress:
+    """Plain numbers, saved with every checkpoint; steps are counted in batches given out.
+
+    Attributes:
+      step: Batches given out so far.
+      evaluated: The step of the last evaluation.
+      metrics, best_metrics: Of the last and of the best evaluation.
+      best_step: The step of the best evaluation.
+      rounds: Step → module → slots it grew by.
+      skipped: The steps whose loss or gradient was not finite.
+      skipped_in_a_row: How many of them up to now without a good one between.
+      spent: The first step after which the budget was spent.
+      tokens: Real tokens in the training steps that `training_seconds` spans.
+      seconds, training_seconds: Wall time of the whole run, and of its training steps.
+      log_bytes: The length of `metrics.jsonl`.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    rounds: dict[int, dict[str, int]] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+    skipped_in_a_row: int = 0
+    spent: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    log_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, where keys are strings."""
+        return asdict(self) | {"rounds": {str(step): r for step, r in self.rounds.items()}}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(**saved | {"rounds": {int(step): r for step, r in saved["rounds"].items()}})
