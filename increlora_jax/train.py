@@ -76,13 +76,14 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
     keep = Keep(training.save_total_limit, training.keep_period)
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep, plan.identity)
     state, progress = _start(run, folder, held, checkpoints)
-    with RunLog(
+    log = RunLog(
         folder,
         plan.total_steps,
         tensorboard=training.tensorboard,
         step=progress.step,
         kept_bytes=progress.log_bytes,
-    ) as log:
+    )
+    with log, checkpoints:
         loop = Loop(
             run.trainer,
             run.evaluator,

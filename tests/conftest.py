@@ -144,14 +144,13 @@ def toy_data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def short_run(tiny_model, toy_data, tmp_path) -> list[str]:
+@pytest.fixture(scope="session")
+def short_words(tiny_model, toy_data) -> list[str]:
     """The words of a command line that trains for a few steps and grows to its budget."""
     flags = {
         "task": "sst2",
         "model": tiny_model,
         "data-dir": toy_data,
-        "output-dir": tmp_path / "run",
         "max-steps": 14,
         "eval-steps": 6,
         "train-batch-size": 16,
@@ -165,3 +164,9 @@ def short_run(tiny_model, toy_data, tmp_path) -> list[str]:
         "seed": 7,
     }
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def short_run(short_words, tmp_path) -> list[str]:
+    """The same, with a folder to run in."""
+    return [*short_words, "--output-dir", str(tmp_path / "run")]

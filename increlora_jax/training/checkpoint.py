@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,7 @@ class Checkpoints:
 
     A checkpoint counts once its manifest is there: the SHA-256 of every file, and of the manifest
     itself. Among several processes all must make the same calls, on a folder that all see.
+    A context manager, which waits for what is being written.
     """
 
     def __init__(self, folder: Path, keep: Keep, identity: dict[str, str]):
@@ -58,6 +60,21 @@ class Checkpoints:
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except WriteError:
+            if error is None:  # else there is something worse to tell
+                raise
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Copy the state off the device, and write it in the background.

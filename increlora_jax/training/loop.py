@@ -96,13 +96,11 @@ class Loop:
                 self._train_all()
         except Preempted:
             self._save()
-            self._checkpoints.wait()
             raise
         except (NonFiniteError, KeyboardInterrupt):
             self._keep(self._state, False)
             raise
         self._keep(self._state, False)
-        self._checkpoints.wait()
         return self._state, self._outcome()
 
     def _train_all(self) -> None:

@@ -1,13 +1,13 @@
 """The loop of a run, over a real model, with what it keeps and logs looked at from outside."""
 
 import json
-import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.training.checkpoint import Checkpoints, Keep
@@ -20,13 +20,25 @@ from increlora_jax.training.progress import Progress
 STEPS, EVAL_STEPS = 14, 6
 
 
-@pytest.fixture
-def run(short_run):
-    return prepare_run(plan_run(parse_run(short_run)))
+@pytest.fixture(scope="module")
+def run(short_words):
+    use_compilation_cache(None)  # every test trains; the programs are the same
+    return prepare_run(plan_run(parse_run(short_words)))
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A run that nothing happened to: its folder, final state and outcome."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *trainer_in(folder, run)()
 
 
 @pytest.fixture
 def train(run, tmp_path):
+    return trainer_in(tmp_path, run)
+
+
+def trainer_in(folder, run):
     """Train, and give the final state, the outcome and what was kept: (step, is_best) → head."""
     kept = []
 
@@ -38,9 +50,9 @@ def train(run, tmp_path):
         def keep(state, is_best):
             kept.append((int(state.step), is_best, jax.device_get(state.params.head)))
 
-        checkpoints = Checkpoints(tmp_path / "checkpoints", Keep(2), {})
+        checkpoints = Checkpoints(folder / "checkpoints", Keep(2), {})
         place = {"step": progress.step, "kept_bytes": progress.log_bytes}
-        with RunLog(tmp_path, STEPS, tensorboard=False, **place) as log:
+        with RunLog(folder, STEPS, tensorboard=False, **place) as log, checkpoints:
             schedule = Schedule(STEPS, EVAL_STEPS, logging_steps, 4, patience)
             loop = Loop(
                 *(run.trainer, run.evaluator, batch_at, keep, schedule),
@@ -160,11 +172,9 @@ def assert_same_state(got, expected):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("at", [1, 5, 6, 9, STEPS - 1])
-def test_a_preempted_run_goes_on_as_if_nothing_had_been(train, run, tmp_path, at):
-    expected, whole = train()
-    log = (tmp_path / METRICS_FILE).read_bytes()
-    shutil.rmtree(tmp_path / "checkpoints")
+@pytest.mark.parametrize("at", [1, 6, STEPS - 1])
+def test_a_preempted_run_goes_on_as_if_nothing_had_been(train, run, whole, tmp_path, at):
+    folder, expected, untouched = whole
     stop = SignalAt(at)
     with stop.listening(), pytest.raises(Preempted) as stopped:
         train(stop=stop)
@@ -172,17 +182,15 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(train, run, tmp_path, at
     assert Checkpoints(tmp_path / "checkpoints", Keep(2), {}).newest() == (at, [])
     state, outcome = resume(train, tmp_path, run)
     assert_same_state(state, expected)
-    assert (tmp_path / METRICS_FILE).read_bytes() == log
+    assert (tmp_path / METRICS_FILE).read_bytes() == (folder / METRICS_FILE).read_bytes()
     of_the_run = ("metrics", "best_metrics", "rounds", "skipped")
     assert {n: getattr(outcome, n) for n in of_the_run} == {
-        n: getattr(whole, n) for n in of_the_run
+        n: getattr(untouched, n) for n in of_the_run
     }
 
 
-def test_an_evaluation_cut_short_is_made_up_for(train, run, tmp_path):
-    _, whole = train()
-    log = (tmp_path / METRICS_FILE).read_bytes()
-    shutil.rmtree(tmp_path / "checkpoints")
+def test_an_evaluation_cut_short_is_made_up_for(train, run, whole, tmp_path):
+    folder, _, untouched = whole
     stop = Stop()
 
     def batch_at(step):
@@ -194,8 +202,8 @@ def test_an_evaluation_cut_short_is_made_up_for(train, run, tmp_path):
         train(batch_at, stop=stop)
     assert stopped.value.exit_status == 130
     _, outcome = resume(train, tmp_path, run)
-    assert outcome.metrics == whole.metrics
-    assert (tmp_path / METRICS_FILE).read_bytes() == log
+    assert outcome.metrics == untouched.metrics
+    assert (tmp_path / METRICS_FILE).read_bytes() == (folder / METRICS_FILE).read_bytes()
 
 
 def test_steps_that_are_not_finite_are_passed_over_and_counted(train, run, tmp_path):
