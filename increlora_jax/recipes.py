@@ -1,7 +1,8 @@
 """The published hyper-parameters, by task and target rank (arXiv 2308.12043, appendix)."""
 
-from importlib import resources
 from typing import Any, NamedTuple
+
+from increlora_jax.models.bundled import TINY_ENCODER
 
 
 class Recipe(NamedTuple):
@@ -37,7 +38,7 @@ LARGE_RANK = 8
 
 
 DEMO: dict[str, Any] = {
-    "model": str(resources.files("increlora_jax") / "bundled" / "demo" / "model"),
+    "model": str(TINY_ENCODER),
     "max_seq_length": 16,
     "cls_dropout": 0.0,
     "lora_alpha": 32.0,
@@ -45,9 +46,9 @@ DEMO: dict[str, Any] = {
     "top_h": 4,
     "init_warmup": 40,
     "incre_interval": 20,
-    "learning_rate": 7e-3,
+    "learning_rate": 1e-2,
     "warmup_steps": 40,
-    "num_train_epochs": 6.0,
+    "num_train_epochs": 8.0,
     "eval_batch_size": 256,
 }
 """Settings of `--task demo`, under their flags' names; measured in experiments/demo/README.md."""

@@ -12,7 +12,7 @@ import pytest
 AT_LEAST = 0.95
 HEAD_AT_MOST = 0.70
 CPU_SECONDS = 90
-"""Of both processors together; about 35 were seen."""
+"""Of both processors together, programs compiled; about 50 were seen."""
 
 
 @pytest.fixture
