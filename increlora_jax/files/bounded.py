@@ -2,8 +2,8 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from increlora_jax.errors import InputError
 
@@ -24,7 +24,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open for reading what is a file and no device or pipe, which might never end.
 
     Raises:
