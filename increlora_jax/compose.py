@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from increlora_jax.config import RunConfig
+from increlora_jax.config import LARGEST, RunConfig
+from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
 from increlora_jax.models.hf import read_config
@@ -119,6 +120,11 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     batch = training.train_batch_size * training.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(data.train), batch)
     steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
+    if steps > LARGEST:
+        raise InputError(
+            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
+            "can be counted; choose less, or --max-steps"
+        )
     folder = resolve_model(task.model)
     model_config = read_config(folder)
     spec = find_spec(model_config)

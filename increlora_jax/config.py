@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal
 
 from increlora_jax.core.adapter import Scaling
@@ -21,6 +22,10 @@ def option(default: Any, help: str) -> Any:
 def _require(is_good: bool, flag: str, value: Any, wanted: str) -> None:
     if not is_good:
         raise InputError(f"--{flag.replace('_', '-')} {value} must be {wanted}")
+
+
+LARGEST = 2**31 - 2
+"""Of whole numbers: steps are counted in 32 bits, and the last number says "never"."""
 
 
 def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
@@ -211,6 +216,14 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """See that every number is one to compute with."""
+        for name, value in self.flat().items():
+            if type(value) is float:
+                _require(isfinite(value), name, value, "finite")
+            elif type(value) is int:
+                _require(value <= LARGEST, name, value, f"at most {LARGEST}")
 
     def settled(self) -> dict[str, Any]:
         """The settings that a resumed run must share; of model and data the content decides."""

@@ -1,5 +1,6 @@
 """Values against type annotations: what a file may hold under a key."""
 
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from increlora_jax.errors import InputError
 
+_INT = re.compile(r"[0-9]{1,18}")
+
 
 def is_of_kind(value: object, kind: Any) -> bool:
     """Whether a value of JSON fits an annotation; an int does for a float, a bool for neither.
 
-    `kind` is made of str, int, float, bool, None, Literal, list[…], dict[str, …] and unions.
+    `kind` is made of str, int, float, bool, None, Literal, list[…], dict[str, …] and unions; the
+    keys of dict[int, …] are words that spell a number, since JSON's are words.
     """
     inner = get_args(kind)
     match get_origin(kind):
@@ -23,7 +27,10 @@ def is_of_kind(value: object, kind: Any) -> bool:
         case origin if origin is list:
             return isinstance(value, list) and all(is_of_kind(v, inner[0]) for v in value)
         case origin if origin is dict:
-            return isinstance(value, dict) and all(is_of_kind(v, inner[1]) for v in value.values())
+            return isinstance(value, dict) and all(
+                (inner[0] is str or _INT.fullmatch(key)) and is_of_kind(v, inner[1])
+                for key, v in value.items()
+            )
     return type(value) in ((int, float) if kind is float else (kind,))
 
 

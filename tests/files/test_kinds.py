@@ -22,6 +22,8 @@ NUMBERS: Any = dict[str, int]
         ({"a": 1}, NUMBERS, True), ({"a": "b"}, NUMBERS, False), ([], NUMBERS, False),
         ({"a": {"b": 1}}, dict[str, dict[str, int]], True),
         ({"a": {"b": None}}, dict[str, dict[str, int]], False),
+        ({"12": 1}, dict[int, int], True), ({"x": 1}, dict[int, int], False),
+        ({"1" * 5000: 1}, dict[int, int], False), ({"1": "x"}, dict[int, int], False),
         (None, list[str] | None, True), (["a"], list[str] | None, True),
     ],
 )  # fmt: skip
