@@ -1,9 +1,10 @@
 """Model folders of Hugging Face's layout: the configuration, and weights in and out by a table."""
 
+import reprlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -33,6 +34,9 @@ VOCABULARY_NAMES = (
     "sentencepiece.bpe.model",
 )
 _MOST_NAMED = 5
+_MOST = 1 << 31
+_MOST_OF = {"layer": 1 << 12, "num_labels": 1 << 20}
+"""Of numbers that make so many objects before a weight is looked at, by a part of their key."""
 _ALIGNMENT = 64
 
 
@@ -58,7 +62,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
       InputError: the file is missing, damaged, or of a type unknown to transformers.
     """
     file = folder / CONFIG_NAME
-    _check_names_model_type(file)
+    _check_plain(file, read_json_object(file))
     from transformers import AutoConfig  # takes seconds
 
     try:
@@ -67,10 +71,17 @@ def read_config(folder: Path) -> "PretrainedConfig":
         raise InputError(f"{file}: transformers cannot read it: {error}") from error
 
 
-def _check_names_model_type(file: Path) -> None:
+def _check_plain(file: Path, content: dict[str, Any]) -> None:
     # Checked here because transformers guesses the type from the folder's name if it is missing.
-    if not isinstance(read_json_object(file).get("model_type"), str):
+    if not isinstance(content.get("model_type"), str):
         raise InputError(f'{file}: no "model_type"; add the architecture\'s name, such as "bert"')
+    for key, value in content.items():
+        most = next((n for part, n in _MOST_OF.items() if part in key), _MOST)
+        if type(value) is int and abs(value) > most:
+            raise InputError(
+                f"{file}: {key} is {reprlib.repr(value)}, and no model has more than {most}; get "
+                "the file again from where you trust"
+            )
 
 
 def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadReport:
