@@ -20,7 +20,8 @@ class RunLog:
     """Writes the numbers of a run as they come; a context manager.
 
     A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
-    them will be written again. The file holds nothing that depends on the clock.
+    them will be written again. The file holds nothing that depends on the clock. `is_silent` is
+    for processes that leave the telling to another.
     """
 
     def __init__(
@@ -31,11 +32,15 @@ class RunLog:
         tensorboard: bool,
         step: int = 0,
         kept_bytes: int = 0,
+        is_silent: bool = False,
     ):
-        self._path = folder / METRICS_FILE
-        self._lines = self._open(kept_bytes)
-        self._board = _open_board(folder, step) if tensorboard else None
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+        self._is_silent = is_silent
+        self._path = Path(os.devnull) if is_silent else folder / METRICS_FILE
+        self._lines = self._open(0 if is_silent else kept_bytes)
+        self._board = _open_board(folder, step) if tensorboard and not is_silent else None
+        self._bar = tqdm(
+            total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=is_silent
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +77,8 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""
-        self._bar.write(message)
+        if not self._is_silent:
+            self._bar.write(message)
 
     def sync(self) -> int:
         """Bring every line onto the disk, and give the length of the file in bytes."""
