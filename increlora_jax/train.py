@@ -1,5 +1,6 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
+import logging
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ from increlora_jax.training.state import TrainState
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
+    for name in ("absl", "asyncio"):  # what Orbax logs of a failed write is raised, and said once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     stop = Stop()
     with fail_clearly(), stop.listening():
         train(parse_run(argv), stop)

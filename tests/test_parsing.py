@@ -24,7 +24,9 @@ VALUES = {
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
-    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "tensorboard": True,
+    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "resume": False,
+    "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
+    "tensorboard": True,
     "compilation_cache_dir": "programs",
 }  # fmt: skip
 
@@ -55,7 +57,7 @@ def test_every_flag_sets_its_own_setting_in_both_spellings(name, spelling):
         assert {k: v for k, v in flat.items() if v != others[k]} == {name: VALUES[name]}
 
 
-@pytest.mark.parametrize("name", ["growth", "advance_learn", "restart_warmup"])
+@pytest.mark.parametrize("name", ["growth", "advance_learn", "restart_warmup", "resume"])
 def test_what_is_on_can_be_turned_off_by_a_flag_of_its_own(name):
     for flag in (f"--no_{name}", f"--no-{name.replace('_', '-')}"):
         assert parse_run([flag]).flat()[name] is False

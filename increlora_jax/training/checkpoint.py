@@ -190,9 +190,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            reason = str(error).rpartition('": ')[2]  # TensorStore wraps the system's own words
             raise WriteError(
-                f"the checkpoint {self._path(step)} could not be written: {error}; those before it "
-                "are as they were: make room or mend the folder, and start the same command again"
+                f"the checkpoint {self._path(step)} could not be written: {reason}; those "
+                "before it are as they were: make room or mend the folder, and start the same "
+                "command again"
             ) from error
 
 
