@@ -149,23 +149,10 @@ class Loop:
         if key not in self._programs:
             self._drain()
             with self._clock.paused():
-                jitted = jax.jit(
-                    self._step,
-                    static_argnames="is_scored",
-                    donate_argnames="state",
-                    # As they came, so that the next step takes them.
-                    out_shardings=(self._layout.shardings(self._state), self._layout.everywhere),
-                )
+                jitted = jit_step(self._trainer, self._layout, self._state)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
         return self._programs[key]
-
-    def _step(
-        self, state: TrainState, base: Base, batch: Any, *, is_scored: bool
-    ) -> tuple[TrainState, Info]:
-        whole = state._replace(params=self._layout.gather(state.params))
-        new, info = self._trainer.step(whole, self._layout.gather(base), batch, is_scored=is_scored)
-        return new, info | {"tokens": _count_tokens(batch)}
 
     def _read_oldest(self) -> None:
         step, info = self._pending.popleft()
@@ -260,6 +247,28 @@ class Loop:
             self._clock.to_first_step,
             self._tokens_per_second(),
         )
+
+
+def jit_step(trainer: Trainer, layout: Layout, state: TrainState) -> Any:
+    """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
+
+    What the step tells, the count of real tokens with it, lies on every device.
+    """
+
+    def step(
+        state: TrainState, base: Base, batch: Any, *, is_scored: bool
+    ) -> tuple[TrainState, Info]:
+        whole = state._replace(params=layout.gather(state.params))
+        new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
+        return new, info | {"tokens": _count_tokens(batch)}
+
+    return jax.jit(
+        step,
+        static_argnames="is_scored",
+        donate_argnames="state",
+        # As it came, so that the next step takes it.
+        out_shardings=(layout.shardings(state), layout.everywhere),
+    )
 
 
 def _count_tokens(batch: dict[str, jax.Array]) -> jax.Array:

@@ -1,7 +1,7 @@
 """Where every array of a run lies: a mesh of devices, and the layout of the arrays over it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -22,25 +22,26 @@ ROWS = ("data", "fsdp")
 """What the rows of a batch are divided over; the devices along `tensor` share them."""
 
 
-def make_mesh(text: str | None) -> Mesh:
-    """Arrange the devices as `--mesh` says, as "data=4,fsdp=2"; an axis not named has size 1.
+def make_mesh(text: str | None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices as `--mesh` says, as "data=4,fsdp=2"; an axis not named has size 1.
 
-    Without a text it is one device, or, of several processes, all devices along `data`.
+    All devices take part, unless some are given. Without a text it is one device, or, of several
+    processes, all of them along `data`.
 
     Raises:
         InputError: not such a text, or of another number of devices than there are.
     """
-    devices = jax.devices()
+    found = jax.devices() if devices is None else devices
     if text is None and jax.process_count() == 1:
-        devices = devices[:1]
-    sizes = {"data": len(devices)} if text is None else _parse_mesh(text)
+        found = found[:1]
+    sizes = {"data": len(found)} if text is None else _parse_mesh(text)
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    if prod(shape) != len(devices):
+    if prod(shape) != len(found):
         raise InputError(
-            f"--mesh {text} is a mesh of {prod(shape)} devices, and there are {len(devices)}; the "
+            f"--mesh {text} is a mesh of {prod(shape)} devices, and there are {len(found)}; the "
             "product of its sizes must be the number of devices of all processes together"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
 
 
 def _parse_mesh(text: str) -> dict[str, int]:
