@@ -1,19 +1,14 @@
-"""One small run on many meshes, in a process of eight CPU devices of its own.
+"""One small run on many meshes, in a process of `COUNT` CPU devices of its own.
 
-`python -m tests.meshes FOLDER CASE…` writes what each case measured to FOLDER/measured.json. A case
-is a mesh (`-` for one device), and perhaps a variant: `data=2/accumulated`.
+`python -m tests.meshes FOLDER CASE…`, with `ENVIRONMENT`, writes what each case measured to
+FOLDER/measured.json. A case is a mesh (`-` for one device), and perhaps a variant of the run:
+`plain` is without dropout, `accumulated` is that in four micro-batches a step.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-COUNT = 8
-if __name__ == "__main__":  # before JAX starts
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT}"
-    os.environ["JAX_ENABLE_X64"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +22,12 @@ from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout, make_mesh
 from tests.tiny import MLP, batch_of, start, trains_head
 
+COUNT = 8
+ENVIRONMENT = {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={COUNT}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_X64": "1",
+}
 STEPS, SAVED, ROWS, LAYERS = 10, 5, 8, 3
 BAD = (4, 6)
 """The steps of the `bad` variant in which one row of the batch is not finite."""
@@ -38,7 +39,6 @@ RULES = {
     r"layers\.1\.bias": (),
     r"head\.(kernel|bias)": (),
 }
-MODULES = [f"layers.{i}" for i in range(LAYERS)]
 
 
 def layout_of(mesh: str, rules: dict[str, tuple[str | None, ...]] = RULES) -> Layout:
@@ -48,14 +48,14 @@ def layout_of(mesh: str, rules: dict[str, tuple[str | None, ...]] = RULES) -> La
     return Layout(make_mesh(None if mesh == "-" else mesh, devices), rules)
 
 
-def begin(accumulation: int = 1) -> Any:
+def begin(dropout: float, accumulation: int) -> Any:
     """Three modules that grow from 1 to 2 ranks, one a round, at steps 2, 4 and 6."""
     model = MLP(jnp.float64, LAYERS)
     method = increlora(
         model,
         steps=STEPS,
         targets=r"layers\.\d",
-        adapter=AdapterConfig(lora_dropout=0.1),
+        adapter=AdapterConfig(lora_dropout=dropout),
         growth=GrowthConfig(target_rank=2, top_h=1, init_warmup=1, incre_interval=2),
         is_trained=trains_head,
         dtype=jnp.float64,
@@ -75,7 +75,8 @@ def rows_of(step: int, *, is_bad: bool) -> dict[str, np.ndarray]:
 def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
     """Train and tell, step by step, what must not depend on the mesh."""
     accumulation = 4 if variant == "accumulated" else 1
-    begun, layout = begin(accumulation), layout_of(mesh)
+    dropout = 0.0 if variant in ("plain", "accumulated") else 0.1
+    begun, layout = begin(dropout, accumulation), layout_of(mesh)
     state, base = layout.place(begun.state), layout.place(begun.parts.base)
     first = 0
     checkpoints = Checkpoints(folder / "checkpoints", Keep(1), {})

@@ -34,9 +34,8 @@ class RunLog:
         kept_bytes: int = 0,
         is_silent: bool = False,
     ):
-        self._is_silent = is_silent
-        self._path = Path(os.devnull) if is_silent else folder / METRICS_FILE
-        self._lines = self._open(0 if is_silent else kept_bytes)
+        self._path = folder / METRICS_FILE
+        self._lines = None if is_silent else self._open(kept_bytes)
         self._board = _open_board(folder, step) if tensorboard and not is_silent else None
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=is_silent
@@ -52,7 +51,8 @@ class RunLog:
         at: TracebackType | None,
     ) -> None:
         self._bar.close()
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._board is not None:
             self._board.close()
 
@@ -77,11 +77,13 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""
-        if not self._is_silent:
+        if self._lines is not None:
             self._bar.write(message)
 
     def sync(self) -> int:
         """Bring every line onto the disk, and give the length of the file in bytes."""
+        if self._lines is None:
+            return 0
         with self._naming():
             self._lines.flush()
             os.fsync(self._lines.fileno())
@@ -101,6 +103,8 @@ class RunLog:
         return lines
 
     def _write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
+        if self._lines is None:
+            return
         # JSON has no word for what is not finite.
         plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         with self._naming():
