@@ -48,6 +48,8 @@ FREE = frozenset(
         "max_skipped_steps",
         "tensorboard",
         "compilation_cache_dir",
+        "distributed",
+        "mesh",
     }
 )
 """Settings that may differ when a run is resumed: nothing that is computed depends on them."""
@@ -189,6 +191,14 @@ class TrainingConfig:
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"
+    )
+    distributed: bool = option(
+        False, "this is one of several processes that train together, found by jax.distributed"
+    )
+    mesh: str | None = option(
+        None,
+        "sizes of the mesh of all devices, as data=4,fsdp=2,tensor=2; default: one device, and "
+        "with --distributed all devices along data",
     )
 
     def __post_init__(self) -> None:

@@ -239,6 +239,24 @@ class DebertaForMaskedLM(nnx.Module):
         return logits.astype(at_least_float32(logits.dtype))
 
 
+DEBERTA_SHARDINGS = {
+    r"deberta\.embeddings\.(word|position|token_type)_embeddings\.embedding": (None, "fsdp"),
+    r".*\.(attention\.self\.(pos_)?(query|key|value)_proj|intermediate\.dense)\.kernel": (
+        "fsdp",
+        "tensor",
+    ),
+    r".*\.(attention\.self\.(pos_)?(query|key|value)_proj|intermediate\.dense)\.bias": ("tensor",),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.kernel": ("tensor", "fsdp"),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.bias": (),
+    r"deberta\..*\.LayerNorm\.(scale|bias)": (),
+    r"deberta\.embeddings\.embed_proj\.kernel": (None, "fsdp"),
+    r"deberta\.encoder\.rel_embeddings\.embedding": (None, "fsdp"),
+    r"deberta\.encoder\.conv\.conv\.kernel": (None, "fsdp", "tensor"),
+    r"deberta\.encoder\.conv\.conv\.bias": ("tensor",),
+    r"(pooler|classifier|qa_outputs|cls|lm_predictions)\..*": (),
+}
+
+
 DEBERTA = ModelSpec(
     heads={
         "sequence_classification": DebertaForSequenceClassification,
@@ -251,4 +269,5 @@ DEBERTA = ModelSpec(
         r"(attention\.self\.(query|key|value)_proj|(attention\.output|intermediate|output)\.dense)"
     ),
     modules_to_save=("pooler", "classifier"),
+    shardings=DEBERTA_SHARDINGS,
 )
