@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bart_layers import BartDecoder, BartEncoder, BartStack
 from increlora_jax.models.encoder_decoder import (
     Cache,
-    ClassificationHead,
-    make_room,
-    shift_right,
-    take_last_eos,
+    EncoderDecoderClassifier,
+    EncoderDecoderQuestionAnswerer,
+    Seq2SeqLM,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32
 from increlora_jax.models.spec import ModelSpec
@@ -96,19 +94,11 @@ class BartModel(nnx.Module):
         """
         return self.decoder(self._embed(self.decoder, ids), is_token, cache)
 
-    def advance(
+    def decode_next(
         self, tokens: Int[Array, " batch"], cache: Cache
     ) -> tuple[Float[Array, "batch 1 hidden"], Cache]:
         """Decode one more token of each row."""
         return self.decoder.advance(self._embed(self.decoder, tokens[:, None]), cache)
-
-    def decode_shifted(
-        self, input_ids: Int[Array, "batch length"], attention_mask: Int[Array, "batch length"]
-    ) -> Float[Array, "batch length hidden"]:
-        """Decode a sequence that is its own source: the states of a classifier."""
-        shifted = shift_right(input_ids, self.start_token_id)
-        cache = self.read(input_ids, attention_mask)
-        return self.decode(shifted, jnp.ones_like(shifted, bool), cache)
 
     def _embed(
         self, stack: BartStack, ids: Int[Array, "batch length"]
@@ -117,52 +107,17 @@ class BartModel(nnx.Module):
         return table(ids) * self.scale
 
 
-class BartForConditionalGeneration(nnx.Module):
-    """BART with a head over the vocabulary, tied to the words unless the configuration says not.
+class BartForConditionalGeneration(Seq2SeqLM):
+    """BART with a head over the vocabulary, tied to the words unless the configuration says not."""
 
-    New weights are N(0, `config.init_std`²), biases 0, layer norms 1 and 0.
+    model: BartModel
+    body_name, make_body, scale_name = "model", BartModel, "init_std"
 
-    Args:
-      config: the architecture, as `config.json` describes it.
-      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-
-    Raises:
-      InputError: the configuration asks for what this port does not do.
-    """
-
-    continues_prompt = False
-
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.init_std, dtype, param_dtype, rngs)
-        self.model = BartModel(config, make)
-        self.final_logits_bias = nnx.Param(jnp.zeros((1, config.vocab_size), param_dtype))
+    def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
+        """Make the matrix, if it is one of its own."""
+        self.final_logits_bias = nnx.Param(jnp.zeros((1, config.vocab_size), make.param_dtype))
         if not self.model.is_tied:
             self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch source"],
-        attention_mask: Int[Array, "batch source"],
-        decoder_input_ids: Int[Array, "batch target"],
-        decoder_attention_mask: Int[Array, "batch target"],
-    ) -> Float[Array, "batch target vocab"]:
-        """Score what follows each decoder token; masks are 1 on tokens and 0 on padding.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        cache = self.model.read(input_ids, attention_mask)
-        is_token = decoder_attention_mask > 0
-        return self._score(self.model.decode(decoder_input_ids, is_token, cache))
 
     def begin(
         self,
@@ -176,19 +131,12 @@ class BartForConditionalGeneration(nnx.Module):
           InputError: the source or `max_new_tokens` is longer than the model has positions.
         """
         self.model.decoder.check_length(max_new_tokens)
-        cache = make_room(self.model.read(input_ids, attention_mask), max_new_tokens)
-        return self.advance(jnp.full(input_ids.shape[0], self.model.start_token_id), cache)
+        return super().begin(input_ids, attention_mask, max_new_tokens)
 
-    def advance(
-        self, tokens: Int[Array, " batch"], cache: Cache
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Take one more token of each row; score the next."""
-        hidden, cache = self.model.advance(tokens, cache)
-        return self._score(hidden)[:, 0], cache
-
-    def _score(
+    def score_words(
         self, hidden: Float[Array, "batch target hidden"]
     ) -> Float[Array, "batch target vocab"]:
+        """Score every word of the vocabulary."""
         score = self.model.shared.attend if self.model.is_tied else self.lm_head
         logits = score(hidden)
         # A constant of the checkpoint, not a weight to train.
@@ -197,88 +145,16 @@ class BartForConditionalGeneration(nnx.Module):
         return logits.astype(wide) + bias.astype(wide)
 
 
-class BartForSequenceClassification(nnx.Module):
-    """BART with a classifier on the decoder's state at the last eos; `num_labels=1` is regression.
+class BartForSequenceClassification(EncoderDecoderClassifier):
+    """BART that scores sequences."""
 
-    In a row without eos it is the state at the last token before padding.
-
-    Args:
-      config: the architecture, as `config.json` describes it.
-      num_labels: width of the head.
-      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-      classifier_dropout: rate in the head; None takes the configuration's own.
-
-    Raises:
-      InputError: the configuration asks for what this port does not do.
-    """
-
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        make = LayerFactory(config.init_std, dtype, param_dtype, rngs)
-        rate = config.classifier_dropout if classifier_dropout is None else classifier_dropout
-        self.model = BartModel(config, make)
-        self.classification_head = ClassificationHead(config.d_model, num_labels, rate, make)
-        self.eos_token_id = config.eos_token_id
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> Float[Array, "batch labels"]:
-        """Score each sequence; BART has no token types, and ignores them.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        states = self.model.decode_shifted(input_ids, attention_mask)
-        return self.classification_head(
-            take_last_eos(states, input_ids, attention_mask, self.eos_token_id)
-        )
+    body_name, make_body, scale_name = "model", BartModel, "init_std"
 
 
-class BartForQuestionAnswering(nnx.Module):
-    """BART with a linear head on the decoder's states, the question and its text being the source.
+class BartForQuestionAnswering(EncoderDecoderQuestionAnswerer):
+    """BART that finds answers."""
 
-    The arguments are those of `BartForConditionalGeneration`.
-    """
-
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.init_std, dtype, param_dtype, rngs)
-        self.model = BartModel(config, make)
-        self.qa_outputs = make.linear(config.d_model, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token as the answer's start and as its end; token types are ignored.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        logits = self.qa_outputs(self.model.decode_shifted(input_ids, attention_mask))
-        logits = logits.astype(at_least_float32(logits.dtype))
-        return logits[..., 0], logits[..., 1]
+    body_name, make_body, scale_name = "model", BartModel, "init_std"
 
 
 def _check_config(config: "PretrainedConfig") -> None:

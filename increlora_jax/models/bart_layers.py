@@ -10,11 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.attention import KeyValue, attend, split_heads
 from increlora_jax.models.encoder_decoder import (
     Cache,
-    KeyValue,
     Memory,
-    attend,
     look_at,
     remember,
     see_earlier,
@@ -48,20 +47,16 @@ class BartAttention(nnx.Module):
         is_seen: Bool[Array, "#batch 1 #query key"],
     ) -> Float[Array, "batch query hidden"]:
         """Attend to what has been projected."""
-        query = self._split_heads(self.q_proj(hidden))
+        query = split_heads(self.q_proj(hidden), self.num_heads)
         scale = query.shape[-1] ** -0.5
         return self.out_proj(attend(query, seen, is_seen, self.dropout, scale=scale))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
         """Make the keys and values of what can be looked at."""
         return KeyValue(
-            self._split_heads(self.k_proj(hidden)), self._split_heads(self.v_proj(hidden))
+            split_heads(self.k_proj(hidden), self.num_heads),
+            split_heads(self.v_proj(hidden), self.num_heads),
         )
-
-    def _split_heads(
-        self, x: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch length heads size"]:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
 
 class BartLayer(nnx.Module):

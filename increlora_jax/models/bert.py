@@ -3,17 +3,16 @@
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.heads import VocabularyHead, split_span_logits
-from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.attention import KeyValue, attend, split_heads
+from increlora_jax.models.heads import PredictionHead, QuestionAnswerer, Scorer, SequenceClassifier
+from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -106,21 +105,12 @@ class BertSelfAttention(nnx.Module):
         self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
     ) -> Float[Array, "batch length hidden"]:
         """Mix the values of all tokens, softmax in float32 at least."""
-        query = self._split_heads(self.query(hidden))
-        key = self._split_heads(self.key(hidden))
-        value = self._split_heads(self.value(hidden))
-        wide = at_least_float32(query.dtype)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
-        scores = scores * query.shape[-1] ** -0.5
-        # The lowest finite number and not −inf: a row of padding only must not become NaN.
-        scores = jnp.where(is_token[:, None, None, :], scores, jnp.finfo(wide).min)
-        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
-
-    def _split_heads(
-        self, x: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch length heads size"]:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        query, key, value = (
+            split_heads(project(hidden), self.num_heads)
+            for project in (self.query, self.key, self.value)
+        )
+        is_seen, scale = is_token[:, None, None, :], query.shape[-1] ** -0.5
+        return attend(query, KeyValue(key, value), is_seen, self.dropout, scale=scale)
 
 
 class BertOutput(nnx.Module):
@@ -213,13 +203,11 @@ class BertPooler(nnx.Module):
 class BertModel(nnx.Module):
     """Embeddings and encoder."""
 
-    def __init__(
-        self,
-        config: "EncoderConfig",
-        make: LayerFactory,
-        embeddings: type[BertEmbeddings] = BertEmbeddings,
-    ):
-        self.embeddings = embeddings(config, make)
+    embeddings_type: ClassVar[type[BertEmbeddings]] = BertEmbeddings
+
+    def __init__(self, config: "EncoderConfig", make: LayerFactory):
+        check_config(config)
+        self.embeddings = self.embeddings_type(config, make)
         self.encoder = BertEncoder(config, make)
 
     def __call__(
@@ -240,158 +228,45 @@ class PooledBertModel(BertModel):
         self.pooler = BertPooler(config, make)
 
 
-class BertPredictionHeadTransform(nnx.Module):
-    """Dense layer, activation, layer norm."""
+class BertForSequenceClassification(SequenceClassifier):
+    """BERT with a linear head on its pooler."""
 
-    def __init__(self, config: "BertConfig", make: LayerFactory):
-        self.dense = make.linear(config.hidden_size, config.hidden_size)
-        self.activation = get_activation(config.hidden_act)
-        self.LayerNorm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+    body_name, make_body = "bert", PooledBertModel
 
-    def __call__(
-        self, hidden: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch length hidden"]:
-        """Get the encoder's vectors ready to be compared with words."""
-        return self.LayerNorm(self.activation(self.dense(hidden)))
-
-
-class BertLMPredictionHead(VocabularyHead):
-    """The transform, then a score for every word."""
-
-    def __init__(self, config: "BertConfig", make: LayerFactory):
-        super().__init__(config, make)
-        self.transform = BertPredictionHeadTransform(config, make)
-
-    def __call__(
-        self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
-    ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
-        return self.score_words(self.transform(hidden), words)
-
-
-class BertOnlyMLMHead(nnx.Module):
-    """The level that Hugging Face's names have here."""
-
-    def __init__(self, config: "BertConfig", make: LayerFactory):
-        self.predictions = BertLMPredictionHead(config, make)
-
-
-class BertForSequenceClassification(nnx.Module):
-    """BERT with a linear head; `num_labels=1` is regression.
-
-    New weights are N(0, `config.initializer_range`²), biases 0, layer norms 1 and 0.
-
-    Args:
-      config: the architecture, as `config.json` describes it.
-      num_labels: width of the head.
-      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-      classifier_dropout: rate before the head; None takes the configuration's own.
-
-    Raises:
-      InputError: the configuration asks for what this encoder does not do.
-    """
-
-    def __init__(
-        self,
-        config: "BertConfig",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        check_config(config)
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        rates = (classifier_dropout, config.classifier_dropout, config.hidden_dropout_prob)
-        self.bert = PooledBertModel(config, make)
-        self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
+    def add_classifier(
+        self, config: "BertConfig", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the dropout and the linear layer."""
+        self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch labels"]:
-        """Score each sequence; `attention_mask` is 1 on tokens and 0 on padding.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        hidden = self.bert(input_ids, attention_mask, token_type_ids)
-        logits = self.classifier(self.dropout(self.bert.pooler(hidden)))
-        return logits.astype(at_least_float32(logits.dtype))
+        """Score each sequence."""
+        return self.classifier(self.dropout(self.body.pooler(hidden)))
 
 
-class BertForQuestionAnswering(nnx.Module):
-    """BERT with two scores a token: for the start of the answer, and for its end.
+class BertForQuestionAnswering(QuestionAnswerer):
+    """BERT that finds answers."""
 
-    Arguments, new weights and errors as for `BertForSequenceClassification`.
-    """
-
-    def __init__(
-        self,
-        config: "BertConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        check_config(config)
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.bert = BertModel(config, make)
-        self.qa_outputs = make.linear(config.hidden_size, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token, padding too, as the answer's first and as its last.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        hidden = self.bert(input_ids, attention_mask, token_type_ids)
-        return split_span_logits(self.qa_outputs(hidden))
+    body_name, make_body = "bert", BertModel
 
 
-class BertForMaskedLM(nnx.Module):
-    """BERT with a score for every word of the vocabulary at every place.
+class BertForMaskedLM(Scorer):
+    """BERT with a score for every word of the vocabulary at every place."""
 
-    Arguments, new weights and errors as for `BertForSequenceClassification`.
-    """
+    body_name, make_body = "bert", BertModel
 
-    def __init__(
-        self,
-        config: "BertConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        check_config(config)
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.bert = BertModel(config, make)
-        self.cls = BertOnlyMLMHead(config, make)
+    def add_head(self, config: "BertConfig", make: LayerFactory) -> None:
+        """Make the head, by Hugging Face's names."""
+        self.cls = nnx.Dict(predictions=PredictionHead(config, config.hidden_size, make))
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place, padding too.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        hidden = self.bert(input_ids, attention_mask, token_type_ids)
-        return self.cls.predictions(hidden, self.bert.embeddings.word_embeddings)
+        """Score every word at every place."""
+        return self.cls.predictions(hidden, self.body.embeddings.word_embeddings)
 
 
 def check_config(config: "EncoderConfig") -> None:

@@ -1,31 +1,23 @@
 """What causal language models share: attention to the past, its cache, and the heads."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from increlora_jax.models.attention import KeyValue
+from increlora_jax.models.heads import (
+    HeadedModel,
+    QuestionAnswerer,
+    SequenceClassifier,
+    Tokens,
+    compare_with_words,
+)
 from increlora_jax.models.layers import LayerFactory, at_least_float32
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-
-class KeyValues(NamedTuple):
-    """One layer's keys and values of all tokens so far."""
-
-    key: Float[Array, "batch slots heads size"]
-    value: Float[Array, "batch slots heads size"]
-
-    def pad(self, room: int) -> Self:
-        """Add empty slots at the end."""
-        widths = ((0, 0), (0, room), (0, 0), (0, 0))
-        return type(self)(*(jnp.pad(array, widths) for array in self))
 
 
 class Span(NamedTuple):
@@ -49,55 +41,31 @@ class Span(NamedTuple):
 
     def extend(
         self,
-        past: KeyValues | None,
+        past: KeyValue | None,
         key: Float[Array, "batch length heads size"],
         value: Float[Array, "batch length heads size"],
-    ) -> KeyValues:
+    ) -> KeyValue:
         """Add the span's keys and values to those of the past, where there is one."""
-        if past is None:
-            return KeyValues(key, value)
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.first, axis=1)
-        return KeyValues(write(past.key, key), write(past.value, value))
+        new = KeyValue(key, value)
+        return new if past is None else past.write(new, self.first)
 
-    def find_visible(self, window: int | None = None) -> Bool[Array, "batch length slots"]:
+    def find_visible(self, window: int | None = None) -> Bool[Array, "batch 1 length slots"]:
         """Tell which slots each token attends to: the last `window` up to itself, no padding."""
         slots = jnp.arange(self.is_token.shape[1])
         own = self.first + jnp.arange(self.positions.shape[1])[:, None]
         is_near = slots <= own
         if window is not None:
             is_near &= slots > own - window
-        return is_near & self.is_token[:, None]
+        return is_near & self.is_token[:, None, None]
 
 
 class CausalCache(NamedTuple):
     """What `CausalLM.advance` knows of the tokens so far; every array has a leading batch axis."""
 
-    layers: tuple[KeyValues, ...]
+    layers: tuple[KeyValue, ...]
     is_token: Bool[Array, "batch slots"]
     used: Int[Array, " batch"]
     """How many slots are filled: the same in every row, so that rows can be reordered."""
-
-
-def attend(
-    query: Float[Array, "batch length heads size"],
-    past: KeyValues,
-    is_visible: Bool[Array, "batch length slots"],
-    scale: float,
-    dropout: nnx.Dropout,
-) -> Float[Array, "batch length features"]:
-    """Mix the values of the visible slots; heads of queries share the fewer heads of keys.
-
-    The softmax is in float32 at least.
-    """
-    batch, length, heads, size = query.shape
-    shared = past.key.shape[2]
-    query = query.reshape(batch, length, shared, heads // shared, size)
-    wide = at_least_float32(query.dtype)
-    scores = scale * jnp.einsum("bqhgd,bkhd->bhgqk", query, past.key, preferred_element_type=wide)
-    # The lowest finite number and not −inf: a row of padding only must not become NaN.
-    scores = jnp.where(is_visible[:, None, None], scores, jnp.finfo(wide).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(past.value.dtype))
-    return jnp.einsum("bhgqk,bkhd->bqhgd", weights, past.value).reshape(batch, length, -1)
 
 
 def take_last_token(
@@ -122,41 +90,22 @@ class CausalBody(Protocol):
         self,
         input_ids: Int[Array, "batch length"],
         span: Span,
-        past: tuple[KeyValues, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValues, ...]]:
+        past: tuple[KeyValue, ...] | None = None,
+    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
         """Read tokens after the past; return their states, and the past with them in it."""
 
 
-class CausalModel(nnx.Module):
-    """A body under Hugging Face's name for it; the heads below are its subclasses.
-
-    An architecture's own head says what the body is and is called. All heads take
-
-      config: the architecture, as `config.json` describes it;
-      dtype: what is computed in; softmax, norm statistics and logits are float32 at least;
-      param_dtype: what the parameters are stored in;
-      rngs: the streams `params` and `dropout`;
-
-    and raise InputError where the configuration asks for what the body does not do. New weights
-    are N(0, `config.initializer_range`²), biases 0, norms 1 and 0.
-    """
-
-    body_name: ClassVar[str]
-    make_body: ClassVar[Callable[..., nnx.Module]]
-
-    def __init__(self, config: "PretrainedConfig", make: LayerFactory):
-        setattr(self, self.body_name, type(self).make_body(config, make))
+class CausalModel(HeadedModel):
+    """What all heads of causal models have: a body that is given spans; it has no token types."""
 
     @property
     def body(self) -> CausalBody:
         """The model without its head."""
-        return getattr(self, self.body_name)
+        return super().body
 
-    def encode(
-        self, input_ids: Int[Array, "batch length"], attention_mask: Int[Array, "batch length"]
-    ) -> Float[Array, "batch length hidden"]:
+    def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
         """Read whole sequences."""
-        return self.body(input_ids, Span.from_start(attention_mask))[0]
+        return self.body(tokens.input_ids, Span.from_start(tokens.attention_mask))[0]
 
 
 class CausalLM(CausalModel):
@@ -167,16 +116,8 @@ class CausalLM(CausalModel):
 
     continues_prompt = True
 
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        super().__init__(config, make)
+    def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
+        """Make the matrix, if it is one of its own."""
         self.is_tied = config.tie_word_embeddings
         if not self.is_tied:
             self.lm_head = make.linear(config.hidden_size, config.vocab_size, use_bias=False)
@@ -189,15 +130,14 @@ class CausalLM(CausalModel):
         Raises:
           InputError: the sequences are longer than the model has positions.
         """
-        return self.score_words(self.encode(input_ids, attention_mask))
+        hidden, _ = self.body(input_ids, Span.from_start(attention_mask))
+        return self.score_words(hidden)
 
     def score_words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         """Score every word of the vocabulary."""
-        wide = at_least_float32(hidden.dtype)
-        if not self.is_tied:
-            return self.lm_head(hidden).astype(wide)
-        table = self.body.words.embedding[...].astype(hidden.dtype)
-        return jnp.einsum("...h,vh->...v", hidden, table, preferred_element_type=wide)
+        if self.is_tied:
+            return compare_with_words(hidden, self.body.words)
+        return self.lm_head(hidden).astype(at_least_float32(hidden.dtype))
 
     def begin(
         self,
@@ -232,69 +172,29 @@ class CausalLM(CausalModel):
         return self.score_words(hidden[:, 0]), CausalCache(layers, is_token, cache.used + 1)
 
 
-class CausalSequenceClassifier(CausalModel):
-    """A linear head without bias on each sequence's last token; one label is regression.
+class CausalSequenceClassifier(CausalModel, SequenceClassifier):
+    """A linear head without bias on each sequence's last token.
 
-    Further arguments: `num_labels` and `classifier_dropout`, the rate before the head; None is no
-    dropout, as Hugging Face has none there.
+    It has no dropout unless one is asked for, as Hugging Face has none there.
     """
 
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        super().__init__(config, make)
-        self.dropout = make.dropout(classifier_dropout or 0.0)
+    rate_names = ()
+
+    def add_classifier(
+        self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the dropout and the linear layer."""
+        self.dropout = make.dropout(rate)
         self.score = make.linear(config.hidden_size, num_labels, use_bias=False)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> Float[Array, "batch labels"]:
-        """Score each sequence; these models have no token types, and leave them aside.
+    def encode(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
+        """Read each sequence up to its last token."""
+        return take_last_token(super().encode(tokens), tokens.attention_mask)
 
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        last = take_last_token(self.encode(input_ids, attention_mask), attention_mask)
-        return self.score(self.dropout(last)).astype(at_least_float32(last.dtype))
+    def compute_logits(self, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
+        """Score each sequence."""
+        return self.score(self.dropout(hidden))
 
 
-class CausalQuestionAnswerer(CausalModel):
+class CausalQuestionAnswerer(CausalModel, QuestionAnswerer):
     """Scores of where an answer starts and ends."""
-
-    def __init__(
-        self,
-        config: "PretrainedConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        super().__init__(config, make)
-        self.qa_outputs = make.linear(config.hidden_size, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score every token as the start and as the end; token types are left aside.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        logits = self.qa_outputs(self.encode(input_ids, attention_mask))
-        logits = logits.astype(at_least_float32(logits.dtype))
-        return logits[..., 0], logits[..., 1]

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.deberta_encoder import DebertaModel, embedding_size
-from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.heads import (
+    PredictionHead,
+    PredictionTransform,
+    QuestionAnswerer,
+    Scorer,
+    SequenceClassifier,
+    compare_with_words,
+)
+from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -61,104 +68,34 @@ class ContextPooler(nnx.Module):
         return self.activation(self.dense(self.dropout(hidden[:, 0])))
 
 
-class DebertaForSequenceClassification(nnx.Module):
-    """DeBERTa with a context pooler and a linear head; `num_labels=1` is regression.
+class DebertaForSequenceClassification(SequenceClassifier):
+    """DeBERTa with a context pooler and a linear head."""
 
-    New weights are N(0, `config.initializer_range`²), biases 0, layer norms 1 and 0.
+    body_name, make_body = "deberta", DebertaModel
+    rate_names = ("cls_dropout", "hidden_dropout_prob")
 
-    Args:
-      config: the architecture, as `config.json` describes it.
-      num_labels: width of the head.
-      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-      classifier_dropout: rate before the head; None takes the configuration's own.
-
-    Raises:
-      InputError: the configuration asks for what this encoder does not do.
-    """
-
-    def __init__(
-        self,
-        config: "DebertaV2Config",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        configured = getattr(config, "cls_dropout", None)
-        rates = (classifier_dropout, configured, config.hidden_dropout_prob)
-        self.deberta = DebertaModel(config, make)
+    def add_classifier(
+        self, config: "DebertaV2Config", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the pooler, the dropout and the linear layer."""
         self.pooler = ContextPooler(config, make)
-        self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
+        self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch labels"]:
-        """Score each sequence; `attention_mask` is 1 on tokens and 0 on padding.
-
-        Raises:
-          InputError: the sequences are longer than the model has absolute positions.
-        """
-        pooled = self.pooler(self.deberta(input_ids, attention_mask, token_type_ids))
-        logits = self.classifier(self.dropout(pooled))
-        return logits.astype(at_least_float32(logits.dtype))
+        """Score each sequence."""
+        return self.classifier(self.dropout(self.pooler(hidden)))
 
 
-class DebertaForQuestionAnswering(nnx.Module):
+class DebertaForQuestionAnswering(QuestionAnswerer):
     """DeBERTa that points at the first and the last token of an answer."""
 
-    def __init__(
-        self,
-        config: "DebertaV2Config",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.deberta = DebertaModel(config, make)
-        self.qa_outputs = make.linear(config.hidden_size, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token as the answer's start and as its end.
-
-        Raises:
-          InputError: the sequences are longer than the model has absolute positions.
-        """
-        logits = self.qa_outputs(self.deberta(input_ids, attention_mask, token_type_ids))
-        logits = logits.astype(at_least_float32(logits.dtype))
-        return logits[..., 0], logits[..., 1]
+    body_name, make_body = "deberta", DebertaModel
 
 
-class PredictionTransform(nnx.Module):
-    """A dense layer, an activation and a layer norm: from a token's vector to a word's."""
-
-    def __init__(self, config: "DebertaV2Config", features: int, make: LayerFactory):
-        self.dense = make.linear(config.hidden_size, features)
-        self.activation = get_activation(config.hidden_act)
-        self.LayerNorm = make.layer_norm(features, config.layer_norm_eps)
-
-    def __call__(
-        self, hidden: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch length word"]:
-        """Make vectors that are compared with words."""
-        return self.LayerNorm(self.activation(self.dense(hidden)))
-
-
-class PredictionHead(PredictionTransform):
+class TiedPredictionHead(PredictionTransform):
     """The head of the published checkpoints, which compares with the word embeddings."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
@@ -173,70 +110,35 @@ class PredictionHead(PredictionTransform):
     def score_words(
         self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at each token."""
-        return words.attend(self(hidden)) + self.bias[...]
+        """Score every word at every place."""
+        return compare_with_words(self(hidden), words) + self.bias[...]
 
 
-class LegacyPredictionHead(nnx.Module):
-    """Hugging Face's first head; its decoder is the word embeddings unless they are untied."""
-
-    def __init__(self, config: "DebertaV2Config", make: LayerFactory):
-        features = embedding_size(config)
-        self.transform = PredictionTransform(config, features, make)
-        self.is_tied = config.tie_word_embeddings
-        if self.is_tied:
-            self.bias = nnx.Param(jnp.zeros(config.vocab_size, make.param_dtype))
-        else:
-            self.decoder = make.linear(features, config.vocab_size)
-
-    def score_words(
-        self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
-    ) -> Float[Array, "batch length vocab"]:
-        """Score every word at each token."""
-        transformed = self.transform(hidden)
-        if self.is_tied:
-            return words.attend(transformed) + self.bias[...]
-        return self.decoder(transformed)
-
-
-class DebertaForMaskedLM(nnx.Module):
+class DebertaForMaskedLM(Scorer):
     """DeBERTa that guesses the words behind the masks.
 
     `config.legacy` chooses the head `cls`, which no published checkpoint holds, over
     `lm_predictions`, as in PyTorch's transformers.
     """
 
-    def __init__(
-        self,
-        config: "DebertaV2Config",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.deberta = DebertaModel(config, make)
+    body_name, make_body = "deberta", DebertaModel
+
+    def add_head(self, config: "DebertaV2Config", make: LayerFactory) -> None:
+        """Make one of the two heads, by Hugging Face's names."""
         self.is_legacy = config.legacy
         if self.is_legacy:
-            self.cls = nnx.Dict(predictions=LegacyPredictionHead(config, make))
+            self.cls = nnx.Dict(predictions=PredictionHead(config, embedding_size(config), make))
         else:
-            self.lm_predictions = nnx.Dict(lm_head=PredictionHead(config, make))
+            self.lm_predictions = nnx.Dict(lm_head=TiedPredictionHead(config, make))
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word of the vocabulary at each token.
-
-        Raises:
-          InputError: the sequences are longer than the model has absolute positions.
-        """
-        hidden = self.deberta(input_ids, attention_mask, token_type_ids)
-        head = self.cls.predictions if self.is_legacy else self.lm_predictions.lm_head
-        logits = head.score_words(hidden, self.deberta.embeddings.word_embeddings)
-        return logits.astype(at_least_float32(logits.dtype))
+        """Score every word at every place."""
+        words = self.body.embeddings.word_embeddings
+        if self.is_legacy:
+            return self.cls.predictions(hidden, words)
+        return self.lm_predictions.lm_head.score_words(hidden, words)
 
 
 DEBERTA_SHARDINGS = {

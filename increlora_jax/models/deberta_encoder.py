@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.attention import split_heads
 from increlora_jax.models.bert import BertIntermediate, BertOutput
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
@@ -99,7 +100,7 @@ class DebertaSelfAttention(nnx.Module):
         rows = self.pos_dropout(positions.rows)
         query, row_query = self._project("query", "p2c", hidden, rows)
         key, row_key = self._project("key", "c2p", hidden, rows)
-        value = self._split_heads(self.value_proj(hidden))
+        value = split_heads(self.value_proj(hidden), self.num_heads)
         wide = at_least_float32(query.dtype)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
         if row_key is not None:
@@ -123,17 +124,14 @@ class DebertaSelfAttention(nnx.Module):
         """Project the tokens, and the positions if attention of this kind looks at them."""
         project = getattr(self, f"{name}_proj")
         if kind not in self.pos_att_type:
-            return self._split_heads(project(hidden)), None
+            return split_heads(project(hidden), self.num_heads), None
         if not self.is_shared:
             project_rows = getattr(self, f"pos_{name}_proj")
-            return self._split_heads(project(hidden)), project_rows(rows)
+            return split_heads(project(hidden), self.num_heads), project_rows(rows)
         # One call for both: an adapter's score is that of the gradient summed over all inputs.
         joined = project(jnp.concatenate([hidden.reshape(-1, hidden.shape[-1]), rows]))
         tokens, projected_rows = jnp.split(joined, [hidden.shape[0] * hidden.shape[1]])
-        return self._split_heads(tokens.reshape(hidden.shape)), projected_rows
-
-    def _split_heads(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch heads size"]:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return split_heads(tokens.reshape(hidden.shape), self.num_heads), projected_rows
 
 
 class DebertaAttention(nnx.Module):

@@ -1,26 +1,25 @@
-"""What the encoder-decoders share: decoder inputs, attention, the cache of generation, a head."""
+"""What the encoder-decoders share: decoder inputs, the cache of generation, the heads."""
 
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from increlora_jax.models.layers import LayerFactory, at_least_float32
+from increlora_jax.models.attention import KeyValue
+from increlora_jax.models.heads import (
+    ClassificationHead,
+    HeadedModel,
+    QuestionAnswerer,
+    SequenceClassifier,
+    Tokens,
+)
+from increlora_jax.models.layers import LayerFactory
 
-
-class KeyValue(NamedTuple):
-    """What an attention looks at.
-
-    Attributes:
-      key: `[batch, length, heads, size]`.
-      value: likewise.
-    """
-
-    key: Array
-    value: Array
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Memory(NamedTuple):
@@ -81,33 +80,7 @@ def remember(past: KeyValue | None, new: KeyValue, position: Array | None) -> Ke
     """Write one token's key and value at its position; without a past, the new is all there is."""
     if past is None or position is None:
         return new
-    # One slice for the whole batch, since the rows are in step: written in place, no scatter.
-    return jax.tree.map(
-        lambda old, update: jax.lax.dynamic_update_slice_in_dim(old, update, position[0], axis=1),
-        past,
-        new,
-    )
-
-
-def attend(
-    query: Float[Array, "batch query heads size"],
-    seen: KeyValue,
-    is_seen: Bool[Array, "#batch 1 #query key"],
-    dropout: nnx.Dropout,
-    *,
-    scale: float = 1.0,
-    bias: Float[Array, "1 heads query key"] | None = None,
-) -> Float[Array, "batch query hidden"]:
-    """Mix the values that each query sees, softmax in float32 at least."""
-    wide = at_least_float32(query.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, seen.key, preferred_element_type=wide) * scale
-    if bias is not None:
-        scores = scores + bias
-    # The lowest finite number and not −inf: a row of padding only must not become NaN.
-    scores = jnp.where(is_seen, scores, jnp.finfo(wide).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(seen.value.dtype))
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, seen.value)
-    return mixed.reshape(*mixed.shape[:2], -1)
+    return past.write(new, position[0])
 
 
 def see_earlier(is_token: Bool[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
@@ -141,16 +114,120 @@ def take_last_eos(
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-class ClassificationHead(nnx.Module):
-    """A dense layer with tanh, then a linear one, with dropout before each."""
+class EncoderDecoderBody(Protocol):
+    """What the heads ask of a model's body.
 
-    def __init__(self, features: int, num_labels: int, dropout_rate: float, make: LayerFactory):
-        self.dense = make.linear(features, features)
-        self.dropout = make.dropout(dropout_rate)
-        self.out_proj = make.linear(features, num_labels)
+    Attributes:
+      start_token_id: with which the decoder starts.
+    """
 
-    def __call__(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
-        """Score each sequence's state."""
-        inner = jnp.tanh(self.dense(self.dropout(state)))
-        logits = self.out_proj(self.dropout(inner))
-        return logits.astype(at_least_float32(logits.dtype))
+    start_token_id: int
+
+    def read(
+        self, input_ids: Int[Array, "batch source"], attention_mask: Int[Array, "batch source"]
+    ) -> Cache:
+        """Encode the source and make of it what the decoder looks at."""
+
+    def decode(
+        self, ids: Int[Array, "batch target"], is_token: Bool[Array, "batch target"], cache: Cache
+    ) -> Float[Array, "batch target hidden"]:
+        """Decode all tokens at once, each from those before it."""
+
+    def decode_next(
+        self, tokens: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch 1 hidden"], Cache]:
+        """Decode one more token of each row."""
+
+
+class EncoderDecoderModel(HeadedModel):
+    """What all heads of encoder-decoders have: a body of two stacks; it has no token types."""
+
+    @property
+    def body(self) -> EncoderDecoderBody:
+        """The model without its head."""
+        return super().body
+
+    def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
+        """Decode sequences that are their own sources."""
+        cache = self.body.read(tokens.input_ids, tokens.attention_mask)
+        shifted = shift_right(tokens.input_ids, self.body.start_token_id)
+        return self.body.decode(shifted, jnp.ones_like(shifted, bool), cache)
+
+
+class Seq2SeqLM(EncoderDecoderModel):
+    """Scores of the next token of the target; also writes, see `generation`."""
+
+    continues_prompt = False
+
+    @abstractmethod
+    def score_words(
+        self, hidden: Float[Array, "batch target hidden"]
+    ) -> Float[Array, "batch target vocab"]:
+        """Score every word of the vocabulary, float32 at least."""
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch source"],
+        attention_mask: Int[Array, "batch source"],
+        decoder_input_ids: Int[Array, "batch target"],
+        decoder_attention_mask: Int[Array, "batch target"],
+    ) -> Float[Array, "batch target vocab"]:
+        """Score what follows each decoder token; masks are 1 on tokens and 0 on padding.
+
+        Raises:
+          InputError: the sequences are longer than the model has positions.
+        """
+        cache = self.body.read(input_ids, attention_mask)
+        is_token = decoder_attention_mask > 0
+        return self.score_words(self.body.decode(decoder_input_ids, is_token, cache))
+
+    def begin(
+        self,
+        input_ids: Int[Array, "batch source"],
+        attention_mask: Int[Array, "batch source"],
+        max_new_tokens: int,
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Read the source; score the first new token, and make room for `max_new_tokens`.
+
+        Raises:
+          InputError: the source or `max_new_tokens` is longer than the model has positions.
+        """
+        cache = make_room(self.body.read(input_ids, attention_mask), max_new_tokens)
+        return self.advance(jnp.full(input_ids.shape[0], self.body.start_token_id), cache)
+
+    def advance(
+        self, tokens: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
+        """Take one more token of each row; score the next."""
+        hidden, cache = self.body.decode_next(tokens, cache)
+        return self.score_words(hidden)[:, 0], cache
+
+
+class EncoderDecoderClassifier(EncoderDecoderModel, SequenceClassifier):
+    """A head of two dense layers on the decoder's state at the last eos.
+
+    In a row without eos it is the state at the last token before padding.
+    """
+
+    rate_names = ("classifier_dropout",)
+
+    def add_classifier(
+        self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the head."""
+        self.classification_head = ClassificationHead(config.d_model, num_labels, rate, make)
+        self.eos_token_id = config.eos_token_id
+
+    def encode(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
+        """Read each sequence up to its last eos."""
+        return take_last_eos(
+            super().encode(tokens), tokens.input_ids, tokens.attention_mask, self.eos_token_id
+        )
+
+    def compute_logits(self, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
+        """Score each sequence."""
+        return self.classification_head(hidden)
+
+
+class EncoderDecoderQuestionAnswerer(EncoderDecoderModel, QuestionAnswerer):
+    """A linear head on the decoder's states, the question and its text being the source."""

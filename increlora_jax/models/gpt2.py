@@ -10,13 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.attention import KeyValue, attend
 from increlora_jax.models.causal import (
     CausalLM,
     CausalQuestionAnswerer,
     CausalSequenceClassifier,
-    KeyValues,
     Span,
-    attend,
 )
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.spec import ModelSpec
@@ -64,13 +63,13 @@ class GPT2Attention(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         span: Span,
-        past: KeyValues | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        past: KeyValue | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Mix the values of the visible tokens; also return the past with these tokens in it."""
         heads = self.c_attn(hidden).reshape(*hidden.shape[:-1], 3, self.num_heads, -1)
         query, key, value = (heads[..., part, :, :] for part in range(3))
         past = span.extend(past, key, value)
-        mixed = attend(query, past, span.find_visible(), self.scale, self.attn_dropout)
+        mixed = attend(query, past, span.find_visible(), self.attn_dropout, scale=self.scale)
         return self.resid_dropout(self.c_proj(mixed)), past
 
 
@@ -104,8 +103,8 @@ class GPT2Block(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         span: Span,
-        past: KeyValues | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        past: KeyValue | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
         attended, past = self.attn(self.ln_1(hidden), span, past)
         hidden = hidden + attended
@@ -133,8 +132,8 @@ class GPT2Model(nnx.Module):
         self,
         input_ids: Int[Array, "batch length"],
         span: Span,
-        past: tuple[KeyValues, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValues, ...]]:
+        past: tuple[KeyValue, ...] | None = None,
+    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
         """Read tokens after the past; return their states, and the past with them in it.
 
         Raises:

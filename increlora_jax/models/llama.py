@@ -3,7 +3,7 @@
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -14,13 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from increlora_jax.errors import InputError
+from increlora_jax.models.attention import KeyValue, attend
 from increlora_jax.models.causal import (
     CausalLM,
     CausalQuestionAnswerer,
     CausalSequenceClassifier,
-    KeyValues,
     Span,
-    attend,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.spec import ModelSpec
@@ -31,20 +30,19 @@ if TYPE_CHECKING:
 
 LLAMA_WEIGHTS = WeightTable(
     rules=(
-        Rule(r"(model\.embed_tokens)\.embedding", r"\1.weight"),
+        Rule(r"((?:model|transformer)\.embed_tokens)\.embedding", r"\1.weight"),
         Rule(r"(.+norm)\.scale", r"\1.weight"),
         Rule(r"(.+_proj|lm_head|score|qa_outputs)\.kernel", r"\1.weight", is_transposed=True),
         Rule(r"(.+)\.bias", r"\1.bias"),
     ),
-    renames=(
-        # Files saved from the bare body; Hugging Face's Llama for questions has a name of its own.
-        (r"((?:embed_tokens|layers|norm)\..+)", r"model.\1"),
-        (r"transformer\.(.+)", r"model.\1"),
-    ),
+    # Files saved from the bare body.
+    renames=((r"((?:embed_tokens|layers|norm)\..+)", r"model.\1"),),
     ignored=(
         r".+\.rotary_emb\.inv_freq",  # a constant
         r"(lm_head|score|qa_outputs)\..+",  # the word embeddings once more where tied; other heads
     ),
+    # A head finds the body under the other's name for it.
+    stand_ins=((r"model\.(.+)", r"transformer.\1"), (r"transformer\.(.+)", r"model.\1")),
     may_be_missing=(r"(score|qa_outputs)\..+",),
     # A head for another task's labels is of no use.
     may_be_reshaped=(r"score\..+",),
@@ -192,8 +190,8 @@ class LlamaAttention(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         rotation: Rotation,
         span: Span,
-        past: KeyValues | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        past: KeyValue | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Mix the values of the visible tokens; also return the past with these tokens in it."""
         query, key, value = (
             project(hidden).reshape(*hidden.shape[:-1], -1, self.layout.size)
@@ -203,7 +201,7 @@ class LlamaAttention(nnx.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         past = span.extend(past, rotation.turn(key), value)
         is_visible, scale = span.find_visible(self.window), self.layout.size**-0.5
-        mixed = attend(rotation.turn(query), past, is_visible, scale, self.dropout)
+        mixed = attend(rotation.turn(query), past, is_visible, self.dropout, scale=scale)
         return self.o_proj(mixed), past
 
 
@@ -238,8 +236,8 @@ class LlamaDecoderLayer(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         rotation: Rotation,
         span: Span,
-        past: KeyValues | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValues]:
+        past: KeyValue | None,
+    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
         attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past)
         hidden = hidden + attended
@@ -270,8 +268,8 @@ class LlamaModel(nnx.Module):
         self,
         input_ids: Int[Array, "batch length"],
         span: Span,
-        past: tuple[KeyValues, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValues, ...]]:
+        past: tuple[KeyValue, ...] | None = None,
+    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
         """Read tokens after the past; return their states, and the past with them in it."""
         hidden, grown = self.embed_tokens(input_ids), []
         rotation = Rotation.at(span.positions, np.array(self.frequencies), hidden.dtype)
@@ -294,7 +292,13 @@ class LlamaForSequenceClassification(CausalSequenceClassifier):
 
 
 class LlamaForQuestionAnswering(CausalQuestionAnswerer):
-    """A Llama that finds answers."""
+    """A Llama or Qwen that finds answers; Hugging Face calls the body otherwise here."""
+
+    body_name, make_body = "transformer", LlamaModel
+
+
+class MistralForQuestionAnswering(CausalQuestionAnswerer):
+    """A Mistral that finds answers."""
 
     body_name, make_body = "model", LlamaModel
 
@@ -319,9 +323,11 @@ LLAMA = ModelSpec(
     },
     weights=LLAMA_WEIGHTS,
     target_modules=(
-        r"model\.layers\.\d+\."
+        r"(model|transformer)\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     ),
     modules_to_save=("score",),
     shardings=LLAMA_SHARDINGS,
 )
+
+MISTRAL = replace(LLAMA, heads={**LLAMA.heads, "question_answering": MistralForQuestionAnswering})

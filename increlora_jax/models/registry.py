@@ -23,7 +23,7 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
-from increlora_jax.models.llama import LLAMA
+from increlora_jax.models.llama import LLAMA, MISTRAL
 from increlora_jax.models.roberta import ROBERTA
 from increlora_jax.models.sentencepiece import restore_normalization
 from increlora_jax.models.spec import Head, ModelSpec
@@ -40,7 +40,7 @@ MODELS: dict[str, ModelSpec] = {
     "deberta-v2": DEBERTA,
     "gpt2": GPT2,
     "llama": LLAMA,
-    "mistral": LLAMA,
+    "mistral": MISTRAL,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "t5": T5,

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.bert import BertEmbeddings, BertModel, check_config
-from increlora_jax.models.heads import VocabularyHead, split_span_logits
-from increlora_jax.models.layers import LayerFactory, at_least_float32
+from increlora_jax.models.bert import BertEmbeddings, BertModel
+from increlora_jax.models.heads import (
+    ClassificationHead,
+    QuestionAnswerer,
+    Scorer,
+    SequenceClassifier,
+    VocabularyHead,
+)
+from increlora_jax.models.layers import LayerFactory
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -73,29 +78,17 @@ class RobertaEmbeddings(BertEmbeddings):
         return self.padding_id + jnp.cumsum(is_token, axis=-1) * is_token
 
 
-class RobertaClassificationHead(nnx.Module):
-    """Dropout and dense layer, twice, with tanh between, on the first token."""
+class RobertaModel(BertModel):
+    """BERT's encoder on these embeddings."""
 
-    def __init__(
-        self, config: "RobertaConfig", num_labels: int, dropout: float | None, make: LayerFactory
-    ):
-        rates = (dropout, config.classifier_dropout, config.hidden_dropout_prob)
-        self.dense = make.linear(config.hidden_size, config.hidden_size)
-        self.dropout = make.dropout(next(rate for rate in rates if rate is not None))
-        self.out_proj = make.linear(config.hidden_size, num_labels)
-
-    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch labels"]:
-        """Score each sequence."""
-        pooled = jnp.tanh(self.dense(self.dropout(hidden[:, 0])))
-        logits = self.out_proj(self.dropout(pooled))
-        return logits.astype(at_least_float32(logits.dtype))
+    embeddings_type = RobertaEmbeddings
 
 
 class RobertaLMHead(VocabularyHead):
     """Dense layer, exact GELU, layer norm, then a score for every word."""
 
     def __init__(self, config: "RobertaConfig", make: LayerFactory):
-        super().__init__(config, make)
+        super().__init__(config, config.hidden_size, make)
         self.dense = make.linear(config.hidden_size, config.hidden_size)
         self.layer_norm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
 
@@ -107,120 +100,44 @@ class RobertaLMHead(VocabularyHead):
         return self.score_words(self.layer_norm(activated), words)
 
 
-class RobertaForSequenceClassification(nnx.Module):
-    """RoBERTa with a head of two dense layers; `num_labels=1` is regression.
+class RobertaForSequenceClassification(SequenceClassifier):
+    """RoBERTa with a head of two dense layers on the first token."""
 
-    New weights are N(0, `config.initializer_range`²), biases 0, layer norms 1 and 0.
+    body_name, make_body = "roberta", RobertaModel
 
-    Args:
-      config: the architecture, as `config.json` describes it.
-      num_labels: width of the head.
-      dtype: what is computed in; softmax, layer norm statistics and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-      classifier_dropout: rate in the head; None takes the configuration's own.
+    def add_classifier(
+        self, config: "RobertaConfig", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the head."""
+        self.classifier = ClassificationHead(config.hidden_size, num_labels, rate, make)
 
-    Raises:
-      InputError: the configuration asks for what this encoder does not do.
-    """
-
-    def __init__(
-        self,
-        config: "RobertaConfig",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.roberta = _make_body(config, make)
-        self.classifier = RobertaClassificationHead(config, num_labels, classifier_dropout, make)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch labels"]:
-        """Score each sequence; `attention_mask` is 1 on tokens and 0 on padding.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        return self.classifier(self.roberta(input_ids, attention_mask, token_type_ids))
+        """Score each sequence."""
+        return self.classifier(hidden[:, 0])
 
 
-class RobertaForQuestionAnswering(nnx.Module):
-    """RoBERTa with two scores a token: for the start of the answer, and for its end.
+class RobertaForQuestionAnswering(QuestionAnswerer):
+    """RoBERTa that finds answers."""
 
-    Arguments, new weights and errors as for `RobertaForSequenceClassification`.
-    """
-
-    def __init__(
-        self,
-        config: "RobertaConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.roberta = _make_body(config, make)
-        self.qa_outputs = make.linear(config.hidden_size, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token, padding too, as the answer's first and as its last.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        hidden = self.roberta(input_ids, attention_mask, token_type_ids)
-        return split_span_logits(self.qa_outputs(hidden))
+    body_name, make_body = "roberta", RobertaModel
 
 
-class RobertaForMaskedLM(nnx.Module):
-    """RoBERTa with a score for every word of the vocabulary at every place.
+class RobertaForMaskedLM(Scorer):
+    """RoBERTa with a score for every word of the vocabulary at every place."""
 
-    Arguments, new weights and errors as for `RobertaForSequenceClassification`.
-    """
+    body_name, make_body = "roberta", RobertaModel
 
-    def __init__(
-        self,
-        config: "RobertaConfig",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_range, dtype, param_dtype, rngs)
-        self.roberta = _make_body(config, make)
+    def add_head(self, config: "RobertaConfig", make: LayerFactory) -> None:
+        """Make the head."""
         self.lm_head = RobertaLMHead(config, make)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
+    def compute_logits(
+        self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place, padding too.
-
-        Raises:
-          InputError: the sequences are longer than the model has positions.
-        """
-        hidden = self.roberta(input_ids, attention_mask, token_type_ids)
-        return self.lm_head(hidden, self.roberta.embeddings.word_embeddings)
-
-
-def _make_body(config: "RobertaConfig", make: LayerFactory) -> BertModel:
-    check_config(config)
-    return BertModel(config, make, RobertaEmbeddings)
+        """Score every word at every place."""
+        return self.lm_head(hidden, self.body.embeddings.word_embeddings)
 
 
 def _find_padding_id(config: "RobertaConfig") -> int:

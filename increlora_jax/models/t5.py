@@ -3,20 +3,19 @@
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.encoder_decoder import (
     Cache,
-    ClassificationHead,
-    make_room,
-    shift_right,
-    take_last_eos,
+    EncoderDecoderBody,
+    EncoderDecoderClassifier,
+    EncoderDecoderModel,
+    EncoderDecoderQuestionAnswerer,
+    Seq2SeqLM,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32
 from increlora_jax.models.spec import ModelSpec
@@ -24,7 +23,7 @@ from increlora_jax.models.t5_layers import T5Decoder, T5Encoder
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
-    from transformers import T5Config
+    from transformers import PretrainedConfig, T5Config
 
 T5_WEIGHTS = WeightTable(
     rules=(
@@ -77,79 +76,48 @@ class T5Model(nnx.Module):
         is_source = attention_mask > 0
         return self.decoder.look_at(self.encoder(self.shared(input_ids), is_source), is_source)
 
-    def decode_shifted(
-        self, input_ids: Int[Array, "batch length"], attention_mask: Int[Array, "batch length"]
-    ) -> Float[Array, "batch length hidden"]:
-        """Decode a sequence that is its own source: the states of a classifier."""
-        cache = self.read(input_ids, attention_mask)
-        shifted = shift_right(input_ids, self.start_token_id)
-        return self.decoder(self.shared(shifted), jnp.ones_like(shifted, bool), cache)
+    def decode(
+        self, ids: Int[Array, "batch target"], is_token: Bool[Array, "batch target"], cache: Cache
+    ) -> Float[Array, "batch target hidden"]:
+        """Decode all tokens at once, each from those before it."""
+        return self.decoder(self.shared(ids), is_token, cache)
+
+    def decode_next(
+        self, tokens: Int[Array, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch 1 hidden"], Cache]:
+        """Decode one more token of each row."""
+        return self.decoder.advance(self.shared(tokens[:, None]), cache)
 
 
-class T5ForConditionalGeneration(T5Model):
-    """T5 with a head over the vocabulary, tied to the shared table in the first version.
+class T5WithHead(EncoderDecoderModel, T5Model):
+    """A head among the parts of the body, where Hugging Face has no name for the body."""
 
-    New weights are normal with the scales of the original, norms 1.
+    scale_name = "initializer_factor"
 
-    Args:
-      config: the architecture, as `config.json` describes it.
-      dtype: what is computed in; softmax, norms and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
+    def add_body(self, config: Any, make: LayerFactory) -> None:
+        """Make the parts of the body."""
+        T5Model.__init__(self, config, make)
 
-    Raises:
-      InputError: the configuration asks for what this port does not do.
-    """
+    @property
+    def body(self) -> EncoderDecoderBody:
+        """The model itself."""
+        return self
 
-    continues_prompt = False
 
-    def __init__(
-        self,
-        config: "T5Config",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_factor, dtype, param_dtype, rngs)
-        super().__init__(config, make)
+class T5ForConditionalGeneration(T5WithHead, Seq2SeqLM):
+    """T5 with a head over the vocabulary, tied to the shared table in the first version."""
+
+    def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
+        """Make the matrix, if it is one of its own."""
         # transformers keeps the original's tie_word_embeddings under this name; mT5 never ties.
         self.is_tied = getattr(config, "scale_decoder_outputs", False)
         if not self.is_tied:
             self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch source"],
-        attention_mask: Int[Array, "batch source"],
-        decoder_input_ids: Int[Array, "batch target"],
-        decoder_attention_mask: Int[Array, "batch target"],
-    ) -> Float[Array, "batch target vocab"]:
-        """Score what follows each decoder token; masks are 1 on tokens and 0 on padding."""
-        cache = self.read(input_ids, attention_mask)
-        embedded = self.shared(decoder_input_ids)
-        return self._score(self.decoder(embedded, decoder_attention_mask > 0, cache))
-
-    def begin(
-        self,
-        input_ids: Int[Array, "batch source"],
-        attention_mask: Int[Array, "batch source"],
-        max_new_tokens: int,
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Read the source; score the first new token, and make room for `max_new_tokens`."""
-        cache = make_room(self.read(input_ids, attention_mask), max_new_tokens)
-        return self.advance(jnp.full(input_ids.shape[0], self.start_token_id), cache)
-
-    def advance(
-        self, tokens: Int[Array, " batch"], cache: Cache
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Take one more token of each row; score the next."""
-        hidden, cache = self.decoder.advance(self.shared(tokens[:, None]), cache)
-        return self._score(hidden)[:, 0], cache
-
-    def _score(
+    def score_words(
         self, hidden: Float[Array, "batch target hidden"]
     ) -> Float[Array, "batch target vocab"]:
+        """Score every word of the vocabulary."""
         if self.is_tied:
             logits = self.shared.attend(hidden * hidden.shape[-1] ** -0.5)
         else:
@@ -157,82 +125,24 @@ class T5ForConditionalGeneration(T5Model):
         return logits.astype(at_least_float32(logits.dtype))
 
 
-class T5ForSequenceClassification(nnx.Module):
-    """T5 with a classifier on the decoder's state at the last eos; `num_labels=1` is regression.
+class T5ForSequenceClassification(EncoderDecoderClassifier):
+    """T5 that scores sequences."""
 
-    In a row without eos it is the state at the last token before padding.
+    body_name, make_body, scale_name = "transformer", T5Model, "initializer_factor"
 
-    Args:
-      config: the architecture, as `config.json` describes it.
-      num_labels: width of the head.
-      dtype: what is computed in; softmax, norms and logits are float32 at least.
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
-      classifier_dropout: rate in the head; None takes the configuration's own.
-
-    Raises:
-      InputError: the configuration asks for what this port does not do.
-    """
-
-    def __init__(
-        self,
-        config: "T5Config",
-        *,
-        num_labels: int,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-        classifier_dropout: float | None = None,
-    ):
-        make = LayerFactory(config.initializer_factor, dtype, param_dtype, rngs)
-        rate = config.classifier_dropout if classifier_dropout is None else classifier_dropout
-        self.transformer = T5Model(config, make)
-        self.classification_head = ClassificationHead(
-            config.d_model, num_labels, rate, make.scaled(config.d_model**-0.5)
-        )
-        self.eos_token_id = config.eos_token_id
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> Float[Array, "batch labels"]:
-        """Score each sequence; T5 has no token types, and ignores them."""
-        states = self.transformer.decode_shifted(input_ids, attention_mask)
-        return self.classification_head(
-            take_last_eos(states, input_ids, attention_mask, self.eos_token_id)
-        )
+    def add_classifier(
+        self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
+    ) -> None:
+        """Make the head, at the scale of the original."""
+        super().add_classifier(config, num_labels, rate, make.scaled(config.d_model**-0.5))
 
 
-class T5ForQuestionAnswering(T5Model):
-    """T5 with a linear head on the decoder's states, the question and its text being the source.
+class T5ForQuestionAnswering(T5WithHead, EncoderDecoderQuestionAnswerer):
+    """T5 that finds answers."""
 
-    The arguments are those of `T5ForConditionalGeneration`.
-    """
-
-    def __init__(
-        self,
-        config: "T5Config",
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        make = LayerFactory(config.initializer_factor, dtype, param_dtype, rngs)
-        super().__init__(config, make)
-        self.qa_outputs = make.scaled(config.d_model**-0.5).linear(config.d_model, 2)
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"],
-        token_type_ids: Int[Array, "batch length"],
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token as the answer's start and as its end; token types are ignored."""
-        logits = self.qa_outputs(self.decode_shifted(input_ids, attention_mask))
-        logits = logits.astype(at_least_float32(logits.dtype))
-        return logits[..., 0], logits[..., 1]
+    def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
+        """Make the linear layer, at the scale of the original."""
+        super().add_head(config, make.scaled(config.d_model**-0.5))
 
 
 def _check_config(config: "T5Config") -> None:

@@ -11,11 +11,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from increlora_jax.models.attention import KeyValue, attend, split_heads
 from increlora_jax.models.encoder_decoder import (
     Cache,
-    KeyValue,
     Memory,
-    attend,
     look_at,
     remember,
     see_earlier,
@@ -75,17 +74,14 @@ class T5Attention(nnx.Module):
         bias: Float[Array, "1 heads query key"] | None = None,
     ) -> Float[Array, "batch query hidden"]:
         """Attend to what has been projected."""
-        query = self._split_heads(self.q(hidden))
+        query = split_heads(self.q(hidden), self.num_heads)
         return self.o(attend(query, seen, is_seen, self.dropout, bias=bias))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
         """Make the keys and values of what can be looked at."""
-        return KeyValue(self._split_heads(self.k(hidden)), self._split_heads(self.v(hidden)))
-
-    def _split_heads(
-        self, x: Float[Array, "batch length inner"]
-    ) -> Float[Array, "batch length heads size"]:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return KeyValue(
+            split_heads(self.k(hidden), self.num_heads), split_heads(self.v(hidden), self.num_heads)
+        )
 
 
 class T5PositionedAttention(T5Attention):

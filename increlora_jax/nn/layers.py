@@ -100,6 +100,15 @@ def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Dropout
     return make(jax.random.split(key, stack) if stack else key)
 
 
+def forget_attribute(module: nnx.Module, name: str) -> None:
+    """Delete an attribute, and Flax's record of it, so that no graph definition tells of it."""
+    delattr(module, name)
+    recorded = vars(module)["_pytree__nodes"]
+    if name in recorded:  # Flax 0.12.1 leaves it there
+        kept = {other: is_data for other, is_data in recorded.items() if other != name}
+        vars(module)["_pytree__nodes"] = type(recorded)(kept)
+
+
 class AdaptedLayer(nnx.Module):
     """A Flax layer that carries an `adapter`; a subclass says how its kernel is a matrix.
 
@@ -127,7 +136,7 @@ class AdaptedLayer(nnx.Module):
         layer = object.__new__(self.plain)
         vars(layer).update(vars(self))
         for name in ("adapter", "original"):
-            delattr(layer, name)  # not left out above: Flax's own list of names must lose it too
+            forget_attribute(layer, name)  # not left out above, but for Flax's record of it
         return layer
 
     def merge(self) -> None:

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from increlora_jax.nn.kernels import KernelAxes, effective_weight
-from increlora_jax.nn.layers import LowRankAdapter
+from increlora_jax.nn.layers import LowRankAdapter, forget_attribute
 
 
 class ParameterAdapter(LowRankAdapter):
@@ -62,7 +62,7 @@ def adapt_parameter(module: nnx.Module, name: str, adapter: LowRankAdapter) -> N
 def restore_parameters(module: nnx.Module) -> None:
     """Take the adapters off a module's parameters, in place; the parameters stay as they are."""
     for name in adapted_parameters(module):
-        delattr(module, adapter_name(name))
+        forget_attribute(module, adapter_name(name))
     _set_type(module, _plain_type(type(module)))
 
 

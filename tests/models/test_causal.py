@@ -1,4 +1,4 @@
-"""Attention to the past, its cache and the last token, of every causal architecture."""
+"""What is seen of the past, its cache and the last token, of every causal architecture."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax.models.causal import KeyValues, Span, attend, take_last_token
+from increlora_jax.models.causal import Span, take_last_token
 from increlora_jax.models.registry import find_spec
 from tests.causal import PAD, Prompts, write_config
 
@@ -29,35 +29,13 @@ def test_what_a_token_sees():
     span = Span.from_start(jnp.array([[0, 1, 1, 1], [1, 1, 1, 0]]))
     np.testing.assert_array_equal(span.positions, [[0, 0, 1, 2], [0, 1, 2, 2]])
     np.testing.assert_array_equal(
-        span.find_visible()[0], [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
+        span.find_visible()[0, 0], [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
     )
     np.testing.assert_array_equal(
-        span.find_visible(window=2)[1], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+        span.find_visible(window=2)[1, 0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
     )
     one = Span(span.positions[:, 3:], span.is_token, first=jnp.array(3))
-    np.testing.assert_array_equal(one.find_visible(window=2)[0], [[0, 0, 1, 1]])
-
-
-def test_heads_of_queries_share_those_of_keys_in_order():
-    """An oracle: repeat each head of keys and values, then attend head by head."""
-    random = np.random.default_rng(0)
-    query = random.normal(size=(2, 3, 6, 4))
-    key, value = random.normal(size=(2, 2, 5, 2, 4))
-    is_visible = random.random((2, 3, 5)) < 0.6
-    is_visible[:, :, 0] = True
-    mixed = attend(
-        jnp.asarray(query, jnp.float32),
-        KeyValues(jnp.asarray(key, jnp.float32), jnp.asarray(value, jnp.float32)),
-        jnp.asarray(is_visible),
-        0.7,
-        nnx.Dropout(0.0),
-    )
-    for head in range(6):
-        scores = 0.7 * query[:, :, head] @ key[:, :, head // 3].swapaxes(1, 2)
-        weights = np.exp(scores) * is_visible
-        weights /= weights.sum(-1, keepdims=True)
-        expected = weights @ value[:, :, head // 3]
-        np.testing.assert_allclose(mixed[:, :, 4 * head : 4 * head + 4], expected, atol=1e-6)
+    np.testing.assert_array_equal(one.find_visible(window=2)[0, 0], [[0, 0, 1, 1]])
 
 
 def test_a_row_of_padding_only_is_finite(model):

@@ -1,14 +1,11 @@
 """What the encoder-decoders share, by closed forms."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
+from increlora_jax.models.attention import KeyValue
 from increlora_jax.models.encoder_decoder import (
-    KeyValue,
-    attend,
     look_at,
     make_room,
     remember,
@@ -53,23 +50,6 @@ def test_each_token_sees_those_before_it_that_are_not_padding():
     seen = see_earlier(jnp.array([[False, True, True]]))
     np.testing.assert_array_equal(seen, [[[[0, 0, 0], [0, 1, 0], [0, 1, 1]]]])
     np.testing.assert_array_equal(see_so_far(jnp.array(1), 4), [[[[1, 1, 0, 0]]]])
-
-
-def test_attention_is_the_mean_of_what_is_seen_where_scores_are_equal():
-    value = jnp.arange(6.0).reshape(1, 3, 1, 2)
-    query = jnp.ones((1, 2, 1, 2))
-    seen = KeyValue(jnp.ones((1, 3, 1, 2)), value)
-    is_seen = jnp.array([[[[True, False, True], [False, False, False]]]])
-    mixed = attend(query, seen, is_seen, nnx.Dropout(0.0))
-    # A query that sees nothing takes the mean of all, and no NaN.
-    np.testing.assert_allclose(mixed, [[[2.0, 3.0], [2.0, 3.0]]])
-    biased = attend(
-        query, seen, is_seen, nnx.Dropout(0.0), bias=jnp.log(jnp.array([1.0, 1.0, 3.0]))
-    )
-    np.testing.assert_allclose(biased[0, 0], [3.0, 4.0], rtol=1e-6)
-    sharp = attend(query.at[..., 0].set(2.0), seen._replace(key=value), is_seen, nnx.Dropout(0.0))
-    expected = jax.nn.softmax(jnp.array([1.0, 13.0])) @ value[0, ::2, 0]
-    np.testing.assert_allclose(sharp[0, 0], expected, rtol=1e-6)
 
 
 def test_a_cache_is_written_slot_by_slot():

@@ -20,7 +20,7 @@ def build(make_config):
         config = make_config(tie_word_embeddings=is_tied)
         make = LayerFactory(config.initializer_range, dtype, dtype, nnx.Rngs(0))
         words = make.embedding(config.vocab_size, config.hidden_size)
-        return VocabularyHead(config, make), words
+        return VocabularyHead(config, config.hidden_size, make), words
 
     return build
 

@@ -5,13 +5,14 @@ import re
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.hf import save_weights
 from increlora_jax.models.llama import LLAMA, find_frequencies
-from increlora_jax.models.registry import abstract_model, load_model
+from increlora_jax.models.registry import abstract_model, find_spec, load_model
 from tests.causal import Prompts, save_reference, write_config
-from tests.causal_parity import check_heads, check_language_model, check_rounding
+from tests.causal_parity import assert_close, check_heads, check_language_model, check_rounding
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -48,7 +49,6 @@ def test_logits_loss_and_gradients_equal_pytorch(name, changes, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_heads_equal_pytorch(kind, tmp_path):
-    """PyTorch's Llama for questions has its body under another name than Mistral's."""
     check_heads(tmp_path, kind, num_hidden_layers=1)
 
 
@@ -56,20 +56,42 @@ def test_bfloat16_stays_within_its_bound(tmp_path):
     check_rounding(tmp_path, "qwen3")
 
 
-def test_saved_question_answering_weights_reload_by_their_prefix(tmp_path):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_question_answering_weights_go_to_pytorch_and_back(kind, tmp_path):
+    """Key by key, though all but Mistral keep the body under a name of its own there."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    reference = save_reference(tmp_path, "llama", "question_answering", num_hidden_layers=1)
-    model, _ = load_model(tmp_path, head="question_answering")
-    save_weights(model, tmp_path, LLAMA.weights)
+    reference = save_reference(tmp_path, kind, "question_answering", num_hidden_layers=1)
+    model, report = load_model(tmp_path, head="question_answering")
+    assert report.new_parameters == report.ignored_keys == ()
+    save_weights(model, tmp_path, find_spec(reference.config).weights)
+    assert load_file(tmp_path / "model.safetensors").keys() == reference.state_dict().keys()
     again = transformers.AutoModelForQuestionAnswering.from_pretrained(
-        tmp_path, key_mapping={r"^model\.": "transformer."}, attn_implementation="eager"
+        tmp_path, attn_implementation="eager"
     )
+    ids = Prompts.draw(0)
     with torch.no_grad():
-        ids = Prompts.draw(0).to_torch("input_ids")
-        torch.testing.assert_close(
-            again(**ids).start_logits, reference(**ids).start_logits, rtol=0, atol=0
-        )
+        expected = reference(**ids.to_torch("input_ids"))
+        read_again = again(**ids.to_torch("input_ids"))
+    model.eval()
+    ours = model(ids.input_ids, ids.attention_mask, np.zeros_like(ids.input_ids))
+    for logits, name in zip(ours, ("start_logits", "end_logits"), strict=True):
+        torch.testing.assert_close(read_again[name], expected[name], rtol=0, atol=0)
+        assert_close(logits, expected[name], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [("causal_lm", "question_answering"), ("question_answering", "sequence_classification")],
+)
+def test_a_head_finds_the_body_of_another_head(saved, loaded, tmp_path):
+    reference = save_reference(tmp_path, "llama", saved, num_hidden_layers=1)
+    options = {"num_labels": 2} if loaded == "sequence_classification" else {}
+    model, report = load_model(tmp_path, head=loaded, **options)
+    head = {"question_answering": ("qa_outputs.bias", "qa_outputs.kernel")}
+    assert sorted(report.new_parameters) == sorted(head.get(loaded, ("score.kernel",)))
+    kernel = reference.base_model.layers[0].mlp.up_proj.weight.detach().T
+    np.testing.assert_array_equal(model.body.layers[0].mlp.up_proj.kernel[...], kernel)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from increlora_jax.nn.layers import (
     AdapterParam,
     LowRankAdapter,
     SlotState,
+    forget_attribute,
     matrix_shape,
 )
 
@@ -268,3 +269,12 @@ def test_general_layer_with_batch_axes_is_refused():
     layer = nnx.LinearGeneral(6, 5, batch_axis={0: 3}, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="batch_axis cannot be adapted; exclude it"):
         matrix_shape(layer)
+
+
+def test_a_forgotten_attribute_leaves_no_trace():
+    plain, marked = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    marked.mark = nnx.Param(jnp.ones(1))
+    assert nnx.graphdef(marked) != nnx.graphdef(plain)
+    forget_attribute(marked, "mark")
+    assert not hasattr(marked, "mark")
+    assert nnx.graphdef(marked) == nnx.graphdef(plain)
