@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs; what `train` and `evaluate` share."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from increlora_jax.config import RunConfig
+from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
+from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
-from increlora_jax.models.hf import read_config
+from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.identity import identify_model, identify_tokenizer
 from increlora_jax.models.registry import (
@@ -30,6 +32,8 @@ from increlora_jax.tasks.encoding import Encoded, encode
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.loss import sequence_loss
+from increlora_jax.training.sharding import Axes, Layout, make_mesh
+from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Trainer, build_trainer
 
 
@@ -43,6 +47,7 @@ class Plan:
     total_steps: int
     epoch_steps: int
     method: Method
+    layout: Layout
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -58,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run made ready: model taken apart, data encoded."""
+    """A run made ready: model taken apart, its base on the devices, data encoded."""
 
     plan: Plan
     trainer: Trainer
@@ -83,22 +88,34 @@ class Run:
         """Scores a state on dev."""
         return Evaluator(
             self.trainer,
+            self.plan.layout,
             self.plan.data,
             self.encoded_dev,
             batch_size=self.plan.config.training.eval_batch_size,
             buckets=self.buckets,
         )
 
+    def first_state(self, parts: Parts | None = None) -> TrainState:
+        """The state before step 0, on the devices; of other adapters than the new ones if given."""
+        state = self.trainer.init(parts or self.parts, self.plan.config.training.seed)
+        return self.plan.layout.place(state)
+
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of an optimizer step, with an axis of micro-batches under accumulation."""
+        """Make the rows of an optimizer step's batch that fall to this process.
+
+        Under accumulation there is an axis of micro-batches before that of the rows.
+        """
         training = self.plan.config.training
         accumulation = training.gradient_accumulation_steps
+        size = training.train_batch_size
+        rows = np.arange(size * accumulation).reshape(accumulation, size)
         batch = batch_at(
             self.encoded_train,
             seed=training.seed,
             step=step,
-            batch_size=training.train_batch_size * accumulation,
+            batch_size=size * accumulation,
             buckets=self.buckets,
+            rows=rows[:, self.plan.layout.own_rows(size)].reshape(-1),
         )
         if accumulation == 1:
             return batch
@@ -119,18 +136,35 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     batch = training.train_batch_size * training.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(data.train), batch)
     steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
+    if steps > LARGEST:
+        raise InputError(
+            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
+            "can be counted; choose less, or --max-steps"
+        )
     folder = resolve_model(task.model)
     model_config = read_config(folder)
     spec = find_spec(model_config)
+    model = abstract_model(model_config, num_labels=data.task.num_labels)
     method = build_method(
-        abstract_model(model_config, num_labels=data.task.num_labels),
+        model,
         config.adapter,
         config.growth,
         steps=steps,
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save),
     )
-    return Plan(config, data, folder, steps, epoch_steps, method)
+    layout = _lay_out(model, spec.shardings, training)
+    return Plan(config, data, folder, steps, epoch_steps, method, layout)
+
+
+def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
+    """Make the layout, and see that the model and the batches can be divided by it."""
+    layout = Layout(make_mesh(training.mesh), rules)
+    layout.check_rows("--train-batch-size", training.train_batch_size)
+    layout.check_rows("--eval-batch-size", training.eval_batch_size)
+    parameters = name_variables(model, nnx.Param)
+    layout.shardings({path: variable.get_value() for path, variable in parameters.items()})
+    return layout
 
 
 def prepare_run(plan: Plan) -> Run:
@@ -139,7 +173,9 @@ def prepare_run(plan: Plan) -> Run:
     tokenizer = load_tokenizer(plan.folder)
     length = config.task.max_seq_length
     encoded = {name: encode(dev, tokenizer, length) for name, dev in plan.data.dev.items()}
-    skeleton, parts, notes = _load_parts(plan)
+    with plan.layout.loading():
+        skeleton, parts, notes = _load_parts(plan)
+    parts = parts._replace(base=plan.layout.place(parts.base))
     trainer = build_trainer(
         skeleton,
         plan.method,

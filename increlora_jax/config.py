@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal
 
 from increlora_jax.core.adapter import Scaling
@@ -21,6 +22,10 @@ def option(default: Any, help: str) -> Any:
 def _require(is_good: bool, flag: str, value: Any, wanted: str) -> None:
     if not is_good:
         raise InputError(f"--{flag.replace('_', '-')} {value} must be {wanted}")
+
+
+LARGEST = 2**31 - 2
+"""Of whole numbers: steps are counted in 32 bits, and the last number says "never"."""
 
 
 def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
@@ -43,6 +48,8 @@ FREE = frozenset(
         "max_skipped_steps",
         "tensorboard",
         "compilation_cache_dir",
+        "distributed",
+        "mesh",
     }
 )
 """Settings that may differ when a run is resumed: nothing that is computed depends on them."""
@@ -185,6 +192,14 @@ class TrainingConfig:
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"
     )
+    distributed: bool = option(
+        False, "this is one of several processes that train together, found by jax.distributed"
+    )
+    mesh: str | None = option(
+        None,
+        "sizes of the mesh of all devices, as data=4,fsdp=2,tensor=2; default: one device, and "
+        "with --distributed all devices along data",
+    )
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -211,6 +226,14 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """See that every number is one to compute with."""
+        for name, value in self.flat().items():
+            if type(value) is float:
+                _require(isfinite(value), name, value, "finite")
+            elif type(value) is int:
+                _require(value <= LARGEST, name, value, f"at most {LARGEST}")
 
     def settled(self) -> dict[str, Any]:
         """The settings that a resumed run must share; of model and data the content decides."""

@@ -37,6 +37,9 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     if not (run / CONFIG).is_file():
         raise InputError(f"--run {run} holds no run: there is no {CONFIG}")
     config = read_run(run / CONFIG)
+    # One process and one device will do, whatever trained the run.
+    alone = replace(config.training, distributed=False, mesh=None)
+    config = replace(config, training=alone)
     if data_dir is not None:
         config = replace(config, task=replace(config.task, data_dir=data_dir))
     use_compilation_cache(config.training.compilation_cache_dir)
@@ -47,8 +50,7 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     check_identity(f"the adapter in {run / adapter}", saved["identity"], here)
     ready = prepare_run(plan)
     parts = load_adapter(run / adapter, ready.parts)
-    state = ready.trainer.init(parts, config.training.seed)
-    return ready.evaluator.metrics(state, parts.base)
+    return ready.evaluator.metrics(ready.first_state(parts), parts.base)
 
 
 if __name__ == "__main__":

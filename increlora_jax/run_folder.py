@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,9 @@ from typing import Any
 
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError, WriteError
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.files.replace import remove, replace_file
 from increlora_jax.parsing import read_run, write_run
 from increlora_jax.training.loop import NonFiniteError
 from increlora_jax.training.preemption import Preempted
@@ -24,6 +26,16 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+
+_RESULT_KINDS: dict[str, Any] = {
+    "identity": dict[str, str],
+    "metrics": dict[str, float],
+    "rank_budget": int | None,
+    "total_rank": int,
+    "full_modules": list[str],
+    "seconds": float,
+}
+"""What is read of the results of a finished run."""
 
 OF_A_RUN = (RESULTS, CONFIG, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS)
 
@@ -84,13 +96,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Make the folder, and keep every other process out of it; the lock ends with the process.
 
     Raises:
-        InputError: the folder cannot be made, or another process is at work there.
+        WriteError: the folder cannot be made.
+        InputError: another process is at work there.
     """
-    try:
+    with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,18 +117,14 @@ def clear(folder: Path, config: RunConfig) -> None:
     """Make room for a new run, and write down its settings.
 
     Raises:
-        InputError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
-    try:
+    with _naming(folder):
         # The settings go first: without them what remains is nobody's run.
-        for name in (CONFIG, RESULTS, METRICS):
-            (folder / name).unlink(missing_ok=True)
-        for name in (ADAPTER, BEST_ADAPTER, CHECKPOINTS):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        with _whole(folder / CONFIG) as aside:
-            write_run(config, aside)
-    except OSError as error:
-        raise InputError(f"--output-dir {folder} cannot be written: {error}") from None
+        for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS):
+            remove(folder / name)
+    with replace_file(folder / CONFIG) as aside:
+        write_run(config, aside)
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -126,30 +133,28 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     Raises:
         WriteError: it cannot be written.
     """
-    try:
-        with _whole(folder / RESULTS) as aside:
-            aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise WriteError(f"{folder / RESULTS} cannot be written: {error}") from error
+    text = json.dumps(results, indent=2) + "\n"
+    with replace_file(folder / RESULTS) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read what a finished run has left."""
-    try:
-        results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / RESULTS} cannot be read: {error}") from None
+    """Read what a finished run has left.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    results = read_json_object(folder / RESULTS, allow_nan=True)
+    check_keys(folder / RESULTS, results, _RESULT_KINDS, may_have_others=True)
     return results
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Write a file aside and move it into place: it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    yield aside
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)
+def _naming(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"--output-dir {folder} cannot be written: {error}") from error
 
 
 @contextmanager

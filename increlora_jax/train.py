@@ -1,8 +1,10 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
+import logging
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +14,7 @@ from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
+from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run
@@ -34,12 +37,15 @@ from increlora_jax.training.clock import Clock
 from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop, Outcome, Schedule
 from increlora_jax.training.preemption import Stop
+from increlora_jax.training.processes import by_first, is_first, joined
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
+    for name in ("absl", "asyncio"):  # what Orbax logs of a failed write is raised, and said once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     stop = Stop()
     with fail_clearly(), stop.listening():
         train(parse_run(argv), stop)
@@ -51,10 +57,14 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
     Returns:
         What that file holds.
     """
+    with joined(config.training.distributed):
+        return _train(_anchor(config), stop or Stop())
+
+
+def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     clock = Clock()
-    config = _anchor(config)
     folder = Path(config.output_dir)
-    held = look_into(folder, config)
+    held = Held(by_first(lambda: look_into(folder, config).value))
     use_compilation_cache(config.training.compilation_cache_dir)
     plan = plan_run(config)
     if held is Held.FINISHED:
@@ -62,12 +72,24 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
     say(f"{config.adapter.method}: {plan.method.description}")
     run = prepare_run(plan)
     _announce(run)
-    with locked(folder):
-        if look_into(folder, config) is not held:
-            raise InputError(f"--output-dir {folder}: another process has used it meanwhile")
-        results = _carry_out(run, folder, held, clock, stop or Stop())
+    with _claimed(folder, config, held):
+        results = _carry_out(run, folder, held, clock, stop)
     say(_summary(results, folder))
     return results
+
+
+@contextmanager
+def _claimed(folder: Path, config: RunConfig, held: Held) -> Iterator[None]:
+    """Keep other runs out of the folder; the first process does, for all of this one."""
+    with ExitStack() as stack:
+
+        def claim() -> None:
+            stack.enter_context(locked(folder))
+            if look_into(folder, config) is not held:
+                raise InputError(f"--output-dir {folder}: another process has used it meanwhile")
+
+        by_first(claim)
+        yield
 
 
 def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> dict[str, Any]:
@@ -82,10 +104,12 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
         tensorboard=training.tensorboard,
         step=progress.step,
         kept_bytes=progress.log_bytes,
+        is_silent=not is_first(),
     )
     with log, checkpoints:
         loop = Loop(
             run.trainer,
+            plan.layout,
             run.evaluator,
             run.batch_at,
             lambda state, is_best: _keep(
@@ -99,7 +123,8 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
         )
         state, outcome = loop.run(state, run.parts.base, progress)
     results = _results(run, state, outcome)
-    write_results(folder, results)
+    if is_first():
+        write_results(folder, results)
     return results
 
 
@@ -108,7 +133,7 @@ def _start(
 ) -> tuple[TrainState, Progress]:
     """The state and progress to begin with: of the newest sound checkpoint, or new ones."""
     config = run.plan.config
-    state = run.trainer.init(run.parts, config.training.seed)
+    state = run.first_state()
     step = None
     if held is Held.BEGUN:
         step, notes = checkpoints.newest()
@@ -117,7 +142,7 @@ def _start(
     if step is None:
         if held is Held.BEGUN:
             say(f"{folder} holds this run, but no checkpoint yet: it begins anew")
-        clear(folder, config)
+        by_first(lambda: clear(folder, config))
         return state, Progress()
     saved = checkpoints.read(step)
     check_identity(f"the run in --output-dir {folder}", saved.identity, run.plan.identity)
@@ -133,8 +158,9 @@ def _tell_again(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def say(message: str) -> None:
-    """Tell the user something on the way."""
-    sys.stderr.write(message + "\n")
+    """Tell the user something on the way; once, however many processes there are."""
+    if is_first():
+        sys.stderr.write(message + "\n")
 
 
 def _anchor(config: RunConfig) -> RunConfig:
@@ -170,7 +196,11 @@ def _schedule(plan: Plan) -> Schedule:
 
 def _keep(folder: Path, run: Run, state: TrainState) -> None:
     plan = run.plan
-    parts = run.trainer.parts(state, run.parts.base)
+    learned = plan.layout.make_readable((state.params, state.slots))
+    if not is_first():
+        return
+    params, slots = learned
+    parts = Parts(params.adapter, slots, params.head, run.parts.base)
     described = {
         "method": plan.method.name,
         "base_model": plan.config.task.model,
@@ -206,6 +236,7 @@ def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
             "buffer": counts.buffer,
             "head": counts.head,
         },
+        "mesh": dict(plan.layout.mesh.shape),
         "step_compilations": outcome.step_compilations,
         "seconds": round(outcome.seconds, 3),
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),

@@ -39,7 +39,7 @@ def test_steps_planned_before_are_kept(short_run):
 
 def test_a_run_made_ready_evaluates_every_example(make_plan):
     run = prepare_run(make_plan())
-    state = run.trainer.init(run.parts, 0)
+    state = run.first_state()
     metrics = run.evaluator.metrics(state, run.parts.base)
     examples = len(run.plan.data.dev["dev"])
     assert examples == 41

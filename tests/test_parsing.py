@@ -24,7 +24,9 @@ VALUES = {
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
-    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "tensorboard": True,
+    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "resume": False,
+    "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
+    "tensorboard": True,
     "compilation_cache_dir": "programs",
 }  # fmt: skip
 
@@ -55,7 +57,7 @@ def test_every_flag_sets_its_own_setting_in_both_spellings(name, spelling):
         assert {k: v for k, v in flat.items() if v != others[k]} == {name: VALUES[name]}
 
 
-@pytest.mark.parametrize("name", ["growth", "advance_learn", "restart_warmup"])
+@pytest.mark.parametrize("name", ["growth", "advance_learn", "restart_warmup", "resume"])
 def test_what_is_on_can_be_turned_off_by_a_flag_of_its_own(name):
     for flag in (f"--no_{name}", f"--no-{name.replace('_', '-')}"):
         assert parse_run([flag]).flat()[name] is False
@@ -95,6 +97,11 @@ def test_the_issues_command_is_understood():
         (["--growth", "maybe"], "maybe"),
         (["--seed"], "expected one argument"),
         (["--top-h", "0"], "--top-h 0 must be at least 1"),
+        (["--learning-rate", "inf"], "--learning-rate inf must be finite"),
+        (["--learning-rate", "nan"], "--learning-rate nan must be positive"),
+        (["--target-rank", "1" + "0" * 400], "--target-rank inf must be finite"),
+        (["--max-steps", "1" + "0" * 400], "--max-steps 10*0 must be at most 2147483646"),
+        (["--max-steps", "1" * 5000], "--max-steps.*: invalid int value"),
         (["stray"], "unrecognized arguments: stray"),
     ],
 )
@@ -156,24 +163,13 @@ def test_numbers_may_be_written_as_people_do(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerning_rate: 1", "settings.yaml: unknown key 'lerning_rate'"),
-        ("learning-rate: 1", "unknown key 'learning-rate'"),
-        ("config: other.yaml", "unknown key 'config'"),
-        ("1: 2", "unknown key 1"),
-        ("seed: x", "settings.yaml: argument --seed.*: invalid int value: 'x'"),
-        ("seed: 1.5", "settings.yaml: argument --seed.*: invalid int value: '1.5'"),
-        ("seed: true", "settings.yaml: argument --seed.*: invalid int value: 'True'"),
-        ("growth: perhaps", "settings.yaml: argument --growth"),
-        ("method: magic", "settings.yaml: argument --method: invalid choice"),
-        ("seed: [1, 2]", "settings.yaml: unrecognized arguments: 2"),
-        ("seed: {a: 1}", "settings.yaml: seed must be a plain value or a list"),
-        ("target_modules: []", "settings.yaml: target_modules must be a plain value or a list"),
-        ("target_modules: [[a]]", "settings.yaml: target_modules must be a plain value"),
-        ("seed: 2020-01-01", "settings.yaml: seed must be a plain value"),
-        ("seed: [1", "settings.yaml is not YAML"),
-        ("a: b: c", "settings.yaml is not YAML"),
-        ("- seed", "settings.yaml must hold `key: value` lines"),
-        ("", "settings.yaml must hold `key: value` lines"),
+        ("lerning_rate: 1", "settings.yaml:1: unknown key 'lerning_rate'"),
+        ("config: other.yaml", "settings.yaml:1: unknown key 'config'"),
+        ("# a comment\n\nseed: 1.5", "settings.yaml:3: seed: '1.5' must be a whole number"),
+        ("method: magic", "settings.yaml:1: method: invalid choice: 'magic'.*increlora"),
+        ("seed: 3\ntop_h: 0", "settings.yaml:2: --top-h 0 must be at least 1"),
+        ("seed: 2147483647", "settings.yaml:1: --seed 2147483647 must be at most 2147483646"),
+        ("beta1: 1", "settings.yaml:1: --beta1 1.0 must be in"),
         ("just words", "settings.yaml must hold `key: value` lines"),
     ],
 )

@@ -105,7 +105,7 @@ def test_it_grows_to_its_budget_on_rte_and_growth_compiles_nothing(
         *short_run,
         *("--task", "rte", "--data-dir", str(data_dir / "glue" / "RTE")),
         *("--model", str(make_folder(family, tmp_path / "model"))),
-        *("--target-rank", "2", "--top-h", "16", "--max-steps", "8"),
+        *("--target-rank", "2", "--top-h", "16", "--max-steps", "10"),
     ]
     train.main(words)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

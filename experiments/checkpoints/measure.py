@@ -29,7 +29,7 @@ def main() -> None:
     plan = plan_run(parse_run(words))
     run = prepare_run(plan)
     step = jax.jit(run.trainer.step, static_argnames="is_scored", donate_argnames="state")
-    state = run.trainer.init(run.parts, plan.config.training.seed)
+    state = run.first_state()
     batch = run.batch_at(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), Keep(2), plan.identity)

@@ -176,19 +176,19 @@ def _product_forward(
     evidence: Any, x: Array, update: Update, probe: Array | None
 ) -> tuple[Array, Any]:
     coefficients = update.scale * update.lam_hat
-    hidden = _matmul(x, update.A) * coefficients.astype(x.dtype)
-    return _matmul(hidden, update.B), (x, update)
+    hidden = _matmul(x, update.A)
+    return _matmul(hidden * coefficients.astype(x.dtype), update.B), (x, hidden, update)
 
 
 def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
-    x, update = residuals
-    x_rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    x, hidden, update = residuals
+    x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
     coefficients = update.scale * update.lam_hat
-    hidden, d_hidden = _matmul(x_rows, update.A), _matmul(dy_rows, update.B.T)
+    d_hidden = _matmul(dy_rows, update.B.T)
     inner = d_hidden * coefficients.astype(dy.dtype)
     d_coefficients = jnp.sum(hidden * d_hidden, axis=0, dtype=coefficients.dtype)
     d_update = Update(
-        A=_outer(x_rows, inner, update.A.dtype),
+        A=_outer(inner, x_rows, update.A.dtype).T,  # this way round the wide side is contiguous
         lam_hat=update.scale * d_coefficients,
         B=_outer(hidden * coefficients.astype(x.dtype), dy_rows, update.B.dtype),
         scale=jnp.sum(update.lam_hat * d_coefficients),

@@ -167,6 +167,19 @@ def _check_config(config: "PretrainedConfig") -> None:
         )
 
 
+BART_SHARDINGS = {
+    r"model\.(shared|(en|de)coder\.(embed_tokens|embed_positions))\.embedding": (None, "fsdp"),
+    r".*\.(\w+_attn\.[qkv]_proj|fc1)\.kernel": ("fsdp", "tensor"),
+    r".*\.(\w+_attn\.[qkv]_proj|fc1)\.bias": ("tensor",),
+    r".*\.(\w+_attn\.out_proj|fc2)\.kernel": ("tensor", "fsdp"),
+    r".*\.(\w+_attn\.out_proj|fc2)\.bias": (),
+    r".*(layer_norm|layernorm_embedding)\.(scale|bias)": (),
+    r"final_logits_bias": (),
+    r"lm_head\.kernel": ("fsdp", None),
+    r"(classification_head|qa_outputs)\..*": (),
+}
+
+
 BART = ModelSpec(
     heads={
         "seq2seq_lm": BartForConditionalGeneration,
@@ -179,4 +192,5 @@ BART = ModelSpec(
         r"((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
     ),
     modules_to_save=("classification_head",),
+    shardings=BART_SHARDINGS,
 )

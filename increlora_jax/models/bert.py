@@ -294,6 +294,17 @@ def check_config(config: "EncoderConfig") -> None:
         )
 
 
+BERT_SHARDINGS = {
+    r"bert\.embeddings\.(word|position|token_type)_embeddings\.embedding": (None, "fsdp"),
+    r".*\.(attention\.self\.(query|key|value)|intermediate\.dense)\.kernel": ("fsdp", "tensor"),
+    r".*\.(attention\.self\.(query|key|value)|intermediate\.dense)\.bias": ("tensor",),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.kernel": ("tensor", "fsdp"),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.bias": (),
+    r"bert\..*\.LayerNorm\.(scale|bias)": (),
+    r"(bert\.pooler|classifier|qa_outputs|cls)\..*": (),
+}
+
+
 BERT = ModelSpec(
     heads={
         "sequence_classification": BertForSequenceClassification,
@@ -306,4 +317,5 @@ BERT = ModelSpec(
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
     modules_to_save=("pooler", "classifier"),
+    shardings=BERT_SHARDINGS,
 )

@@ -141,6 +141,24 @@ class DebertaForMaskedLM(Scorer):
         return self.lm_predictions.lm_head.score_words(hidden, words)
 
 
+DEBERTA_SHARDINGS = {
+    r"deberta\.embeddings\.(word|position|token_type)_embeddings\.embedding": (None, "fsdp"),
+    r".*\.(attention\.self\.(pos_)?(query|key|value)_proj|intermediate\.dense)\.kernel": (
+        "fsdp",
+        "tensor",
+    ),
+    r".*\.(attention\.self\.(pos_)?(query|key|value)_proj|intermediate\.dense)\.bias": ("tensor",),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.kernel": ("tensor", "fsdp"),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.bias": (),
+    r"deberta\..*\.LayerNorm\.(scale|bias)": (),
+    r"deberta\.embeddings\.embed_proj\.kernel": (None, "fsdp"),
+    r"deberta\.encoder\.rel_embeddings\.embedding": (None, "fsdp"),
+    r"deberta\.encoder\.conv\.conv\.kernel": (None, "fsdp", "tensor"),
+    r"deberta\.encoder\.conv\.conv\.bias": ("tensor",),
+    r"(pooler|classifier|qa_outputs|cls|lm_predictions)\..*": (),
+}
+
+
 DEBERTA = ModelSpec(
     heads={
         "sequence_classification": DebertaForSequenceClassification,
@@ -153,4 +171,5 @@ DEBERTA = ModelSpec(
         r"(attention\.self\.(query|key|value)_proj|(attention\.output|intermediate|output)\.dense)"
     ),
     modules_to_save=("pooler", "classifier"),
+    shardings=DEBERTA_SHARDINGS,
 )

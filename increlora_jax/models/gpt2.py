@@ -190,6 +190,18 @@ def _check_config(config: "GPT2Config") -> None:
         )
 
 
+GPT2_SHARDINGS = {
+    r"transformer\.(wte|wpe)\.embedding": (None, "fsdp"),
+    r"transformer\.h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.kernel": ("fsdp", "tensor"),
+    r"transformer\.h\.\d+\.(attn\.c_attn|mlp\.c_fc)\.bias": ("tensor",),
+    r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.kernel": ("tensor", "fsdp"),
+    r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.bias": (),
+    r".*\.ln_[12f]\.(scale|bias)": (),
+    r"lm_head\.kernel": ("fsdp", None),
+    r"(score|qa_outputs)\..*": (),
+}
+
+
 GPT2 = ModelSpec(
     heads={
         "sequence_classification": GPT2ForSequenceClassification,
@@ -199,4 +211,5 @@ GPT2 = ModelSpec(
     weights=GPT2_WEIGHTS,
     target_modules=r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)",
     modules_to_save=("score",),
+    shardings=GPT2_SHARDINGS,
 )

@@ -1,18 +1,20 @@
 """Model folders of Hugging Face's layout: the configuration, and weights in and out by a table."""
 
-import json
+import reprlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.numpy import save_file
 
 from increlora_jax.errors import InputError
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.replace import replace_file
+from increlora_jax.files.tensors import write_tensors
 from increlora_jax.models.stored_tensor import StoredTensor
 from increlora_jax.models.tensor_files import WEIGHTS_NAME, list_tensors
 from increlora_jax.models.weight_table import Place, WeightTable, is_matched
@@ -32,6 +34,9 @@ VOCABULARY_NAMES = (
     "sentencepiece.bpe.model",
 )
 _MOST_NAMED = 5
+_MOST = 1 << 31
+_MOST_OF = {"layer": 1 << 12, "num_labels": 1 << 20}
+"""Of numbers that make so many objects before a weight is looked at, by a part of their key."""
 _ALIGNMENT = 64
 
 
@@ -57,7 +62,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
       InputError: the file is missing, damaged, or of a type unknown to transformers.
     """
     file = folder / CONFIG_NAME
-    _check_names_model_type(file)
+    _check_plain(file, read_json_object(file))
     from transformers import AutoConfig  # takes seconds
 
     try:
@@ -66,16 +71,17 @@ def read_config(folder: Path) -> "PretrainedConfig":
         raise InputError(f"{file}: transformers cannot read it: {error}") from error
 
 
-def _check_names_model_type(file: Path) -> None:
+def _check_plain(file: Path, content: dict[str, Any]) -> None:
     # Checked here because transformers guesses the type from the folder's name if it is missing.
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: missing; a model folder holds one beside its weights") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON ({error}); download it again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+    if not isinstance(content.get("model_type"), str):
         raise InputError(f'{file}: no "model_type"; add the architecture\'s name, such as "bert"')
+    for key, value in content.items():
+        most = next((n for part, n in _MOST_OF.items() if part in key), _MOST)
+        if type(value) is int and abs(value) > most:
+            raise InputError(
+                f"{file}: {key} is {reprlib.repr(value)}, and no model has more than {most}; get "
+                "the file again from where you trust"
+            )
 
 
 def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadReport:
@@ -112,17 +118,16 @@ def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
 
     Raises:
       InputError: the table does not name one of the parameters.
+      WriteError: the file cannot be written; the one before is as it was.
     """
     tensors = {}
     for path, variable in name_variables(model, nnx.Param).items():
         key, is_transposed = table.find_place(path)
         array = np.asarray(variable.get_value())
         tensors[key] = np.ascontiguousarray(array.T if is_transposed else array)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, so that a run that is killed leaves no half file under the real name.
-    unfinished = folder / f"{WEIGHTS_NAME}.unfinished"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / WEIGHTS_NAME)
+    with replace_file(folder / WEIGHTS_NAME) as aside:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(tensors, aside)
 
 
 def name_variables(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, nnx.Variable]:

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from increlora_jax.errors import InputError
+from increlora_jax.files.bounded import open_plain
 from increlora_jax.models.hf import CONFIG_NAME, VOCABULARY_NAMES
-from increlora_jax.models.tensor_files import find_weights
+from increlora_jax.models.tensor_files import list_weights
 
 TOKENIZER_NAMES = (
     *VOCABULARY_NAMES,
@@ -21,28 +22,26 @@ TOKENIZER_NAMES = (
 
 def identify_model(folder: Path) -> str:
     """SHA-256 of the weights, as they lie in their files, and of the configuration."""
-    name = find_weights(folder)
-    if name is None:
-        raise InputError(f"{folder}: there are no weights here")
-    names = {CONFIG_NAME, name}
-    if name.endswith(".index.json"):
-        index = json.loads((folder / name).read_text(encoding="utf-8"))
-        names |= set(index["weight_map"].values())
-    return _hash_files(folder, names)
+    return _hash_files(folder, [folder / CONFIG_NAME, *list_weights(folder)])
 
 
 def identify_tokenizer(folder: Path) -> str:
     """SHA-256 of every file that a tokenizer is made of."""
-    return _hash_files(folder, {n for n in TOKENIZER_NAMES if (folder / n).is_file()})
+    present = [folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()]
+    return _hash_files(folder, present)
 
 
-def _hash_files(folder: Path, names: Iterable[str]) -> str:
-    ordered = sorted(names)
+def _hash_files(folder: Path, paths: Iterable[Path]) -> str:
+    ordered = sorted(paths)
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_hash_file, [folder / name for name in ordered]))
-    return hashlib.sha256(json.dumps([ordered, hashes]).encode()).hexdigest()
+        hashes = list(pool.map(_hash_file, ordered))
+    names = [path.relative_to(folder).as_posix() for path in ordered]
+    return hashlib.sha256(json.dumps([names, hashes]).encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -303,6 +303,18 @@ class MistralForQuestionAnswering(CausalQuestionAnswerer):
     body_name, make_body = "model", LlamaModel
 
 
+LLAMA_SHARDINGS = {
+    r"model\.embed_tokens\.embedding": (None, "fsdp"),
+    r".*\.(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.kernel": ("fsdp", "tensor"),
+    r".*\.(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.bias": ("tensor",),
+    r".*\.(self_attn\.o|mlp\.down)_proj\.kernel": ("tensor", "fsdp"),
+    r".*\.(self_attn\.o|mlp\.down)_proj\.bias": (),
+    r"model\..*norm\.scale": (),
+    r"lm_head\.kernel": ("fsdp", None),
+    r"(score|qa_outputs)\..*": (),
+}
+
+
 LLAMA = ModelSpec(
     heads={
         "sequence_classification": LlamaForSequenceClassification,
@@ -315,6 +327,7 @@ LLAMA = ModelSpec(
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     ),
     modules_to_save=("score",),
+    shardings=LLAMA_SHARDINGS,
 )
 
 MISTRAL = replace(LLAMA, heads={**LLAMA.heads, "question_answering": MistralForQuestionAnswering})

@@ -151,6 +151,17 @@ def _find_padding_id(config: "RobertaConfig") -> int:
     return padding_id
 
 
+ROBERTA_SHARDINGS = {
+    r"roberta\.embeddings\.(word|position|token_type)_embeddings\.embedding": (None, "fsdp"),
+    r".*\.(attention\.self\.(query|key|value)|intermediate\.dense)\.kernel": ("fsdp", "tensor"),
+    r".*\.(attention\.self\.(query|key|value)|intermediate\.dense)\.bias": ("tensor",),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.kernel": ("tensor", "fsdp"),
+    r".*\.layer\.\d+\.(attention\.)?output\.dense\.bias": (),
+    r"roberta\..*\.LayerNorm\.(scale|bias)": (),
+    r"(classifier|qa_outputs|lm_head)\..*": (),
+}
+
+
 ROBERTA = ModelSpec(
     heads={
         "sequence_classification": RobertaForSequenceClassification,
@@ -163,4 +174,5 @@ ROBERTA = ModelSpec(
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
     modules_to_save=("classifier",),
+    shardings=ROBERTA_SHARDINGS,
 )

@@ -24,9 +24,14 @@ class ModelSpec:
       weights: how the parameters of the model and of all its heads are named on disk.
       target_modules: regex of the dense layers that are adapted unless the user says otherwise.
       modules_to_save: names of the modules of a sequence classifier that are trained in full.
+      shardings: from regexes, of which exactly one matches a parameter's path as a whole, to the
+        axis of a mesh of devices (`fsdp`, `tensor` or none) that divides each of its axes; those
+        not named are whole. Where a layer makes heads or an inner width, `tensor` divides its
+        outputs; where one takes them in, its inputs. `fsdp` divides the other axis.
     """
 
     heads: Mapping[Head, Callable[..., nnx.Module]]
     weights: WeightTable
     target_modules: str
     modules_to_save: tuple[str, ...]
+    shardings: Mapping[str, tuple[str | None, ...]]

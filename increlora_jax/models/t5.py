@@ -164,6 +164,17 @@ def _find_start_token(config: "T5Config") -> int:
     )
 
 
+T5_SHARDINGS = {
+    r"(transformer\.)?shared\.embedding": (None, "fsdp"),
+    r".*\.relative_attention_bias\.embedding": (),
+    r".*\.((Self|EncDec)Attention\.[qkv]|DenseReluDense\.wi(_[01])?)\.kernel": ("fsdp", "tensor"),
+    r".*\.((Self|EncDec)Attention\.o|DenseReluDense\.wo)\.kernel": ("tensor", "fsdp"),
+    r".*layer_norm\.scale": (),
+    r"lm_head\.kernel": ("fsdp", None),
+    r"(classification_head|qa_outputs)\..*": (),
+}
+
+
 T5 = ModelSpec(
     heads={
         "seq2seq_lm": T5ForConditionalGeneration,
@@ -176,4 +187,5 @@ T5 = ModelSpec(
         r"((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
     ),
     modules_to_save=("classification_head",),
+    shardings=T5_SHARDINGS,
 )

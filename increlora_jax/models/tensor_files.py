@@ -1,15 +1,16 @@
 """The tensors of a model folder, by key, read one at a time."""
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from increlora_jax.errors import InputError
+from increlora_jax.files.inside import inside
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.files.tensors import open_tensors, read_claims
 from increlora_jax.models.stored_tensor import Rows, StoredTensor
 from increlora_jax.models.torch_files import list_torch_file
 
@@ -29,10 +30,7 @@ def list_tensors(folder: Path) -> Tensors:
     """
     name = find_weights(folder)
     if name is None:
-        raise InputError(
-            f"{folder}: none of {', '.join(_LISTS)} is here; give a folder or hub id that has one "
-            "(transformers' save_pretrained writes safetensors)"
-        )
+        raise _describe_empty(folder)
     return _LISTS[name](folder / name)
 
 
@@ -41,63 +39,57 @@ def find_weights(folder: Path) -> str | None:
     return next((name for name in _LISTS if (folder / name).is_file()), None)
 
 
+def list_weights(folder: Path) -> list[Path]:
+    """List the files that a folder's weights are read from: one or the shards, and their index.
+
+    Raises:
+      InputError: there are none, or the index is damaged.
+    """
+    name = find_weights(folder)
+    if name is None:
+        raise _describe_empty(folder)
+    shards = _read_index(folder / name).values() if name in (INDEX_NAME, TORCH_INDEX_NAME) else ()
+    return [folder / name, *sorted(set(shards))]
+
+
+def _describe_empty(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: none of {', '.join(_LISTS)} is here; give a folder or hub id that has one "
+        "(transformers' save_pretrained writes safetensors)"
+    )
+
+
 def _list_file(file: Path) -> Tensors:
-    with _open_safetensors(file) as handle:
-        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 (no mapping)
-        return {
-            key: StoredTensor(
-                file, key, tuple(part.get_shape()), part.get_dtype(), partial(_load, file, key)
-            )
-            for key, part in slices.items()
-        }
+    return {
+        key: StoredTensor(file, key, claim.shape, claim.dtype, partial(_load, file, key))
+        for key, claim in read_claims(file).items()
+    }
 
 
 def _load(file: Path, key: str, rows: Rows) -> np.ndarray:
     # Opened anew each time: closing unmaps what was read, so memory holds it once.
-    with _open_safetensors(file) as handle:
-        return handle.get_tensor(key) if rows is ... else handle.get_slice(key)[rows]
+    with open_tensors(file) as reader:
+        return reader.get_tensor(key) if rows is ... else reader.get_slice(key)[rows]
 
 
 def _list_shards(list_file: Callable[[Path], Tensors], index: Path) -> Tensors:
     shard_of = _read_index(index)
     tensors: Tensors = {}
-    for name in sorted(set(shard_of.values())):
-        tensors |= list_file(index.parent / name)
-    for key, name in shard_of.items():
-        if key not in tensors or tensors[key].file.name != name:
+    for shard in sorted(set(shard_of.values())):
+        tensors |= list_file(shard)
+    for key, shard in shard_of.items():
+        if key not in tensors or tensors[key].file != shard:
             raise InputError(
-                f"{index}: {key} should be in {name}, which does not hold it; "
+                f"{index}: {key} should be in {shard.name}, which does not hold it; "
                 "download the folder again"
             )
     return tensors
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = set(shard_of.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index}: not an index of shards ({error!r}); download the folder again"
-        ) from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(
-                f"{index}: the shard {name!r} is not a file name; shards lie beside their index"
-            )
-    return shard_of
-
-
-@contextmanager
-def _open_safetensors(file: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(file, framework="numpy") as handle:
-            yield handle
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file}: not a readable safetensors file ({error}); it may be cut short or be a "
-            "Git LFS pointer: download it again"
-        ) from error
+def _read_index(index: Path) -> dict[str, Path]:
+    content = read_json_object(index)
+    check_keys(index, content, {"weight_map": dict[str, str]}, may_have_others=True)
+    return {key: inside(index.parent, name, index) for key, name in content["weight_map"].items()}
 
 
 _LISTS: dict[str, Callable[[Path], Tensors]] = {

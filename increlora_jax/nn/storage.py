@@ -1,39 +1,61 @@
 """An adapter on disk: one safetensors file of slots, masks and head, one JSON file beside it."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jaxtyping import Array
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from increlora_jax.core.adapter import Adapter, Slots
 from increlora_jax.errors import InputError
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.files.replace import find_folder, replace_folder
+from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
 from increlora_jax.nn.parts import Parts
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+CONFIG_KINDS: dict[str, Any] = {
+    "method": str,
+    "base_model": str,
+    "task": str,
+    "labels": list[str] | None,
+    "identity": dict[str, str],
+    "step": int,
+    "total_steps": int,
+    "lora_alpha": float,
+    "scaling": str,
+    "ranks": dict[str, int],
+}
+"""What a run says of the adapter it leaves."""
+
+_MAX_CONFIG_BYTES = 1 << 22
+_NAMES = {
+    np.dtype(np.float64): "F64", np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.int32): "I32", np.dtype(np.bool_): "BOOL",
+}  # fmt: skip
+"""What safetensors calls the dtypes of adapters."""
 
 
 def save_adapter(folder: Path, parts: Parts, config: dict[str, Any]) -> None:
     """Write adapters, slots and head of `parts`, and `config`; waits for the device.
 
-    The folder is made aside and moved into place: it holds the old adapter or the new one, whole.
+    The folder is replaced whole: it holds the old adapter or the new one.
+
+    Raises:
+        WriteError: it cannot be written; the old adapter is as it was.
     """
-    aside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     tensors = {name: np.asarray(value) for name, value in jax.device_get(parts.learned()).items()}
-    save_file(tensors, aside / TENSORS)
-    (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _move_into_place(aside, folder)
+    text = json.dumps(config, indent=2) + "\n"
+    with replace_folder(folder) as aside:
+        write_tensors(tensors, aside / TENSORS)
+        (aside / CONFIG).write_text(text, encoding="utf-8")
 
 
 def load_adapter(folder: Path, parts: Parts) -> Parts:
@@ -42,12 +64,11 @@ def load_adapter(folder: Path, parts: Parts) -> Parts:
     Raises:
         InputError: no adapter there, a damaged file, or tensors other than the model's; named.
     """
-    file = folder / TENSORS
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read as an adapter: {error}") from None
-    _check_tensors(file, tensors, parts.learned())
+    file = find_folder(folder) / TENSORS
+    # Before a byte is read: a file may claim whatever fits on a disk.
+    _check_claims(file, read_claims(file), parts.learned())
+    with open_tensors(file) as reader:
+        tensors = {name: reader.get_tensor(name) for name in parts.learned()}
 
     def take(kind: Any) -> dict[str, Any]:
         return {
@@ -64,36 +85,25 @@ def load_adapter(folder: Path, parts: Parts) -> Parts:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read what `save_adapter` was told beside the tensors."""
-    file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} does not hold a JSON object")
+    """Read what a run has told `save_adapter` beside the tensors.
+
+    Raises:
+        InputError: it is not there, or other than `CONFIG_KINDS`; file and key are named.
+    """
+    file = find_folder(folder) / CONFIG
+    config = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES)
+    check_keys(file, config, CONFIG_KINDS)
     return config
 
 
-def _check_tensors(
-    file: Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Array]
-) -> None:
-    for name in sorted(expected.keys() ^ tensors.keys()):
+def _check_claims(file: Path, claims: Mapping[str, Claim], expected: Mapping[str, Array]) -> None:
+    for name in sorted(expected.keys() ^ claims.keys()):
         problem = "is missing" if name in expected else "belongs to nothing in this model"
         raise InputError(f"{file}: {name} {problem}; is it an adapter of another model?")
     for name, value in expected.items():
-        found = tensors[name]
-        if found.shape != value.shape or found.dtype != value.dtype:
+        found, wanted = claims[name], Claim(_NAMES[value.dtype], value.shape)
+        if found != wanted:
             raise InputError(
                 f"{file}: {name} is {found.dtype} {list(found.shape)}, the model wants "
-                f"{value.dtype} {list(value.shape)}; is it an adapter of another model?"
+                f"{wanted.dtype} {list(wanted.shape)}; is it an adapter of another model?"
             )
-
-
-def _move_into_place(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)

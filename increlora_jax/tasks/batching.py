@@ -32,7 +32,13 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def batch_at(
-    encoded: Encoded, *, seed: int, step: int, batch_size: int, buckets: tuple[int, ...]
+    encoded: Encoded,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    rows: np.ndarray | None = None,
 ) -> Batch:
     """Build the training batch of a step, counted from 0 over all epochs.
 
@@ -40,25 +46,27 @@ def batch_at(
     `input_ids`, `attention_mask` and `token_type_ids`, int32 [batch_size, length] with the smallest
     of the buckets that holds its longest example; `labels` [batch_size], int32 or float32; and
     `weight` float32 [batch_size], which is 0 in the rows that fill up the last batch of an epoch.
+    A host that wants only some `rows` of it, ascending, gets those; the length is of them all.
     """
     epoch, position = divmod(step, steps_per_epoch(len(encoded), batch_size))
     order = _shuffle(len(encoded), seed, epoch)
     chosen = order[position * batch_size : (position + 1) * batch_size]
-    return _pad_batch(encoded, chosen, batch_size, buckets)
+    return _pad_batch(encoded, chosen, batch_size, buckets, rows)
 
 
 def evaluation_batches(
-    encoded: Encoded, *, batch_size: int, buckets: tuple[int, ...]
+    encoded: Encoded, *, batch_size: int, buckets: tuple[int, ...], rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield (indices, batch) over every example once, short ones first, since those are cheap.
 
-    The batch is as in `batch_at`; its first `len(indices)` rows are the examples of those indices,
-    so `out[indices] = logits[: len(indices)]` brings predictions back into the order of the split.
+    The batch is as in `batch_at`; the first `len(indices)` of all rows are the examples of those
+    indices, so `out[indices] = logits[: len(indices)]` brings predictions back into the order of
+    the split.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, _pad_batch(encoded, indices, batch_size, buckets)
+        yield indices, _pad_batch(encoded, indices, batch_size, buckets, rows)
 
 
 @lru_cache(maxsize=2)
@@ -69,26 +77,32 @@ def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _pad_batch(
-    encoded: Encoded, indices: np.ndarray, batch_size: int, buckets: tuple[int, ...]
+    encoded: Encoded,
+    indices: np.ndarray,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    rows: np.ndarray | None,
 ) -> Batch:
+    rows = np.arange(batch_size) if rows is None else rows
     length = _choose_bucket(int(encoded.lengths[indices].max()), buckets)
     batch = {
-        "input_ids": np.full((batch_size, length), encoded.pad_id, np.int32),
-        "attention_mask": np.zeros((batch_size, length), np.int32),
-        "token_type_ids": np.zeros((batch_size, length), np.int32),
-        "labels": np.zeros(batch_size, encoded.labels.dtype),
-        "weight": np.zeros(batch_size, np.float32),
+        "input_ids": np.full((len(rows), length), encoded.pad_id, np.int32),
+        "attention_mask": np.zeros((len(rows), length), np.int32),
+        "token_type_ids": np.zeros((len(rows), length), np.int32),
+        "labels": np.zeros(len(rows), encoded.labels.dtype),
+        "weight": np.zeros(len(rows), np.float32),
     }
-    for row, index in enumerate(indices):
+    own = indices[rows[rows < len(indices)]]
+    for row, index in enumerate(own):
         tokens = slice(encoded.offsets[index], encoded.offsets[index + 1])
         count = tokens.stop - tokens.start
         batch["input_ids"][row, :count] = encoded.token_ids[tokens]
         batch["attention_mask"][row, :count] = 1
         batch["token_type_ids"][row, :count] = encoded.token_types[tokens]
-    batch["labels"][: len(indices)] = encoded.labels[indices]
-    batch["weight"][: len(indices)] = 1.0
+    batch["labels"][: len(own)] = encoded.labels[own]
+    batch["weight"][: len(own)] = 1.0
     # A row that attends to nothing is 0/0 in a softmax or a mean, and 0 times NaN is still NaN.
-    batch["attention_mask"][len(indices) :, 0] = 1
+    batch["attention_mask"][len(own) :, 0] = 1
     return batch
 
 

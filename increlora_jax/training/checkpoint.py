@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,20 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from increlora_jax.errors import InputError, WriteError
+from increlora_jax.files.bounded import open_plain
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.files.replace import aside_of, replace_file
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged"
 FORMAT = 1
+_SAVED = Path("saved", "metadata")
+"""Where Orbax puts the JSON of the item `saved`."""
+_MANIFEST_KINDS = {"files": dict[str, str], "seal": str}
+_SAVED_KINDS: dict[str, Any] = {"format": int, "identity": dict[str, str], "progress": dict}
 
 
 class Keep(NamedTuple):
@@ -115,14 +122,20 @@ class Checkpoints:
         return (None if step < 0 else step), notes
 
     def read(self, step: int) -> Saved:
-        """Read what a checkpoint says of its run."""
-        items = ocp.args.Composite(saved=ocp.args.JsonRestore())
-        saved = self._writer.restore(self._path(step), args=items)["saved"]
-        if saved["format"] != FORMAT:
+        """Read what a checkpoint says of its run.
+
+        Raises:
+          InputError: it is of another version, or no checkpoint of ours.
+        """
+        file = self._path(step) / _SAVED
+        saved = read_json_object(file, allow_nan=True)
+        if saved.get("format") != FORMAT:
             raise InputError(
-                f"{self._path(step)} has format {saved['format']}, this version of increlora_jax "
-                f"reads {FORMAT}; resume with the version that wrote it"
+                f"{self._path(step)} has format {saved.get('format')}, this version of "
+                f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
             )
+        check_keys(file, saved, _SAVED_KINDS)
+        check_keys(f"{file}: progress", saved["progress"], get_type_hints(Progress))
         return Saved(Progress.from_json(saved["progress"]), saved["identity"])
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -190,9 +203,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            reason = str(error).rpartition('": ')[2]  # TensorStore wraps the system's own words
             raise WriteError(
-                f"the checkpoint {self._path(step)} could not be written: {error}; those before it "
-                "are as they were: make room or mend the folder, and start the same command again"
+                f"the checkpoint {self._path(step)} could not be written: {reason}; those "
+                "before it are as they were: make room or mend the folder, and start the same "
+                "command again"
             ) from error
 
 
@@ -211,10 +226,12 @@ def find_problem(checkpoint: Path) -> str | None:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, str]:
-    if not (checkpoint / MANIFEST).exists():
+    file = checkpoint / MANIFEST
+    if not file.exists():
         raise ValueError(f"it was not finished, or its {MANIFEST} is gone")
-    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or manifest.get("seal") != _seal_of(manifest.get("files")):
+    manifest = read_json_object(file)
+    check_keys(file, manifest, _MANIFEST_KINDS)
+    if manifest["seal"] != _seal_of(manifest["files"]):
         raise ValueError(f"{MANIFEST} is not as it was written")
     files: dict[str, str] = manifest["files"]
     return files
@@ -222,26 +239,25 @@ def _read_manifest(checkpoint: Path) -> dict[str, str]:
 
 def _write_manifest(checkpoint: Path) -> None:
     files = _hash_files(checkpoint)
-    aside = checkpoint / f".{MANIFEST}"
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump({"files": files, "seal": _seal_of(files)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(checkpoint / MANIFEST)
+    text = json.dumps({"files": files, "seal": _seal_of(files)})
+    with replace_file(checkpoint / MANIFEST) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _hash_files(checkpoint: Path) -> dict[str, str]:
+    manifest = checkpoint / MANIFEST
     hashes = {}
     for path in sorted(checkpoint.rglob("*")):
-        if path.name not in (MANIFEST, f".{MANIFEST}") and not path.is_dir():
-            with path.open("rb") as file:
-                hashes[str(path.relative_to(checkpoint))] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
+        name = str(path.relative_to(checkpoint))
+        if path.is_symlink():  # what it leads to could change unnoticed
+            raise ValueError(f"{name} is a link")
+        if path not in (manifest, aside_of(manifest)) and not path.is_dir():
+            with open_plain(path) as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
-def _seal_of(files: dict[str, str] | None) -> str:
+def _seal_of(files: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

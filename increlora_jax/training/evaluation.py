@@ -1,6 +1,7 @@
 """The logits of a whole split, and the metrics made of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from increlora_jax.tasks.encoding import Encoded
 from increlora_jax.tasks.metrics import predict_labels, score_splits
 from increlora_jax.training.loss import call_model
 from increlora_jax.training.preemption import Stop
+from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 
@@ -22,6 +24,7 @@ class Evaluator:
     def __init__(
         self,
         trainer: Trainer,
+        layout: Layout,
         data: TaskData,
         encoded: Mapping[str, Encoded],
         *,
@@ -30,11 +33,15 @@ class Evaluator:
     ):
         self._data = data
         self._encoded = encoded
-        self._batching = {"batch_size": batch_size, "buckets": buckets}
+        rows = layout.own_rows(batch_size)
+        self._batching: Any = {"batch_size": batch_size, "buckets": buckets, "rows": rows}
+        self._layout = layout
 
-        @jax.jit
+        @partial(jax.jit, out_shardings=layout.everywhere)
         def logits(state: TrainState, base: Base, batch: Any) -> jax.Array:
-            return trainer.predict(state, base, lambda model: call_model(model, batch))
+            state = state._replace(params=layout.gather(state.params))
+            whole = layout.gather(base)
+            return trainer.predict(state, whole, lambda model: call_model(model, batch))
 
         self._logits: Any = logits
         self._programs: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
@@ -63,13 +70,17 @@ class Evaluator:
         # Everything is dispatched before anything is read: the device never waits for the host.
         pending = [
             (indices, self._program(state, base, batch, stop)(state, base, batch))
-            for indices, batch in evaluation_batches(encoded, **self._batching)  # type: ignore[arg-type]
+            for indices, batch in self._batches(encoded)
         ]
         out = np.zeros((len(encoded), self.task.num_labels), np.float32)
         for indices, logits in pending:
             stop.check()
             out[indices] = np.asarray(logits)[: len(indices)]
         return out
+
+    def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Any]]:
+        for indices, own in evaluation_batches(encoded, **self._batching):
+            yield indices, self._layout.batch(own)
 
     def _program(
         self, state: TrainState, base: Base, batch: Any, stop: Stop

@@ -20,7 +20,8 @@ class RunLog:
     """Writes the numbers of a run as they come; a context manager.
 
     A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
-    them will be written again. The file holds nothing that depends on the clock.
+    them will be written again. The file holds nothing that depends on the clock. `is_silent` is
+    for processes that leave the telling to another.
     """
 
     def __init__(
@@ -31,11 +32,14 @@ class RunLog:
         tensorboard: bool,
         step: int = 0,
         kept_bytes: int = 0,
+        is_silent: bool = False,
     ):
         self._path = folder / METRICS_FILE
-        self._lines = self._open(kept_bytes)
-        self._board = _open_board(folder, step) if tensorboard else None
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+        self._lines = None if is_silent else self._open(kept_bytes)
+        self._board = _open_board(folder, step) if tensorboard and not is_silent else None
+        self._bar = tqdm(
+            total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=is_silent
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -47,7 +51,8 @@ class RunLog:
         at: TracebackType | None,
     ) -> None:
         self._bar.close()
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._board is not None:
             self._board.close()
 
@@ -72,10 +77,13 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""
-        self._bar.write(message)
+        if self._lines is not None:
+            self._bar.write(message)
 
     def sync(self) -> int:
         """Bring every line onto the disk, and give the length of the file in bytes."""
+        if self._lines is None:
+            return 0
         with self._naming():
             self._lines.flush()
             os.fsync(self._lines.fileno())
@@ -95,6 +103,8 @@ class RunLog:
         return lines
 
     def _write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
+        if self._lines is None:
+            return
         # JSON has no word for what is not finite.
         plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         with self._naming():

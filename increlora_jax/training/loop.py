@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
@@ -14,6 +16,7 @@ from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.logging import RunLog
 from increlora_jax.training.preemption import Preempted, Stop
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 
@@ -58,6 +61,7 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
+        layout: Layout,
         evaluator: Evaluator,
         batch_at: Callable[[int], dict[str, np.ndarray]],
         keep: Callable[[TrainState, bool], None],
@@ -68,6 +72,7 @@ class Loop:
         stop: Stop,
     ):
         self._trainer = trainer
+        self._layout = layout
         self._evaluator = evaluator
         self._batch_at = batch_at
         self._keep = keep
@@ -77,7 +82,7 @@ class Loop:
         self._clock = clock
         self._stop = stop
         self._programs: dict[Any, Any] = {}
-        self._pending: deque[tuple[int, Any, int]] = deque()
+        self._pending: deque[tuple[int, Any]] = deque()
 
     def run(self, state: TrainState, base: Base, progress: Progress) -> tuple[TrainState, Outcome]:
         """Train from where `progress` stands to the last step; keep the best and the last adapter.
@@ -121,11 +126,11 @@ class Loop:
             self._save()
 
     def _train(self, step: int) -> None:
-        batch = self._batch_at(step)
+        batch = self._layout.batch(self._batch_at(step), axis=int(self._trainer.accumulation > 1))
         program = self._program(batch, self._is_scored(step))
         self._state, info = program(self._state, self._base, batch)
         self._progress.step = step + 1
-        self._pending.append((step, info, _count_tokens(batch)))
+        self._pending.append((step, info))
         if step == self._first:
             jax.block_until_ready(info)
             self._clock.mark_first_step()
@@ -144,16 +149,15 @@ class Loop:
         if key not in self._programs:
             self._drain()
             with self._clock.paused():
-                jitted = jax.jit(
-                    self._trainer.step, static_argnames="is_scored", donate_argnames="state"
-                )
+                jitted = jit_step(self._trainer, self._layout, self._state)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
         return self._programs[key]
 
     def _read_oldest(self) -> None:
-        step, info, tokens = self._pending.popleft()
+        step, info = self._pending.popleft()
         numbers = jax.device_get(info)
+        tokens = int(numbers["tokens"])
         if numbers["is_finite"]:
             self._progress.skipped_in_a_row = 0
         else:
@@ -245,9 +249,31 @@ class Loop:
         )
 
 
-def _count_tokens(batch: dict[str, np.ndarray]) -> int:
+def jit_step(trainer: Trainer, layout: Layout, state: TrainState) -> Any:
+    """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
+
+    What the step tells, the count of real tokens with it, lies on every device.
+    """
+
+    def step(
+        state: TrainState, base: Base, batch: Any, *, is_scored: bool
+    ) -> tuple[TrainState, Info]:
+        whole = state._replace(params=layout.gather(state.params))
+        new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
+        return new, info | {"tokens": _count_tokens(batch)}
+
+    return jax.jit(
+        step,
+        static_argnames="is_scored",
+        donate_argnames="state",
+        # As it came, so that the next step takes it.
+        out_shardings=(layout.shardings(state), layout.everywhere),
+    )
+
+
+def _count_tokens(batch: dict[str, jax.Array]) -> jax.Array:
     """The tokens of real examples; padding, in rows or of rows, does not count."""
-    return int((batch["attention_mask"] * batch["weight"][..., None]).sum())
+    return jnp.sum(batch["attention_mask"] * (batch["weight"] > 0)[..., None])
 
 
 def _ranks(trainer: Trainer, state: TrainState) -> np.ndarray:

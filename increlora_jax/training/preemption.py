@@ -88,8 +88,9 @@ class Stop:
         """As `check`, once a step: all processes stop at the same one."""
         self.check()
         # Without the service there is nobody to agree with.
-        has_service = jax.process_count() > 1 and jax.config.read("jax_enable_preemption_service")
-        if has_service and multihost_utils.reached_preemption_sync_point(step):
+        has_service = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
+        can_agree = jax.process_count() > 1 and has_service
+        if can_agree and multihost_utils.reached_preemption_sync_point(step):
             raise Preempted(signal.SIGTERM)
 
     def compile(self, lowered: Any) -> Any:

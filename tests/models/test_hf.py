@@ -211,9 +211,9 @@ def test_a_model_with_something_attached_is_not_saved(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "missing"),
-        ("{not json", "not readable as JSON"),
-        ("[1]", 'no "model_type"'),
+        (None, "cannot be read: No such file"),
+        ("{not json", ":1: not valid JSON"),
+        ("[1]", "holds no JSON object"),
         ('{"hidden_size": 32}', 'no "model_type"'),
         ('{"model_type": ["bert"]}', 'no "model_type"'),
         ('{"model_type": "no_such_thing"}', "no_such_thing"),
@@ -225,7 +225,7 @@ def test_a_config_that_cannot_be_used_is_named(content, message, tmp_path):
     (tmp_path / "code.py").write_text("raise SystemExit('the folder must never run')")
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=rf"config\.json: (?s:.*){message}"):
+    with pytest.raises(InputError, match=rf"config\.json(?s:.*){message}"):
         read_config(tmp_path)
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.tensor_files import list_tensors
+from increlora_jax.models.tensor_files import list_tensors, list_weights
 
 FIRST = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.arange(4)}
 SECOND = {"b": np.ones(5, np.float16)}
@@ -58,12 +58,13 @@ def test_shards_are_one_listing(sharded):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{not json", "not an index"),
-        ({}, "weight_map"),
-        ({"weight_map": ["a"]}, "not an index"),
-        ({"weight_map": {"a": ["x"]}}, "not an index"),
-        ({"weight_map": {"a": 3}}, "the shard 3 is not a file name"),
-        ({"weight_map": {"a": "../model.safetensors"}}, "is not a file name"),
+        ("{not json", "json:1: not valid JSON"),
+        ({}, "'weight_map' is missing"),
+        ({"weight_map": ["a"]}, r"weight_map is \['a'\] where dict"),
+        ({"weight_map": {"a": ["x"]}}, "where dict"),
+        ({"weight_map": {"a": 3}}, "where dict"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "is not the name of a file in"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "is not the name of a file in"),
         ({"weight_map": {"a": number_shard(2)}}, "a should be in model-00002"),
         ({"weight_map": {"c": number_shard(1)}}, "c should be in model-00001"),
         ({"weight_map": {"a": number_shard(3)}}, r"model-00003.*not a readable"),
@@ -80,7 +81,7 @@ def test_a_file_cut_short_is_named(kept, tmp_path):
     save_file(FIRST, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
-    with pytest.raises(InputError, match=rf"{file}: not a readable .*download it again"):
+    with pytest.raises(InputError, match=rf"^{file}: not a readable .*get it again"):
         list_tensors(tmp_path)
 
 
@@ -89,7 +90,6 @@ def test_a_file_cut_short_is_named(kept, tmp_path):
     [
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90868376\n",
         b"\xff" * 64,
-        (16).to_bytes(8, "little") + b'{"a": "nonsense"',
         (64).to_bytes(8, "little")
         + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,4]}}'.ljust(64)
         + b"1234",
@@ -101,9 +101,39 @@ def test_nonsense_is_refused(content, tmp_path):
         list_tensors(tmp_path)
 
 
+def test_a_header_that_is_no_json_is_refused(tmp_path):
+    header = b'{"a": "nonsense"'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match="not valid JSON"):
+        list_tensors(tmp_path)
+
+
+def test_shards_may_lie_in_folders_and_links_may_not_lead_out(sharded):
+    index = {"weight_map": {"a": "deep/x.safetensors", "steps": "deep/x.safetensors"}}
+    folder = sharded(index)
+    (folder / "deep").mkdir()
+    (folder / number_shard(1)).rename(folder / "deep" / "x.safetensors")
+    assert list_tensors(folder).keys() == FIRST.keys()
+    outside = folder.parent / f"{folder.name}-outside"
+    (folder / "deep").rename(outside)
+    (folder / "deep").symlink_to(outside)
+    with pytest.raises(InputError, match=r"index.json: deep/x.safetensors is a link that leads"):
+        list_tensors(folder)
+
+
+def test_the_files_of_the_weights_are_those_that_are_read(sharded, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    folder = sharded({"weight_map": {"a": number_shard(1), "b": number_shard(2)}})
+    assert list_weights(folder) == [index, folder / number_shard(1), folder / number_shard(2)]
+    save_file(FIRST, tmp_path / "model.safetensors")
+    assert list_weights(folder) == [tmp_path / "model.safetensors"]
+
+
 def test_an_empty_folder_says_what_belongs_there(tmp_path):
     with pytest.raises(InputError, match=r"none of model\.safetensors.*pytorch_model\.bin"):
         list_tensors(tmp_path)
+    with pytest.raises(InputError, match=r"none of model\.safetensors.*pytorch_model\.bin"):
+        list_weights(tmp_path)
 
 
 def test_safetensors_go_before_pickled_weights(tmp_path):

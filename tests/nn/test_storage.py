@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from increlora_jax.core.adapter import Adapter, Slots
-from increlora_jax.errors import InputError
+from increlora_jax.errors import InputError, WriteError
 from increlora_jax.nn.parts import split
 from increlora_jax.nn.storage import (
     CONFIG,
@@ -16,6 +18,19 @@ from increlora_jax.nn.storage import (
     read_adapter_config,
     save_adapter,
 )
+
+SAID = {
+    "method": "increlora",
+    "base_model": "some/where",
+    "task": "sst2",
+    "labels": ["schön", "bad"],
+    "identity": {"base model": "abc"},
+    "step": 3,
+    "total_steps": 9,
+    "lora_alpha": 16.0,
+    "scaling": "rank",
+    "ranks": {"mix": 2},
+}
 
 
 def trains_head(path):
@@ -37,7 +52,7 @@ def blank(make_net, attach_all):
 
 @pytest.fixture
 def saved(parts, tmp_path):
-    save_adapter(tmp_path / "adapter", parts, {"step": 3, "labels": ["schön", "bad"]})
+    save_adapter(tmp_path / "adapter", parts, SAID)
     return tmp_path / "adapter"
 
 
@@ -69,7 +84,7 @@ def test_the_file_holds_slots_masks_and_head_and_no_base(saved, parts):
 
 
 def test_config_is_read_as_it_was_told(saved):
-    assert read_adapter_config(saved) == {"step": 3, "labels": ["schön", "bad"]}
+    assert read_adapter_config(saved) == SAID
     assert sorted(path.name for path in saved.iterdir()) == sorted([CONFIG, TENSORS])
 
 
@@ -81,11 +96,11 @@ def test_config_is_read_as_it_was_told(saved):
         (lambda t: t.update(more=np.zeros(2)), "more belongs to nothing in this model"),
         (
             lambda t: t.update({"head.bias": np.zeros(4, np.float32)}),
-            r"head.bias is float32 \[4\], the model wants float32 \[3\]",
+            r"head.bias is F32 \[4\], the model wants F32 \[3\]",
         ),
         (
             lambda t: t.update({"head.bias": np.zeros(3)}),
-            r"head.bias is float64 \[3\], the model wants float32 \[3\]",
+            r"head.bias is F64 \[3\], the model wants F32 \[3\]",
         ),
     ],
 )
@@ -99,12 +114,12 @@ def test_an_adapter_of_another_model_is_refused(saved, blank, change, message):
 def test_a_truncated_file_is_refused(saved, blank, size):
     content = (saved / TENSORS).read_bytes()
     (saved / TENSORS).write_bytes(content[:size])
-    with pytest.raises(InputError, match=r"adapter_model.safetensors cannot be read as an adapter"):
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: not a readable"):
         load_adapter(saved, blank)
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, blank):
-    with pytest.raises(InputError, match="cannot be read as an adapter"):
+    with pytest.raises(InputError, match="not a readable safetensors file"):
         load_adapter(tmp_path, blank)
     with pytest.raises(InputError, match=r"adapter_config.json cannot be read"):
         read_adapter_config(tmp_path)
@@ -113,9 +128,16 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path, blank):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "cannot be read"),
-        (b"[1]", "does not hold a JSON object"),
-        (b'{"a": "\xff"}', "cannot be read"),
+        (b"{", "adapter_config.json:1: not valid JSON"),
+        (b"[1]", "adapter_config.json: holds no JSON object"),
+        (b'{"a": "\xff"}', "adapter_config.json:1: not UTF-8"),
+        (json.dumps(SAID | {"step": "3"}).encode(), "json: step is '3' where int is needed"),
+        (json.dumps(SAID | {"identity": {"data": 1}}).encode(), "identity is .* where dict"),
+        (json.dumps(SAID | {"auto_map": {}}).encode(), "json: unknown key 'auto_map'"),
+        (
+            json.dumps({k: SAID[k] for k in SAID if k != "total_steps"}).encode(),
+            "json: 'total_steps' is missing",
+        ),
     ],
 )
 def test_a_damaged_config_is_refused(saved, content, message):
@@ -127,31 +149,56 @@ def test_a_damaged_config_is_refused(saved, content, message):
 def test_a_new_adapter_replaces_the_old_one_and_leaves_nothing_beside_it(saved, parts, blank):
     (saved / "stray").write_text("of the old one")
     changed = parts._replace(head={name: v + 1 for name, v in parts.head.items()})
-    save_adapter(saved, changed, {"step": 4})
+    save_adapter(saved, changed, SAID | {"step": 4})
     loaded = load_adapter(saved, blank)
     np.testing.assert_array_equal(loaded.head["head.bias"], changed.head["head.bias"])
-    assert read_adapter_config(saved) == {"step": 4}
+    assert read_adapter_config(saved)["step"] == 4
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
     assert not (saved / "stray").exists()
 
 
-@pytest.mark.parametrize("in_the_way", [".adapter.new", ".adapter.old"])
-def test_the_old_adapter_stays_whole_if_the_new_one_cannot_be_written(
-    saved, parts, blank, in_the_way
-):
-    (saved.parent / in_the_way).write_text("a file where the folder should go")
-    changed = parts._replace(head={name: v + 1 for name, v in parts.head.items()})
-    with pytest.raises(OSError, match="adapter"):
-        save_adapter(saved, changed, {"step": 4})
+FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+import jax.numpy as jnp
+from increlora_jax.errors import WriteError
+from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.storage import save_adapter
+
+folder, config = Path(sys.argv[1]), json.loads(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    save_adapter(folder, Parts({}, {}, {"head.bias": jnp.zeros(1_000_000)}, {}), config)
+except WriteError as error:
+    print(error)
+    sys.exit(4)
+"""
+
+
+def test_the_old_adapter_stays_whole_if_the_disk_is_full(saved, parts, blank):
+    """A file may not grow beyond 100 kB there, which for who writes it is a disk without room."""
+    command = [sys.executable, "-c", FULL_DISK, str(saved), json.dumps(SAID | {"step": 4})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr[-2000:]
+    assert f"{saved} cannot be written" in done.stdout
     np.testing.assert_array_equal(
         load_adapter(saved, blank).head["head.bias"], parts.head["head.bias"]
     )
-    assert read_adapter_config(saved)["step"] == 3
+    assert read_adapter_config(saved) == SAID
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_a_place_where_nothing_can_be_written_is_told(parts, tmp_path):
+    (tmp_path / "run").write_text("a file where a folder has to be")
+    with pytest.raises(WriteError, match=r"run/adapter cannot be written"):
+        save_adapter(tmp_path / "run" / "adapter", parts, SAID)
 
 
 def test_the_old_adapter_stays_whole_if_the_config_is_no_json(saved, parts, blank):
     with pytest.raises(TypeError):
         save_adapter(saved, parts, {"step": object()})
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
     assert read_adapter_config(saved)["step"] == 3
     load_adapter(saved, blank)
 
@@ -159,9 +206,32 @@ def test_the_old_adapter_stays_whole_if_the_config_is_no_json(saved, parts, blan
 def test_leftovers_of_a_killed_save_do_not_matter(saved, parts, blank):
     for name in (".adapter.new", ".adapter.old"):
         (saved.parent / name / "deep").mkdir(parents=True)
-    save_adapter(saved, parts, {"step": 5})
-    assert read_adapter_config(saved) == {"step": 5}
+    save_adapter(saved, parts, SAID | {"step": 5})
+    assert read_adapter_config(saved)["step"] == 5
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_a_save_killed_between_its_two_renames_leaves_the_old_one(saved, parts, blank):
+    saved.rename(saved.with_name(".adapter.old"))
+    assert read_adapter_config(saved) == SAID
+    np.testing.assert_array_equal(
+        load_adapter(saved, blank).head["head.bias"], parts.head["head.bias"]
+    )
+
+
+def test_a_file_that_claims_more_than_the_model_has_is_refused_unread(saved, blank):
+    """Of a thin file, which takes no room on disk but as much memory as it claims."""
+    shapes = {name: value.shape for name, value in load_file(saved / TENSORS).items()}
+    size = 1 << 40
+    header = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in shapes} | {
+        "head.bias": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    }
+    raw = json.dumps(header).encode()
+    with (saved / TENSORS).open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + size)
+    with pytest.raises(InputError, match=r"is it an adapter of another model"):
+        load_adapter(saved, blank)
 
 
 def test_parents_are_made(parts, tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from increlora_jax.tasks.base import Split, Task
+from increlora_jax.tasks.base import Split, Task, TaskData
 
 
 def test_task_tells_its_kind_and_width():
@@ -14,3 +15,33 @@ def test_example_with_either_text_empty_is_counted_once():
     labels = np.zeros(4, np.int32)
     assert Split(["a", "", " ", "\u3000"], None, labels).num_empty == 3
     assert Split(["a", "", "b", ""], ["a", "b", "", ""], labels).num_empty == 3
+
+
+TASK = Task("t", ("text",), ("a", "b"), ("accuracy",))
+
+
+def data_of(train=("x", "y"), second=None, labels=(0, 1), dev=("z",)):
+    def split(texts, seconds, ids):
+        return Split(list(texts), seconds and list(seconds), np.array(ids, np.int32))
+
+    return TaskData(TASK, split(train, second, labels), {"dev": split(dev, None, [0])})
+
+
+def test_equal_data_have_one_identity():
+    assert data_of().identify() == data_of().identify()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        data_of(train=("y", "x")),
+        data_of(train=("x", "y ")),
+        data_of(train=("xy", "")),
+        data_of(labels=(1, 0)),
+        data_of(second=("", "")),
+        data_of(dev=("w",)),
+        data_of(train=("x", "y", "z"), labels=(0, 1, 0), dev=()),
+    ],
+)
+def test_other_texts_labels_order_or_splits_are_other_data(other):
+    assert other.identify() != data_of().identify()

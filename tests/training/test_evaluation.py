@@ -30,9 +30,14 @@ def one_at_a_time(run, state):
 
 @pytest.mark.parametrize("batch_size", [64, 7])
 def test_no_example_is_dropped_or_swapped(run, batch_size):
-    state = run.trainer.init(run.parts, seed=0)
+    state = run.first_state()
     evaluator = Evaluator(
-        run.trainer, run.plan.data, run.encoded_dev, batch_size=batch_size, buckets=run.buckets
+        run.trainer,
+        run.plan.layout,
+        run.plan.data,
+        run.encoded_dev,
+        batch_size=batch_size,
+        buckets=run.buckets,
     )
     labels = run.plan.data.dev["dev"].labels
     expected = np.mean(one_at_a_time(run, state) == labels)

@@ -55,10 +55,10 @@ def trainer_in(folder, run):
         with RunLog(folder, STEPS, tensorboard=False, **place) as log, checkpoints:
             schedule = Schedule(STEPS, EVAL_STEPS, logging_steps, 4, patience)
             loop = Loop(
-                *(run.trainer, run.evaluator, batch_at, keep, schedule),
+                *(run.trainer, run.plan.layout, run.evaluator, batch_at, keep, schedule),
                 *(checkpoints, log, Clock(), stop or Stop()),
             )
-            state = run.trainer.init(run.parts, seed=7) if state is None else state
+            state = run.first_state() if state is None else state
             return loop.run(state, run.parts.base, progress)
 
     train.kept = kept
@@ -160,7 +160,7 @@ def resume(train, folder, run, **options):
     checkpoints = Checkpoints(folder / "checkpoints", Keep(2), {})
     step, notes = checkpoints.newest()
     assert not notes
-    state = checkpoints.restore(step, run.trainer.init(run.parts, seed=1))
+    state = checkpoints.restore(step, run.first_state())
     return train(state=state, progress=checkpoints.read(step).progress, **options)
 
 

@@ -1,0 +1,110 @@
+"""The work that every contender does: one model's shape, one batch, the same modules adapted."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+
+from increlora_jax.models.registry import abstract_model, find_spec
+from increlora_jax.nn.model import target_sizes
+
+SHAPES = {
+    "minilm-l6": AutoConfig.for_model(
+        "bert",
+        vocab_size=30522,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    ),
+    "roberta-base": AutoConfig.for_model(
+        "roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
+    ),
+    "deberta-v3-base": AutoConfig.for_model(
+        "deberta-v2",
+        vocab_size=128100,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        relative_attention=True,
+        position_buckets=256,
+        max_relative_positions=-1,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+    ),
+    "llama-3.2-1b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    ),
+    "llama-7b": LlamaConfig(pad_token_id=0),
+}
+"""Weights are random: they have no part in how long a step takes."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One model's shape and one batch of real tokens only."""
+
+    name: str
+    batch: int
+    length: int
+    dtype: str
+    rank: int
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The shape, of SHAPES or of a Hugging Face folder."""
+        return SHAPES.get(self.name) or AutoConfig.from_pretrained(Path(self.name))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.length
+
+    @cached_property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every adapted module, by the path it has here and in PyTorch."""
+        model = abstract_model(self.config, num_labels=2)
+        return target_sizes(model, find_spec(self.config).target_modules, (), {})
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """The batch."""
+        draw = np.random.default_rng(0)
+        shape = (self.batch, self.length)
+        return {
+            "input_ids": draw.integers(5, self.config.vocab_size, shape, dtype=np.int32),
+            "attention_mask": np.ones(shape, np.int32),
+            "token_type_ids": np.zeros(shape, np.int32),
+            "labels": draw.integers(0, 2, self.batch, dtype=np.int32),
+            "weight": np.ones(self.batch, np.float32),
+        }
+
+    def flops(self, *, is_scored: bool) -> float:
+        """4·P·T + attention + 6·P_adapter·T, and 2·P_targets·T on a scored step.
+
+        P counts the kernels a token passes, which are the adapted ones; attention is 4·L·hidden a
+        token and layer forward (half of it where it is causal), twice that backward.
+        """
+        config, tokens = self.config, self.tokens
+        kernels = sum(inputs * outputs for inputs, outputs in self.sizes.values())
+        adapters = sum(self.rank * (inputs + outputs) for inputs, outputs in self.sizes.values())
+        hidden = config.num_attention_heads * getattr(
+            config, "head_dim", config.hidden_size // config.num_attention_heads
+        )
+        attention = 12 * self.length * hidden * config.num_hidden_layers
+        attention /= 2 if config.model_type == "llama" else 1
+        per_token = 4 * kernels + attention + 6 * adapters + (2 * kernels if is_scored else 0)
+        return float(per_token * tokens)

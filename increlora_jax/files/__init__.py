@@ -1,0 +1,1 @@
+"""Files of others, read without trust; our own, replaced whole or not at all."""

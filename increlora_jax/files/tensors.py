@@ -1,0 +1,105 @@
+"""Safetensors files: headers that are checked before anything is claimed for them."""
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from increlora_jax.errors import InputError
+from increlora_jax.files.bounded import open_plain
+from increlora_jax.files.json_object import MAX_BYTES, parse_json_object
+from increlora_jax.files.kinds import check_keys
+
+METADATA = "__metadata__"
+MAX_AXES = 32
+MAX_ELEMENTS = 1 << 58
+_LENGTH = struct.Struct("<Q")
+_ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
+
+
+class Claim(NamedTuple):
+    """What a header says of a tensor; the dtype in safetensors' words."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_claims(path: Path) -> dict[str, Claim]:
+    """Read what a file's header says of its tensors, which its bytes bear out.
+
+    That offsets cover the file without gap or overlap, and agree with shapes and dtypes, is seen to
+    by safetensors itself. What it lets pass is refused here: keys that stand there twice, more axes
+    than NumPy has, shapes like [0, 2**62]; and the header's length is held against the file's.
+
+    Raises:
+      InputError: the file is damaged or malicious.
+    """
+    with _explain(path):
+        header = parse_json_object(_read_header(path), path)
+    claims = {key: _check_entry(path, key, header[key]) for key in header if key != METADATA}
+    with open_tensors(path):
+        return claims
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """Open a file whose claims are known to be sound, to read from it.
+
+    Raises:
+      InputError: it cannot be read, now or later.
+    """
+    with _explain(path), safe_open(path, framework="numpy") as reader:
+        yield reader
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write a file, with the metadata by which PyTorch's readers know it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def _explain(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); it may be cut short or be a "
+            "Git LFS pointer: get it again"
+        ) from error
+
+
+def _read_header(path: Path) -> bytes:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else size
+        if length > min(size - _LENGTH.size, MAX_BYTES):
+            raise OSError(f"it has {size} bytes, and its header claims {length}")
+        return file.read(length)
+
+
+def _check_entry(path: Path, key: str, entry: object) -> Claim:
+    where = f"{path}: {key}"
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is described by no object; get the file again")
+    check_keys(where, entry, _ENTRY)
+    shape = entry["shape"]
+    # A length of 0 hides from the file's size what the other axes claim.
+    elements = prod(max(1, n) for n in shape)
+    if len(shape) > MAX_AXES or min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
+        raise InputError(f"{where} claims a shape that no tensor has; get the file again")
+    return Claim(entry["dtype"], tuple(shape))

@@ -1,0 +1,136 @@
+"""Settings from a YAML file: known keys and plain values of their kinds, nothing else of YAML."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+
+import yaml
+
+from increlora_jax.errors import InputError
+from increlora_jax.files.bounded import read_bounded
+
+MAX_BYTES = 1 << 17
+_LONGEST_SHOWN = 40
+_WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
+_NULL = "tag:yaml.org,2002:null"
+_LIST = "tag:yaml.org,2002:seq"
+_WORDS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "timestamp")}
+"""How YAML takes what is written without a tag; by which of them does not matter."""
+_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Setting(NamedTuple):
+    """A value, and the file and line where it stands."""
+
+    value: Any
+    where: str
+
+
+def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
+    """Read the settings of a file; those that are null are left out.
+
+    `kinds` gives the annotation of every key there is: str, int, float, bool, Literal or list[str],
+    or None.
+
+    Raises:
+      InputError: the file cannot be read, is no YAML, or holds anything else; with file, line, key.
+    """
+    settings: dict[str, Setting] = {}
+    for key, node in _list_entries(path):
+        where = f"{path}:{key.start_mark.line + 1}"
+        name = key.value if isinstance(key, yaml.ScalarNode) else "a key that is no word"
+        if name not in kinds:
+            raise InputError(f"{where}: unknown key {_show(name)}; the keys are the flags' names")
+        if name in settings:
+            raise InputError(f"{where}: {name} stands there twice; keep one")
+        try:
+            settings[name] = Setting(_convert(node, kinds[name]), where)
+        except ValueError as error:
+            raise InputError(f"{where}: {name}: {error}") from None
+    return {name: setting for name, setting in settings.items() if setting.value is not None}
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds nodes, of which one settings file needs no two that are the same."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="an alias; write the value out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+def _list_entries(path: Path) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    try:
+        text = read_bounded(path, MAX_BYTES).decode()
+        root = yaml.compose(text, _Loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"{path} must hold `key: value` lines")
+    yield from root.value
+
+
+def _convert(node: yaml.Node, kind: Any) -> Any:
+    """Turn what is written into a value of its kind, by the kind and not by the look of it."""
+    plain = get_args(kind)[0] if NoneType in get_args(kind) else kind
+    if node.tag == _NULL:
+        return None
+    if get_origin(plain) is not list:
+        return _convert_word(node, plain)
+    words = node.value if node.tag == _LIST else [node]
+    if not words:
+        raise ValueError("must be a plain value or a list of them, not an empty list")
+    return [_convert_word(word, str) for word in words]
+
+
+def _convert_word(node: yaml.Node, kind: Any) -> Any:
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in _WORDS:
+        raise ValueError("must be a plain value, or a list of them where there may be several")
+    if kind is bool:
+        return _SWITCH[node.value.lower()] if node.value.lower() in _SWITCH else _refuse(node, kind)
+    if kind is int:
+        return int(node.value) if _WHOLE.fullmatch(node.value) else _refuse(node, kind)
+    if kind is float:
+        return _convert_float(node)
+    return _convert_text(node, kind)
+
+
+def _convert_float(node: yaml.ScalarNode) -> float:
+    try:
+        value = float(node.value)
+    except ValueError:
+        _refuse(node, float)
+    return value if math.isfinite(value) else _refuse(node, float)
+
+
+def _convert_text(node: yaml.ScalarNode, kind: Any) -> str:
+    try:
+        is_text = b"\0" not in os.fsencode(node.value)
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text:
+        raise ValueError("holds what no text or name of a file may hold")
+    if get_origin(kind) is Literal and node.value not in get_args(kind):
+        choices = ", ".join(map(str, get_args(kind)))
+        raise ValueError(f"invalid choice: {_show(node.value)} (choose from {choices})")
+    return node.value
+
+
+def _refuse(node: yaml.ScalarNode, kind: Any) -> NoReturn:
+    words = {bool: "true or false", int: "a whole number", float: "a finite number"}
+    raise ValueError(f"{_show(node.value)} must be {words[kind]}")
+
+
+def _show(text: str) -> str:
+    more = len(text) - _LONGEST_SHOWN
+    return repr(text) if more <= 0 else f"{text[:_LONGEST_SHOWN]!r}… and {more} characters more"

@@ -1,0 +1,92 @@
+"""Several processes that train one run: how they join, and what the first one does for all."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from increlora_jax.errors import InputError
+from increlora_jax.training.preemption import Preempted
+
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""What tells a process its part where JAX finds no scheduler to ask; all three or none."""
+
+
+@contextmanager
+def joined(is_distributed: bool) -> Iterator[None]:
+    """Be one of several processes while this lasts; nothing may have used a device before.
+
+    Whoever is done, or asked to stop, waits here for the others. Whoever fails leaves at once: the
+    others lose touch with it, and end.
+
+    Raises:
+        InputError: JAX cannot find out what processes there are.
+    """
+    if not is_distributed:
+        yield
+        return
+    # Carries a SIGTERM that any process gets to all of them; see `Stop.check_step`.
+    jax.config.update("jax_enable_preemption_service", True)
+    try:
+        jax.distributed.initialize(**_part_by_hand())
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--distributed: {error} JAX finds the processes by itself under SLURM, Open MPI, "
+            "Kubernetes (with jax[k8s]) and on Cloud TPU; elsewhere set "
+            f"{', '.join(BY_HAND)} in the environment of each"
+        ) from error
+    try:
+        yield
+    except Preempted:
+        jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+def _part_by_hand() -> dict[str, Any]:
+    """What JAX does not read from the environment by itself."""
+    missing = [name for name in BY_HAND if name not in os.environ]
+    if len(missing) == len(BY_HAND):
+        return {}
+    if missing:
+        raise ValueError(f"{missing[0]} is not set, though another of the three is.")
+    _, count, index = (os.environ[name] for name in BY_HAND)
+    return {"num_processes": int(count), "process_id": int(index)}
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once; asks no device where there is but one."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def by_first(decide: Callable[[], Any]) -> Any:
+    """Have the first process do something, and tell all the JSON value that comes of it.
+
+    Raises:
+        InputError: in every process, where the first one raised it.
+    """
+    if not jax.distributed.is_initialized():
+        return decide()
+    told: dict[str, Any] = {}
+    if is_first():
+        try:
+            told = {"value": decide()}
+        except InputError as error:
+            told = {"error": str(error)}
+    told = json.loads(_broadcast(json.dumps(told).encode()))
+    if "error" in told:
+        raise InputError(told["error"])
+    return told["value"]
+
+
+def _broadcast(text: bytes) -> bytes:
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    content = np.zeros(length, np.uint8)
+    if is_first():
+        content[:] = np.frombuffer(text, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8))

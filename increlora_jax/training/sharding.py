@@ -1,0 +1,187 @@
+"""Where every array of a run lies: a mesh of devices, and the layout of the arrays over it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, GetAttrKey
+
+from increlora_jax.errors import InputError
+
+Axes = tuple[str | None, ...]
+"""The axis of the mesh that divides each axis of an array, if any; those not named are whole."""
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""What the rows of a batch are divided over; the devices along `tensor` share them."""
+
+
+def make_mesh(text: str | None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices as `--mesh` says, as "data=4,fsdp=2"; an axis not named has size 1.
+
+    All devices take part, unless some are given. Without a text it is one device, or, of several
+    processes, all of them along `data`.
+
+    Raises:
+        InputError: not such a text, or of another number of devices than there are.
+    """
+    found = jax.devices() if devices is None else devices
+    if text is None and jax.process_count() == 1:
+        found = found[:1]
+    sizes = {"data": len(found)} if text is None else _parse_mesh(text)
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    if prod(shape) != len(found):
+        raise InputError(
+            f"--mesh {text} is a mesh of {prod(shape)} devices, and there are {len(found)}; the "
+            "product of its sizes must be the number of devices of all processes together"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
+
+
+def _parse_mesh(text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise InputError(
+                f"--mesh {text}: {part.strip()!r} is not understood; give each of "
+                f"{', '.join(AXES)} at most once, with a size of at least 1, as data=4,fsdp=2"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Says of every array of a run over which axes of `mesh` it is divided.
+
+    A parameter lies as the table `rules` says of its path, and so do its moments. Of an adapter, A
+    has its kernel's inputs where the kernel has them, and B its outputs. All else (slots, λ,
+    averages, key, counts) is the same on every device: so each of them computes the same growth.
+    """
+
+    mesh: Mesh
+    rules: Mapping[str, Axes]
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The whole of an array on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def loading(self) -> AbstractContextManager[Any]:
+        """Make arrays in the host's memory while this lasts: one device may not hold them all."""
+        if self.mesh.size == 1:
+            return nullcontext()
+        try:
+            host = jax.local_devices(backend="cpu")[0]
+        except RuntimeError as error:
+            raise InputError(
+                f"--mesh needs JAX's CPU backend beside the accelerator's, to load the model on "
+                f"({error}); leave JAX_PLATFORMS unset, or add cpu to it, as JAX_PLATFORMS=cuda,cpu"
+            ) from error
+        return jax.default_device(host)
+
+    def shardings(self, tree: Any) -> Any:
+        """Where the arrays of a state, of its parameters or of the base lie; shapes will do.
+
+        Raises:
+            InputError: a parameter that no rule names, or that an axis of the mesh cannot divide.
+        """
+        return jax.tree.map_with_path(self._sharding, tree)
+
+    def place(self, tree: Any) -> Any:
+        """Put the arrays, which every process has whole, where they belong."""
+        return jax.tree.map(_put, tree, self.shardings(tree))
+
+    def gather(self, tree: Any) -> Any:
+        """Inside a program: undo the division over `fsdp`, right before parameters are used.
+
+        The compiler would find out by itself that it must. But the CPU's of jaxlib 0.10 gives
+        wrong products where an activation's rows and a kernel's inputs lie on the same axis of a
+        mesh of three.
+        """
+
+        def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+            kept = (None if axis == "fsdp" else axis for axis in sharding.spec)
+            spec = NamedSharding(self.mesh, PartitionSpec(*kept))
+            return jax.lax.with_sharding_constraint(leaf, spec)
+
+        return jax.tree.map(whole, tree, self.shardings(tree))
+
+    def make_readable(self, tree: Any) -> Any:
+        """Bring whole arrays to every process; all of them must call this."""
+        return jax.jit(lambda arrays: arrays, out_shardings=self.everywhere)(tree)
+
+    def check_rows(self, flag: str, rows: int) -> None:
+        """See that batches can be divided over the devices.
+
+        Raises:
+            InputError: they cannot, and why.
+        """
+        if rows % self._blocks:
+            raise InputError(
+                f"{flag} {rows} cannot be divided over {self._blocks} devices (data × fsdp of "
+                "--mesh); give a multiple of it, or another mesh"
+            )
+
+    def own_rows(self, rows: int) -> np.ndarray:
+        """Which rows of a batch of so many the devices of this process take, ascending."""
+        owned = self._of_rows(0).addressable_devices_indices_map((rows,))
+        slices = {index[0].indices(rows) for index in owned.values() if index is not None}
+        return np.unique(np.concatenate([np.arange(*bounds) for bounds in slices]))
+
+    def batch(self, own: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
+        """Make the batch of all processes of the rows that each has; `axis` is the rows'."""
+        return jax.make_array_from_process_local_data(self._of_rows(axis), own)
+
+    @property
+    def _blocks(self) -> int:
+        return prod(self.mesh.shape[axis] for axis in ROWS)
+
+    def _of_rows(self, axis: int) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, ROWS))
+
+    def _sharding(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        match path:
+            case (*_, DictKey(key=str(module)), GetAttrKey(name="A" | "B" as name)):
+                inputs, outputs = (*self._axes_of(f"{module}.kernel"), None, None)[:2]
+                axes = (inputs, None) if name == "A" else (None, outputs)
+                stack = (None,) * (len(leaf.shape) - 2)
+                return self._divide(f"{module}.adapter.{name}", leaf.shape, (*stack, *axes))
+            case (*_, DictKey(key=str(name))):
+                return self._divide(name, leaf.shape, self._axes_of(name))
+            case _:
+                return self.everywhere
+
+    def _axes_of(self, parameter: str) -> Axes:
+        found = [axes for rule, axes in self.rules.items() if re.fullmatch(rule, parameter)]
+        if len(found) != 1:
+            raise InputError(
+                f"parameter {parameter}: {len(found)} rules of the model's table of shardings name "
+                "it instead of one"
+            )
+        return found[0]
+
+    def _divide(self, name: str, shape: tuple[int, ...], axes: Axes) -> NamedSharding:
+        for size, axis in zip(shape, axes, strict=False):
+            if axis is not None and size % self.mesh.shape[axis]:
+                raise InputError(
+                    f"--mesh {axis}={self.mesh.shape[axis]} does not divide {name} "
+                    f"{list(shape)}; give a size of {axis} that divides {size}"
+                )
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
