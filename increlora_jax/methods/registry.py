@@ -10,7 +10,8 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
-from increlora_jax.nn.attach import ALL_LINEAR, Targets, parameter_selector
+from increlora_jax.nn.attach import parameter_selector
+from increlora_jax.nn.targets import ALL_LINEAR, Targets
 
 
 def build_method(

@@ -119,20 +119,6 @@ class BartForConditionalGeneration(Seq2SeqLM):
         if not self.model.is_tied:
             self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
 
-    def begin(
-        self,
-        input_ids: Int[Array, "batch source"],
-        attention_mask: Int[Array, "batch source"],
-        max_new_tokens: int,
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Read the source; score the first new token, and make room for `max_new_tokens`.
-
-        Raises:
-          InputError: the source or `max_new_tokens` is longer than the model has positions.
-        """
-        self.model.decoder.check_length(max_new_tokens)
-        return super().begin(input_ids, attention_mask, max_new_tokens)
-
     def score_words(
         self, hidden: Float[Array, "batch target hidden"]
     ) -> Float[Array, "batch target vocab"]:

@@ -222,8 +222,13 @@ class BartDecoder(BartStack):
     def advance(
         self, words: Float[Array, "batch 1 hidden"], cache: Cache
     ) -> tuple[Float[Array, "batch 1 hidden"], Cache]:
-        """Decode one more token."""
+        """Decode one more token.
+
+        Raises:
+          InputError: there is room for more tokens than the model has positions.
+        """
         position, room = cache.next_slot()
+        self.check_length(room)
         hidden = self.add_positions(words, position)
         return self._run(hidden, see_so_far(position, room), cache)
 

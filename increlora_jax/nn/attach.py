@@ -20,13 +20,12 @@ from increlora_jax.nn.parameters import (
 )
 from increlora_jax.nn.start import Start, start_small
 from increlora_jax.nn.targets import (
-    ALL_LINEAR,
     NO_DROPOUT,
     NO_PARAMETERS,
     Parameters,
     Targets,
-    ask_to_declare,
-    choose,
+    Unknown,
+    choose_known,
     declared_axes,
     select,
     slots_for,
@@ -179,18 +178,10 @@ def find_targets(
     modules = _modules(model)
     layers = {path: module for path, module in modules.items() if type(module) in ADAPTED_TYPES}
     declared = _declared_sites(model, parameters)
-    unknown = {} if targets == ALL_LINEAR else _unknown_modules(modules, declared)
-    places = sorted([*layers, *declared, *unknown], key=module_order)
-    chosen = choose(places, targets, exclude, LAYERS)
-    for path in places:
-        if path in chosen and path in unknown:
-            module = unknown[path]
-            held = {f"{path}.{name}": vars(module)[name].shape for name in _kernels(module)}
-            raise InputError(ask_to_declare(path, f"a {type(module).__name__}", held))
+    unknown = _unknown_modules(modules, declared)
     return {
         path: declared.get(path) or Site(layers[path], None, kernel_axes(layers[path]))
-        for path in places
-        if path in chosen
+        for path in choose_known([*layers, *declared], unknown, targets, exclude, LAYERS)
     }
 
 
@@ -247,14 +238,14 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Site
 
 def _unknown_modules(
     modules: dict[str, nnx.Module], declared: dict[str, Site]
-) -> dict[str, nnx.Module]:
+) -> dict[str, Unknown]:
     """Modules of a class that is not Flax's, with kernels of their own that nobody has declared."""
-    return {
-        path: module
-        for path, module in modules.items()
-        if not type(module).__module__.startswith("flax.")
-        and any(f"{path}.{name}" not in declared for name in _kernels(module))
-    }
+    unknown: dict[str, Unknown] = {}
+    for path, module in modules.items():
+        held = {f"{path}.{name}": vars(module)[name].shape for name in _kernels(module)}
+        if not type(module).__module__.startswith("flax.") and not held.keys() <= declared.keys():
+            unknown[path] = f"a {type(module).__name__}", held
+    return unknown
 
 
 def _kernels(module: nnx.Module) -> list[str]:

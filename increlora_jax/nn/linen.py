@@ -26,20 +26,18 @@ from increlora_jax.nn.kernels import (
     EinsumAxes,
     KernelAxes,
     effective_weight,
-    module_order,
     rows_of_axes,
     stack_names,
 )
 from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.start import Start, start_adapter, start_small
 from increlora_jax.nn.targets import (
-    ALL_LINEAR,
     NO_DROPOUT,
     NO_PARAMETERS,
     Parameters,
     Targets,
-    ask_to_declare,
-    choose,
+    Unknown,
+    choose_known,
     declared_axes,
     subtree_selector,
 )
@@ -125,17 +123,10 @@ def find_targets(
         path: Site(path, axes, shapes[path], is_layer=False)
         for path, axes in declared_axes(shapes, parameters).items()
     }
-    unknown = {} if targets == ALL_LINEAR else _unknown(modules, layers, declared, shapes)
-    places = sorted([*layers, *declared, *unknown], key=module_order)
-    chosen = choose(places, targets, exclude, LAYERS)
-    for path in places:
-        if path in chosen and path in unknown:
-            what = f"a {type(modules[path][0]).__name__}"
-            raise InputError(ask_to_declare(path, what, unknown[path]))
+    unknown = _unknown(modules, layers, declared, shapes)
     return {
         path: declared.get(path) or _layer_site(path, *layers[path], shapes)
-        for path in places
-        if path in chosen
+        for path in choose_known([*layers, *declared], unknown, targets, exclude, LAYERS)
     }
 
 
@@ -164,15 +155,15 @@ def _unknown(
     layers: Mapping[str, Any],
     declared: Mapping[str, Site],
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The undeclared kernels of modules of a class that is not Flax's, by path of the module."""
-    unknown: dict[str, dict[str, tuple[int, ...]]] = {}
+) -> dict[str, Unknown]:
+    """Modules of a class that is not Flax's, with the kernels of theirs that are undeclared."""
+    held: dict[str, dict[str, tuple[int, ...]]] = {}
     for kernel, shape in shapes.items():
         path = kernel.rpartition(".")[0]
         is_theirs = path and path in modules and not _is_flax(modules[path][0])
         if is_theirs and path not in layers and kernel not in declared:
-            unknown.setdefault(path, {})[kernel] = shape
-    return unknown
+            held.setdefault(path, {})[kernel] = shape
+    return {path: (f"a {type(modules[path][0]).__name__}", held[path]) for path in held}
 
 
 def _is_flax(module: nn.Module) -> bool:

@@ -15,6 +15,9 @@ Targets = str | Sequence[str]
 Parameters = Mapping[str, KernelAxes]
 """A regex for the whole path of a parameter → how it is a matrix."""
 
+Unknown = tuple[str, Mapping[str, Sequence[int]]]
+"""What could hold a matrix but does not say how: what it is, and its arrays' shapes by path."""
+
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
 NO_DROPOUT = (
@@ -68,6 +71,27 @@ def choose(paths: Iterable[str], targets: Targets, exclude: Targets, kind: str) 
     return left
 
 
+def choose_known(
+    known: Iterable[str],
+    unknown: Mapping[str, Unknown],
+    targets: Targets,
+    exclude: Targets,
+    kind: str,
+) -> list[str]:
+    """The targeted paths in module order; `unknown` ones only "all-linear" passes over.
+
+    Raises:
+        InputError: a pattern that matches nothing, or meets one that must be declared first.
+    """
+    met = {} if targets == ALL_LINEAR else unknown
+    places = sorted([*known, *met], key=module_order)
+    chosen = choose(places, targets, exclude, kind)
+    for path in places:
+        if path in chosen and path in met:
+            raise InputError(_ask_to_declare(path, *met[path]))
+    return [path for path in places if path in chosen]
+
+
 def declared_axes(
     shapes: Mapping[str, Sequence[int]], parameters: Parameters
 ) -> dict[str, KernelAxes]:
@@ -83,7 +107,7 @@ def declared_axes(
     return declared
 
 
-def ask_to_declare(path: str, what: str, kernels: Mapping[str, Sequence[int]]) -> str:
+def _ask_to_declare(path: str, what: str, kernels: Mapping[str, Sequence[int]]) -> str:
     """What to tell of a target that is not known: declare one of its `kernels` (shapes by path)."""
     shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
     pattern = re.escape(next(iter(kernels)))

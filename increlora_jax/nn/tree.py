@@ -20,19 +20,16 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import (
     KernelAxes,
     effective_weight,
-    module_order,
     stack_names,
 )
 from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.start import Start, start_adapter, start_small
 from increlora_jax.nn.targets import (
-    ALL_LINEAR,
     NO_DROPOUT,
     NO_PARAMETERS,
     Parameters,
     Targets,
-    ask_to_declare,
-    choose,
+    choose_known,
     declared_axes,
     subtree_selector,
 )
@@ -100,14 +97,12 @@ def find_kernels(
     shapes = {path: tuple(a.shape) for path, a in arrays.items() if is_kernel(a)}
     matrices = {path: KernelAxes((-2,), (-1,)) for path, s in shapes.items() if len(s) == 2}
     axes = matrices | declared_axes(shapes, parameters)
-    unknown = [] if targets == ALL_LINEAR else [path for path in shapes if path not in axes]
-    places = sorted([*axes, *unknown], key=module_order)
-    chosen = [path for path in places if path in choose(places, targets, exclude, KIND)]
-    for path in chosen:
-        if path in unknown:
-            raise InputError(
-                ask_to_declare(path, "an array of more than two axes", {path: shapes[path]})
-            )
+    unknown = {
+        path: ("an array of more than two axes", {path: shape})
+        for path, shape in shapes.items()
+        if path not in axes
+    }
+    chosen = choose_known(axes, unknown, targets, exclude, KIND)
     return {path: (axes[path], shapes[path]) for path in chosen}
 
 
