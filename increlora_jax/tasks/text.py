@@ -6,6 +6,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.folder import assemble_data, find_split
 from increlora_jax.tasks.labels import is_integer, is_number, refuse_empty_labels
+from increlora_jax.tasks.records import quote
 from increlora_jax.tasks.tables import Layout, Table, read_table
 
 PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
@@ -53,7 +54,7 @@ def _infer_task(train: Table, problem_type: str) -> Task:
         return Task("text", columns, None, ("pearson", "spearmanr"))
     if len(labels) == 1:
         raise InputError(
-            f"{train.path}: every row has the label {labels.pop()!r}; give rows of two or more"
+            f"{train.path}: every row has the label {quote(labels.pop())}; give rows of two or more"
         )
     return Task("text", columns, _sort_labels(labels), ("accuracy",))
 

@@ -131,7 +131,7 @@ class Checkpoints:
         saved = read_json_object(file, allow_nan=True)
         if saved.get("format") != FORMAT:
             raise InputError(
-                f"{self._path(step)} has format {saved.get('format')}, this version of "
+                f"{file} has format {saved.get('format')}, this version of "
                 f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
             )
         check_keys(file, saved, _SAVED_KINDS)
