@@ -27,7 +27,7 @@ VALUES = {
     "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
     "tensorboard": True,
-    "compilation_cache_dir": "programs",
+    "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=2",
 }  # fmt: skip
 
 
