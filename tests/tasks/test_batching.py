@@ -153,3 +153,31 @@ def test_examples_of_one_length_are_evaluated_in_the_order_of_the_split():
 def test_example_longer_than_every_bucket_is_refused():
     with pytest.raises(InputError, match="17 tokens, and the longest length bucket is 16"):
         batch_at(encoded_of([17]), seed=0, step=0, batch_size=1, buckets=BUCKETS)
+
+
+@given(st.integers(0, 30), st.sampled_from([(1, 4), (2, 4), (4, 8)]))
+@settings(max_examples=20)
+def test_hosts_that_each_take_their_rows_make_the_whole_batch(step, sizes):
+    hosts, batch_size = sizes
+    encoded = encoded_of(lengths_of(21))
+    shared = {"seed": 3, "step": step, "batch_size": batch_size, "buckets": BUCKETS}
+    whole = batch_at(encoded, **shared)
+    # Not next to each other: devices may be ordered in any way.
+    parts = [np.arange(host, batch_size, hosts) for host in range(hosts)]
+    for rows in parts:
+        own = batch_at(encoded, **shared, rows=rows)
+        for name, value in own.items():
+            np.testing.assert_array_equal(value, whole[name][rows])
+
+
+def test_hosts_take_their_rows_of_an_evaluation_too():
+    encoded = encoded_of(lengths_of(10))
+    rows = np.array([2, 3])
+    for (indices, whole), (same, own) in zip(
+        evaluation_batches(encoded, batch_size=4, buckets=BUCKETS),
+        evaluation_batches(encoded, batch_size=4, buckets=BUCKETS, rows=rows),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(indices, same)
+        for name, value in own.items():
+            np.testing.assert_array_equal(value, whole[name][rows])

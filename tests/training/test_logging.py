@@ -62,3 +62,13 @@ def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(InputError, match=r"pip install 'increlora_jax\[tensorboard\]'"):
         RunLog(tmp_path, 1, tensorboard=True)
+
+
+def test_a_silent_log_writes_and_says_nothing(tmp_path, capsys):
+    with RunLog(tmp_path, 3, tensorboard=True, kept_bytes=100, is_silent=True) as log:
+        log.step(0, NUMBERS, SPEED, is_written=True)
+        log.evaluation(1, {"accuracy": 0.25})
+        assert log.sync() == 0
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr()
+    assert not said.out + said.err
