@@ -304,12 +304,12 @@ class MistralForQuestionAnswering(CausalQuestionAnswerer):
 
 
 LLAMA_SHARDINGS = {
-    r"model\.embed_tokens\.embedding": (None, "fsdp"),
+    r"(model|transformer)\.embed_tokens\.embedding": (None, "fsdp"),
     r".*\.(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.kernel": ("fsdp", "tensor"),
     r".*\.(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.bias": ("tensor",),
     r".*\.(self_attn\.o|mlp\.down)_proj\.kernel": ("tensor", "fsdp"),
     r".*\.(self_attn\.o|mlp\.down)_proj\.bias": (),
-    r"model\..*norm\.scale": (),
+    r"(model|transformer)\..*norm\.scale": (),
     r"lm_head\.kernel": ("fsdp", None),
     r"(score|qa_outputs)\..*": (),
 }

@@ -25,7 +25,7 @@ def test_an_object_is_read_as_it_was_written(write):
     ("content", "message"),
     [
         ("", r"it.json:1: not valid JSON \(Expecting value\)"),
-        ('{"a": 1,\n\n}', r"it.json:3: not valid JSON"),
+        ('{"a": 1,\n\nb}', r"it.json:3: not valid JSON"),
         (b'{"a":\n"\xff"}', r"it.json:2: not UTF-8"),
         ("[1]", "holds no JSON object"),
         ("null", "holds no JSON object"),

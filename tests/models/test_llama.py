@@ -8,7 +8,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import save_weights
+from increlora_jax.models.hf import name_variables, save_weights
 from increlora_jax.models.llama import LLAMA, find_frequencies
 from increlora_jax.models.registry import abstract_model, find_spec, load_model
 from tests.causal import Prompts, save_reference, write_config
@@ -153,3 +153,16 @@ def test_default_targets_are_the_seven_dense_layers_of_every_layer(tmp_path):
     targets = {path for path in linears if re.fullmatch(LLAMA.target_modules, path)}
     assert len(targets) == 14
     assert linears - targets == {"score"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_every_parameter_of_every_head_has_one_sharding(kind, tmp_path):
+    """The body of question answering, too, under whichever name."""
+    config = write_config(tmp_path, kind, attention_bias=True, mlp_bias=True)
+    spec = find_spec(config)
+    for head in spec.heads:
+        options = {"num_labels": 2} if head == "sequence_classification" else {}
+        model = abstract_model(config, head=head, **options)
+        for path in name_variables(model, nnx.Param):
+            found = [rule for rule in spec.shardings if re.fullmatch(rule, path)]
+            assert len(found) == 1, path
