@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
 from increlora_jax.errors import InputError
+from increlora_jax.members import Member, members_of
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
 from increlora_jax.models.hf import name_variables, read_config
@@ -21,19 +23,21 @@ from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.identity import identify_model, identify_tokenizer
 from increlora_jax.models.registry import (
     abstract_model,
+    draw_parameters,
     find_spec,
     load_model,
     load_tokenizer,
 )
+from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts, Skeleton, split
 from increlora_jax.tasks.base import TaskData
-from increlora_jax.tasks.batching import batch_at, length_buckets, steps_per_epoch
+from increlora_jax.tasks.batching import batch_at, batch_length, length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
-from increlora_jax.training.state import TrainState
+from increlora_jax.training.state import TrainState, stack
 from increlora_jax.training.step import Trainer, build_trainer
 
 
@@ -42,6 +46,7 @@ class Plan:
     """What is known of a run before weights are loaded: its data, its steps, its growth."""
 
     config: RunConfig
+    members: tuple[Member, ...]  # the runs that train together; a single one is `config` itself
     data: TaskData
     folder: Path
     total_steps: int
@@ -63,19 +68,26 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run made ready: model taken apart, its base on the devices, data encoded."""
+    """Runs made ready: model taken apart, its base on the devices, data encoded."""
 
     plan: Plan
     trainer: Trainer
-    parts: Parts
+    starts: tuple[Parts, ...]  # of each run; they share one base
     encoded_dev: dict[str, Encoded]
     notes: tuple[str, ...]
     tokenizer: Any
 
     @property
+    def parts(self) -> Parts:
+        """The model before the first step; of several runs, the first one's."""
+        return self.starts[0]
+
+    @property
     def buckets(self) -> tuple[int, ...]:
         """The lengths batches are padded to."""
-        return length_buckets(self.plan.config.task.max_seq_length)
+        task = self.plan.config.task
+        longest = task.max_seq_length
+        return (longest,) if task.pad_to_max_length else length_buckets(longest)
 
     @cached_property
     def encoded_train(self) -> Encoded:
@@ -95,31 +107,47 @@ class Run:
             buckets=self.buckets,
         )
 
-    def first_state(self, parts: Parts | None = None) -> TrainState:
+    def first_state(self, *starts: Parts) -> TrainState:
         """The state before step 0, on the devices; of other adapters than the new ones if given."""
-        state = self.trainer.init(parts or self.parts, self.plan.config.training.seed)
-        return self.plan.layout.place(state)
+        pairs = zip(starts or self.starts, self.plan.members, strict=True)
+        states = [
+            self.trainer.init(parts, member.config.training.seed, member.settings)
+            for parts, member in pairs
+        ]
+        state = stack(states)
+        return self.plan.layout.place(state, len(state.members))
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """Make the rows of an optimizer step's batch that fall to this process.
 
-        Under accumulation there is an axis of micro-batches before that of the rows.
+        The batches of runs that train together are stacked, padded to the longest. Under
+        accumulation there is an axis of micro-batches before that of the rows.
         """
         training = self.plan.config.training
-        accumulation = training.gradient_accumulation_steps
-        size = training.train_batch_size
-        rows = np.arange(size * accumulation).reshape(accumulation, size)
-        batch = batch_at(
-            self.encoded_train,
-            seed=training.seed,
-            step=step,
-            batch_size=size * accumulation,
-            buckets=self.buckets,
-            rows=rows[:, self.plan.layout.own_rows(size)].reshape(-1),
+        size = training.train_batch_size * training.gradient_accumulation_steps
+        seeds = [member.config.training.seed for member in self.plan.members]
+        choice: Any = {"step": step, "batch_size": size}
+        length = max(
+            batch_length(self.encoded_train, seed=seed, buckets=self.buckets, **choice)
+            for seed in seeds
         )
-        if accumulation == 1:
-            return batch
-        return {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
+        rows = self._own_rows()
+        each = [
+            batch_at(self.encoded_train, seed=seed, buckets=(length,), rows=rows.ravel(), **choice)
+            for seed in seeds
+        ]
+        axes = (len(each),) * (len(each) > 1) + rows.shape[:1] * (len(rows) > 1)
+        return {
+            name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
+            for name, array in each[0].items()
+        }
+
+    def _own_rows(self) -> np.ndarray:
+        """Which rows of a batch are this process's [accumulation, rows]."""
+        training = self.plan.config.training
+        size, times = training.train_batch_size, training.gradient_accumulation_steps
+        rows = np.arange(size * times).reshape(times, size)
+        return rows[:, self.plan.layout.own_rows(size)]
 
 
 def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
@@ -154,7 +182,7 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         default_modules_to_save=list(spec.modules_to_save),
     )
     layout = _lay_out(model, spec.shardings, training)
-    return Plan(config, data, folder, steps, epoch_steps, method, layout)
+    return Plan(config, members_of(config), data, folder, steps, epoch_steps, method, layout)
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
@@ -174,8 +202,9 @@ def prepare_run(plan: Plan) -> Run:
     length = config.task.max_seq_length
     encoded = {name: encode(dev, tokenizer, length) for name, dev in plan.data.dev.items()}
     with plan.layout.loading():
-        skeleton, parts, notes = _load_parts(plan)
-    parts = parts._replace(base=plan.layout.place(parts.base))
+        skeleton, starts, notes = _load_parts(plan)
+    base = plan.layout.place(starts[0].base)
+    starts = tuple(parts._replace(base=base) for parts in starts)
     trainer = build_trainer(
         skeleton,
         plan.method,
@@ -183,25 +212,44 @@ def prepare_run(plan: Plan) -> Run:
         config.training,
         total_steps=plan.total_steps,
     )
-    return Run(plan, trainer, parts, encoded, notes, tokenizer)
+    return Run(plan, trainer, starts, encoded, notes, tokenizer)
 
 
-def _load_parts(plan: Plan) -> tuple[Skeleton, Parts, tuple[str, ...]]:
-    config = plan.config
-    dtype = jnp.dtype(config.task.dtype)
-    model, report = load_model(
-        plan.folder,
-        num_labels=plan.data.task.num_labels,
-        dtype=dtype,
-        param_dtype=dtype,
-        seed=config.training.seed,
-        classifier_dropout=config.task.cls_dropout,
-    )
-    plan.method.attach(model, nnx.Rngs(config.training.seed))
+def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:
+    dtype = jnp.dtype(plan.config.task.dtype)
+    options: Any = {
+        "num_labels": plan.data.task.num_labels,
+        "classifier_dropout": plan.config.task.cls_dropout,
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    seed, *others = (member.config.training.seed for member in plan.members)
+    model, report = load_model(plan.folder, seed=seed, **options)
+    plan.method.attach(model, nnx.Rngs(seed))
     skeleton, parts = split(model, plan.method.is_trained)
+    starts = [parts]
+    for other in others:
+        drawn = partial(draw_parameters, plan.folder, report.new_parameters, seed=other, **options)
+        starts.append(parts if other == seed else _start_again(parts, plan, other, drawn()))
     notes = []
     if report.new_parameters:
         notes.append(f"new, not in the model's files: {', '.join(report.new_parameters)}")
     if report.ignored_keys:
         notes.append(f"in the model's files, not used: {', '.join(report.ignored_keys)}")
-    return skeleton, parts, tuple(notes)
+    return skeleton, tuple(starts), tuple(notes)
+
+
+def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:
+    """What a run of another seed starts from, over the same base."""
+    if frozen := sorted(drawn.keys() - parts.head.keys()):
+        raise InputError(
+            f"--seeds: {frozen[0]} is not in the model's files and stays as it is drawn, so that "
+            "each seed has another base; add its module to --modules-to-save"
+        )
+    model = abstract_model(read_config(plan.folder), num_labels=plan.data.task.num_labels)
+    adapters = adapters_of(plan.method.attach(model, nnx.Rngs(seed)))
+    new = {name: value.astype(parts.head[name].dtype) for name, value in drawn.items()}
+    return parts._replace(
+        adapters={path: adapter.parameters for path, adapter in adapters.items()},
+        head={**parts.head, **new},
+    )

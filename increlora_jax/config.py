@@ -1,6 +1,8 @@
 """Every setting of a run: its name, its default, its bounds. Validated once, before any loading."""
 
 import re
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any, Literal
@@ -54,6 +56,32 @@ FREE = frozenset(
 )
 """Settings that may differ when a run is resumed: nothing that is computed depends on them."""
 
+VARIABLE = (
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lora_alpha",
+    "reg_orth_coef",
+    "beta1",
+    "beta2",
+)
+"""Settings that a compiled step can be given as numbers: they change no shape, plan or data."""
+
+
+def vary(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of one group with those of `settings` that are its own, which may be traced numbers.
+
+    They are not validated again: nothing can be asked of a number that is not known yet.
+    """
+    varied = copy(config)
+    for name in {f.name for f in fields(config)} & settings.keys():
+        object.__setattr__(varied, name, settings[name])
+    return varied
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -68,6 +96,10 @@ class TaskConfig:
     )
     model: str = option("microsoft/deberta-v3-base", "a local model folder or a hub id")
     max_seq_length: int = option(128, "tokens an example is truncated to")
+    pad_to_max_length: bool = option(
+        False, "pad every batch to --max-seq-length: one shape; with --seeds or --sweep each run "
+        "then draws the dropout that it draws alone"
+    )  # fmt: skip
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
 
@@ -166,6 +198,13 @@ class TrainingConfig:
     output_dir: str | None = option(None, "the run's folder; default: runs/TASK-METHOD-SEED")
     overwrite_output_dir: bool = option(False, "replace a run that the folder already holds")
     seed: int = option(42, "of data order, dropout and new weights")
+    seeds: str | None = option(
+        None, "several seeds, as 41,42,43: a run for each, all trained at once over one base"
+    )
+    sweep: list[str] | None = option(
+        None, "values of a setting, as learning_rate=5e-4,1e-3: a run for each, all trained at "
+        "once; several settings, or --seeds beside, make every combination"
+    )  # fmt: skip
     learning_rate: float = option(1e-3, "peak learning rate")
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
     warmup_steps: int = option(100, "steps of warmup, of the run and of every new slot")
@@ -247,5 +286,7 @@ class RunConfig:
     @property
     def output_dir(self) -> str:
         """The run's folder."""
-        default = f"runs/{self.task.task}-{self.adapter.method}-{self.training.seed}"
-        return self.training.output_dir or default
+        training = self.training
+        words = [self.task.task, self.adapter.method, training.seeds or training.seed]
+        default = "-".join(map(str, [*words, *(training.sweep or [])]))
+        return training.output_dir or f"runs/{default}"

@@ -16,6 +16,7 @@ from increlora_jax.config import (
     TrainingConfig,
 )
 from increlora_jax.errors import InputError
+from increlora_jax.members import members_of
 from increlora_jax.recipes import recipe
 from increlora_jax.settings_file import read_settings
 
@@ -75,4 +76,6 @@ def _build(values: Mapping[str, Any]) -> RunConfig:
     def group(kind: type) -> Any:
         return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
 
-    return RunConfig(*(group(kind) for kind in GROUPS))
+    config = RunConfig(*(group(kind) for kind in GROUPS))
+    members_of(config)  # whatever is wrong with one of them is said where it was written
+    return config

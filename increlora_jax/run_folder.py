@@ -15,8 +15,9 @@ from increlora_jax.errors import InputError, WriteError
 from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import remove, replace_file
+from increlora_jax.members import members_of
 from increlora_jax.parsing import read_run, write_run
-from increlora_jax.training.loop import NonFiniteError
+from increlora_jax.training.journal import NonFiniteError
 from increlora_jax.training.preemption import Preempted
 
 ADAPTER = "adapter"
@@ -36,6 +37,9 @@ _RESULT_KINDS: dict[str, Any] = {
     "seconds": float,
 }
 """What is read of the results of a finished run."""
+
+_KINDS_OF_SEVERAL: dict[str, Any] = {"identity": dict[str, str], "summary": str, "seconds": float}
+"""And of those of runs that trained together."""
 
 OF_A_RUN = (RESULTS, CONFIG, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS)
 
@@ -114,17 +118,30 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path, config: RunConfig) -> None:
-    """Make room for a new run, and write down its settings.
+    """Make room for new runs, and write down the settings of all and of each.
 
     Raises:
         WriteError: the folder cannot be written.
     """
+    members = members_of(config)
     with _naming(folder):
-        # The settings go first: without them what remains is nobody's run.
-        for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS):
-            remove(folder / name)
-    with replace_file(folder / CONFIG) as aside:
-        write_run(config, aside)
+        for inner in dict.fromkeys(("", *_members_there(folder), *(m.name for m in members))):
+            # The settings go first: without them what remains is nobody's run.
+            for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS):
+                remove(folder / inner / name)
+        for member in members:
+            (folder / member.name).mkdir(exist_ok=True)
+    for inner, own in {"": config, **{m.name: m.config for m in members}}.items():
+        with replace_file(folder / inner / CONFIG) as aside:
+            write_run(own, aside)
+
+
+def _members_there(folder: Path) -> list[str]:
+    """The folders of runs that have trained together here, as far as that can be known."""
+    try:
+        return [member.name for member in members_of(read_run(folder / CONFIG))]
+    except InputError:  # what is to be overwritten need not be sound
+        return []
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -145,7 +162,8 @@ def read_results(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     results = read_json_object(folder / RESULTS, allow_nan=True)
-    check_keys(folder / RESULTS, results, _RESULT_KINDS, may_have_others=True)
+    kinds = _KINDS_OF_SEVERAL if "summary" in results else _RESULT_KINDS
+    check_keys(folder / RESULTS, results, kinds, may_have_others=True)
     return results
 
 

@@ -1,12 +1,10 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
 import logging
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
+from increlora_jax.members import Member
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run
+from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
     ADAPTER,
     BEST_ADAPTER,
     CHECKPOINTS,
-    RESULTS,
     Held,
     check_identity,
     clear,
@@ -34,8 +33,9 @@ from increlora_jax.run_folder import (
 )
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
-from increlora_jax.training.logging import RunLog
-from increlora_jax.training.loop import Loop, Outcome, Schedule
+from increlora_jax.training.journal import Journal, Schedule
+from increlora_jax.training.logging import Bar, RunLog
+from increlora_jax.training.loop import Loop, Outcome
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.processes import by_first, is_first, joined
 from increlora_jax.training.progress import Progress
@@ -72,20 +72,21 @@ def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     say(f"{config.adapter.method}: {plan.method.description}")
     run = prepare_run(plan)
     _announce(run)
-    with _claimed(folder, config, held):
+    with _claimed(folder, plan, held):
         results = _carry_out(run, folder, held, clock, stop)
-    say(_summary(results, folder))
+    say(summarize(results, folder))
     return results
 
 
 @contextmanager
-def _claimed(folder: Path, config: RunConfig, held: Held) -> Iterator[None]:
-    """Keep other runs out of the folder; the first process does, for all of this one."""
+def _claimed(folder: Path, plan: Plan, held: Held) -> Iterator[None]:
+    """Keep other runs out of the folders; the first process does, for all of this one."""
     with ExitStack() as stack:
 
         def claim() -> None:
-            stack.enter_context(locked(folder))
-            if look_into(folder, config) is not held:
+            for inner in dict.fromkeys(("", *(member.name for member in plan.members))):
+                stack.enter_context(locked(folder / inner))
+            if look_into(folder, plan.config) is not held:
                 raise InputError(f"--output-dir {folder}: another process has used it meanwhile")
 
         by_first(claim)
@@ -93,46 +94,75 @@ def _claimed(folder: Path, config: RunConfig, held: Held) -> Iterator[None]:
 
 
 def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> dict[str, Any]:
-    plan = run.plan
-    training = plan.config.training
-    keep = Keep(training.save_total_limit, training.keep_period)
+    plan, members = run.plan, run.plan.members
+    keep = Keep(plan.config.training.save_total_limit, plan.config.training.keep_period)
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep, plan.identity)
     state, progress = _start(run, folder, held, checkpoints)
-    log = RunLog(
-        folder,
-        plan.total_steps,
-        tensorboard=training.tensorboard,
-        step=progress.step,
-        kept_bytes=progress.log_bytes,
-        is_silent=not is_first(),
-    )
-    with log, checkpoints:
+
+    def save_adapter_of(index: int, state: TrainState, is_best: bool) -> None:
+        name = BEST_ADAPTER if is_best else ADAPTER
+        _keep(folder / members[index].name / name, run, members[index], state)
+
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            Bar(plan.total_steps, step=progress[0].step, is_silent=not is_first())
+        )
+        journals = [
+            _open_journal(plan, member, folder, own, bar, stack)
+            for member, own in zip(members, progress, strict=True)
+        ]
+        stack.enter_context(checkpoints)
         loop = Loop(
             run.trainer,
             plan.layout,
             run.evaluator,
             run.batch_at,
-            lambda state, is_best: _keep(
-                folder / (BEST_ADAPTER if is_best else ADAPTER), run, state
-            ),
+            save_adapter_of,
             _schedule(plan),
             checkpoints,
-            log,
+            journals,
+            bar,
             clock,
             stop,
         )
-        state, outcome = loop.run(state, run.parts.base, progress)
-    results = _results(run, state, outcome)
+        state, outcomes = loop.run(state, run.parts.base)
+    return _write_results(run, folder, state, outcomes)
+
+
+def _open_journal(
+    plan: Plan, member: Member, folder: Path, progress: Progress, bar: Bar, stack: ExitStack
+) -> Journal:
+    log = RunLog(
+        folder / member.name,
+        tensorboard=plan.config.training.tensorboard,
+        step=progress.step,
+        kept_bytes=progress.log_bytes,
+        is_silent=not is_first(),
+    )
+    stack.enter_context(log)
+    return Journal(progress, log, _schedule(plan), plan.method, bar.say, member.name)
+
+
+def _write_results(
+    run: Run, folder: Path, state: TrainState, outcomes: list[Outcome]
+) -> dict[str, Any]:
+    """Write what every run has come to, and what all have: that comes last, and finishes them."""
+    members = run.plan.members
+    each = [results_of(run, state.pick(i), outcome) for i, outcome in enumerate(outcomes)]
+    told = {member.name: results for member, results in zip(members, each, strict=True)}
+    if len(members) > 1:
+        told[""] = results_of_all(run.plan, each, outcomes)
     if is_first():
-        write_results(folder, results)
-    return results
+        for name, results in told.items():
+            write_results(folder / name, results)
+    return told[""]
 
 
 def _start(
     run: Run, folder: Path, held: Held, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, tuple[Progress, ...]]:
     """The state and progress to begin with: of the newest sound checkpoint, or new ones."""
-    config = run.plan.config
+    config, count = run.plan.config, len(run.plan.members)
     state = run.first_state()
     step = None
     if held is Held.BEGUN:
@@ -143,9 +173,14 @@ def _start(
         if held is Held.BEGUN:
             say(f"{folder} holds this run, but no checkpoint yet: it begins anew")
         by_first(lambda: clear(folder, config))
-        return state, Progress()
+        return state, tuple(Progress() for _ in range(count))
     saved = checkpoints.read(step)
     check_identity(f"the run in --output-dir {folder}", saved.identity, run.plan.identity)
+    if len(saved.progress) != count:
+        raise InputError(
+            f"the checkpoint of step {step} in {folder} is of {len(saved.progress)} runs, and here "
+            f"are {count}; choose another --output-dir"
+        )
     say(f"going on from the checkpoint of step {step}")
     return checkpoints.restore(step, state), saved.progress
 
@@ -153,7 +188,7 @@ def _start(
 def _tell_again(folder: Path, plan: Plan) -> dict[str, Any]:
     results = read_results(folder)
     check_identity(f"the run in --output-dir {folder}", results["identity"], plan.identity)
-    say(f"this run is finished: {_summary(results, folder)}")
+    say(f"this run is finished: {summarize(results, folder)}")
     return results
 
 
@@ -181,6 +216,9 @@ def _announce(run: Run) -> None:
             length = run.plan.config.task.max_seq_length
             say(f"note: {encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}")
     say(report(run.parts).describe())
+    if len(run.plan.members) > 1:
+        names = ", ".join(member.name for member in run.plan.members)
+        say(f"{len(run.plan.members)} runs train together: {names}")
 
 
 def _schedule(plan: Plan) -> Schedule:
@@ -194,7 +232,7 @@ def _schedule(plan: Plan) -> Schedule:
     )
 
 
-def _keep(folder: Path, run: Run, state: TrainState) -> None:
+def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
     plan = run.plan
     learned = plan.layout.make_readable((state.params, state.slots))
     if not is_first():
@@ -209,56 +247,11 @@ def _keep(folder: Path, run: Run, state: TrainState) -> None:
         "identity": plan.identity,
         "step": int(state.step),
         "total_steps": plan.total_steps,
-        "lora_alpha": plan.config.adapter.lora_alpha,
+        "lora_alpha": member.config.adapter.lora_alpha,
         "scaling": plan.config.adapter.scaling,
         "ranks": report(parts).ranks,
     }
     save_adapter(folder, parts, described)
-
-
-def _results(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
-    plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
-    return {
-        "task": plan.data.task.name,
-        "method": plan.method.name,
-        "model": plan.config.task.model,
-        "metrics": outcome.metrics,
-        "best_metrics": outcome.best_metrics,
-        "steps": int(state.step),
-        "rank_budget": plan.method.rank_budget,
-        "total_rank": counts.total_rank,
-        "ranks": counts.ranks,
-        "full_modules": list(counts.full),
-        "rounds": {str(step): growth for step, growth in outcome.rounds.items()},
-        "skipped_steps": outcome.skipped,
-        "trainable_parameters": {
-            "active": counts.active,
-            "buffer": counts.buffer,
-            "head": counts.head,
-        },
-        "mesh": dict(plan.layout.mesh.shape),
-        "step_compilations": outcome.step_compilations,
-        "seconds": round(outcome.seconds, 3),
-        "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
-        "train_tokens_per_second": round(outcome.tokens_per_second, 1),
-        "identity": plan.identity,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("increlora_jax", "jax", "flax", "optax", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _summary(results: dict[str, Any], folder: Path) -> str:
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
-    ranks = ""
-    if results["rank_budget"] is not None:
-        ranks = f"; total rank {results['total_rank']} of {results['rank_budget']}"
-    full = results["full_modules"] if results["rank_budget"] else []
-    full_note = f"; full: {', '.join(full)}" if full else ""
-    return f"{metrics}{ranks}{full_note}; {results['seconds']:.0f} s; see {folder / RESULTS}"
 
 
 if __name__ == "__main__":

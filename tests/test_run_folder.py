@@ -24,7 +24,7 @@ from increlora_jax.run_folder import (
     read_results,
     write_results,
 )
-from increlora_jax.training.loop import NonFiniteError
+from increlora_jax.training.journal import NonFiniteError
 
 CONFIG = RunConfig()
 RESULTS = {

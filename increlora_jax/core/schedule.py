@@ -55,4 +55,4 @@ def rate_at(
 
 
 def _warmed(age: Array, warmup: float, after: Array) -> Array:
-    return jnp.where(age < warmup, age / max(warmup, 1), after)
+    return jnp.where(age < warmup, age / jnp.maximum(warmup, 1), after)

@@ -1,6 +1,6 @@
 """What the trainer knows of a method: a small record of functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ Adapters = dict[str, Adapter]
 SlotsOf = dict[str, Slots]
 Evidence = dict[str, Array]
 Info = dict[str, Array]
+Settings = Mapping[str, Any]
 
 
 class Updated(NamedTuple):
@@ -43,6 +44,7 @@ class Method(NamedTuple):
     - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted;
       `is_finished` once the ranks have reached the budget.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
+    - `vary(settings)` is the method with other values of those settings it knows (`config.vary`).
     """
 
     name: str
@@ -58,6 +60,7 @@ class Method(NamedTuple):
     update: Callable[[Array, Array, Adapters, SlotsOf, Any, Evidence | None], Updated]
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
+    vary: Callable[[Settings], "Method"]
 
 
 def trains_nothing(path: str) -> bool:
@@ -73,7 +76,7 @@ def fixed_method(
     is_trained: Callable[[str], bool],
 ) -> Method:
     """A method that never changes what it has attached: nothing to score, to add or to grow."""
-    return Method(
+    method = Method(
         name=name,
         description=description,
         rank_budget=None,
@@ -89,4 +92,6 @@ def fixed_method(
         ),
         is_scored=lambda step, is_finished: False,
         restart_warmup=False,
+        vary=lambda settings: method,
     )
+    return method

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Int
 
-from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, vary
 from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
 from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
 from increlora_jax.core.importance import (
@@ -50,20 +51,35 @@ def increlora(
     plan = _plan(target_sizes(model, targets, exclude, parameters), steps, growth)
     rules = _Growth(growth, plan, adapter)
     settings = rules.adapter_settings() | {"exclude": exclude, "parameters": parameters}
+
+    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
+        return attach(model, targets, rngs=rngs, dtype=dtype, **settings)
+
+    return _method(rules, attach_adapters, is_trained)
+
+
+def _method(
+    rules: "_Growth", attach: Callable[..., Any], is_trained: Callable[[str], bool]
+) -> base.Method:
+    def varied(settings: base.Settings) -> base.Method:
+        config, adapter = vary(rules.config, settings), vary(rules.adapter, settings)
+        return _method(_Growth(config, rules.plan, adapter), attach, is_trained)
+
     return base.Method(
         name="increlora",
-        description=plan.describe(),
-        rank_budget=plan.budget,
-        attach=lambda model, rngs: attach(model, targets, rngs=rngs, dtype=dtype, **settings),
+        description=rules.plan.describe(),
+        rank_budget=rules.plan.budget,
+        attach=attach,
         is_trained=is_trained,
         init=rules.init,
         probes=rules.probes,
         score=rules.function.score if rules.function.evidence is Evidence.DENSE else None,
         regularize=mean_orthogonality,
-        regularization=growth.reg_orth_coef,
+        regularization=rules.config.reg_orth_coef,
         update=rules.update,
         is_scored=rules.is_scored,
-        restart_warmup=growth.restart_warmup,
+        restart_warmup=rules.config.restart_warmup,
+        vary=varied,
     )
 
 
@@ -133,14 +149,15 @@ class _Growth(NamedTuple):
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
         """Every step until the budget is spent, or only the last `score_window` before a round."""
-        if is_finished or not self.plan.rounds:
-            return False
+        return not is_finished and bool(self.plan.rounds) and self._is_in_window(step)
+
+    def _is_in_window(self, step: Any) -> Any:
+        """Whether the next round is less than `score_window` steps away; `step` may be traced."""
         window, interval = self.config.score_window, self.config.incre_interval
         if window is None:
             return True
-        ahead = max(step, self.config.init_warmup + 1)
-        next_round = -(-ahead // interval) * interval
-        return next_round - step < window
+        first = (self.config.init_warmup // interval + 1) * interval
+        return (first - step < window) & (-step % interval < window)
 
     def probes(self, adapters: dict[str, Adapter], is_summed: bool) -> dict[str, Array]:
         def zero(adapter: Adapter) -> Array:
@@ -175,7 +192,9 @@ class _Growth(NamedTuple):
         if is_scored:
             raw = self._raw_importance(key, adapters, slots, evidence or {})
             moved = update_importance(raw, state, self.config.beta1, self.config.beta2)
-            state = jax.tree.map(lambda new, old: jnp.where(has_budget, new, old), moved, state)
+            # Of runs that train together, one may be scored for another's sake.
+            moves = has_budget & self._is_in_window(step)
+            state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, state)
             importance = state.sensitivity * state.uncertainty if self.function.is_smoothed else raw
             grants = self._grants(step, importance, slots, total)
             info = {"importance": raw, **state._asdict()}

@@ -1,6 +1,6 @@
 """The known architectures, by Hugging Face's `model_type`, and how to get one ready to run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,8 +112,28 @@ def load_model(
     build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
     model = _build_abstract(build)
     report = load_weights(model, folder, find_spec(config).weights)
-    _initialize_rest(model, build, seed)
+    rest = {
+        path: variable
+        for path, variable in name_variables(model, nnx.Variable).items()
+        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+    }
+    for path, value in _draw(build, rest, seed).items():
+        rest[path].set_value(value)
     return model, report
+
+
+def draw_parameters(
+    folder: Path,
+    names: Iterable[str],
+    *,
+    seed: int,
+    head: Head = "sequence_classification",
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> dict[str, jax.Array]:
+    """Draw parameters by path as `load_model` does those that the folder does not give."""
+    build = _builder(read_config(folder), head)
+    return _draw(partial(build, param_dtype=param_dtype, **options), names, seed)
 
 
 def _builder(config: "PretrainedConfig", head: Head) -> Callable[..., nnx.Module]:
@@ -130,22 +150,18 @@ def _build_abstract(build: Callable[..., nnx.Module]) -> nnx.Module:
     return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
-def _initialize_rest(model: nnx.Module, build: Callable[..., nnx.Module], seed: int) -> None:
-    """Give every variable that is still abstract the value that a new model has there."""
-    rest = {
-        path: variable
-        for path, variable in name_variables(model, nnx.Variable).items()
-        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
-    }
+def _draw(
+    build: Callable[..., nnx.Module], names: Iterable[str], seed: int
+) -> dict[str, jax.Array]:
+    """The values that a new model has in the variables of these names."""
 
-    # Compiled, so that what the file has given is never drawn: only `rest` is an output.
+    # Compiled, so that what the file has given is never drawn: only `names` are an output.
     @jax.jit
     def initialize(key: jax.Array) -> dict[str, jax.Array]:
         fresh = name_variables(build(rngs=nnx.Rngs(key)), nnx.Variable)
-        return {path: fresh[path].get_value() for path in rest}
+        return {name: fresh[name].get_value() for name in names}
 
-    for path, value in initialize(jax.random.key(seed)).items():
-        rest[path].set_value(value)
+    return initialize(jax.random.key(seed))
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

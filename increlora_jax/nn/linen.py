@@ -347,6 +347,10 @@ class LinenSkeleton(NamedTuple):
             arrays[site.kernel] = effective_weight(arrays[site.kernel], site.axes, update)
         return self.shape.fill(arrays)
 
+    def with_alpha(self, alpha: Any) -> "LinenSkeleton":
+        """Take another α; see `Skeleton`."""
+        return self._replace(scaling=self.scaling._replace(alpha=alpha))
+
     def _dropout_keys(self, key: Array | None, index: int, stack: tuple[int, ...]) -> Array | None:
         if key is None or not self.dropout:
             return None

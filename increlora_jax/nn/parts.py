@@ -54,6 +54,9 @@ class Skeleton(Protocol):
     def merge(self, parts: Parts) -> Any:
         """Make a plain model of the user's own kind, every update in its kernel."""
 
+    def with_alpha(self, alpha: Any) -> "Skeleton":
+        """The skeleton of the same model with another α of the scale, which may be traced."""
+
 
 class ModuleSkeleton(NamedTuple):
     """The skeleton of an NNX model."""
@@ -62,6 +65,7 @@ class ModuleSkeleton(NamedTuple):
     paths: dict[str, tuple[Any, ...]]  # every variable but the random streams
     streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
     modules: tuple[str, ...]
+    alpha: Any = None  # another than the adapters' own
 
     def assemble(
         self,
@@ -73,6 +77,9 @@ class ModuleSkeleton(NamedTuple):
         """Make the model whole; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
         adapters = adapters_of(model)
+        if self.alpha is not None:
+            for own in adapters.values():
+                own.scaling = nnx.data(own.scaling._replace(alpha=self.alpha))
         for path, probe in (probes or {}).items():
             own = adapters[path]
             own.probe = nnx.data(spread_probe(probe, own.update, score))
@@ -85,6 +92,10 @@ class ModuleSkeleton(NamedTuple):
     def merge(self, parts: Parts) -> nnx.Module:
         """Make a plain NNX model."""
         return detach(merge(self.assemble(parts)))
+
+    def with_alpha(self, alpha: Any) -> "ModuleSkeleton":
+        """Take another α; see `Skeleton`."""
+        return self._replace(alpha=alpha)
 
     def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
         flat = {**parts.base, **parts.learned()}

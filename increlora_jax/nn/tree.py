@@ -214,6 +214,10 @@ class TreeSkeleton(NamedTuple):
         """Make a plain tree."""
         return self.assemble(parts)
 
+    def with_alpha(self, alpha: Any) -> "TreeSkeleton":
+        """Take another α; see `Skeleton`."""
+        return self._replace(scaling=self.scaling._replace(alpha=alpha))
+
 
 def parameter_selector(params: Any, modules: Targets) -> Callable[[str], bool]:
     """A test of array paths: whether it is or belongs to one of the subtrees, said as targets.

@@ -31,6 +31,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
+def batch_length(
+    encoded: Encoded, *, seed: int, step: int, batch_size: int, buckets: tuple[int, ...]
+) -> int:
+    """The bucket of a step's training batch."""
+    chosen = _choose_rows(encoded, seed, step, batch_size)
+    return _choose_bucket(int(encoded.lengths[chosen].max()), buckets)
+
+
 def batch_at(
     encoded: Encoded,
     *,
@@ -48,9 +56,7 @@ def batch_at(
     `weight` float32 [batch_size], which is 0 in the rows that fill up the last batch of an epoch.
     A host that wants only some `rows` of it, ascending, gets those; the length is of them all.
     """
-    epoch, position = divmod(step, steps_per_epoch(len(encoded), batch_size))
-    order = _shuffle(len(encoded), seed, epoch)
-    chosen = order[position * batch_size : (position + 1) * batch_size]
+    chosen = _choose_rows(encoded, seed, step, batch_size)
     return _pad_batch(encoded, chosen, batch_size, buckets, rows)
 
 
@@ -69,7 +75,13 @@ def evaluation_batches(
         yield indices, _pad_batch(encoded, indices, batch_size, buckets, rows)
 
 
-@lru_cache(maxsize=2)
+def _choose_rows(encoded: Encoded, seed: int, step: int, batch_size: int) -> np.ndarray:
+    epoch, position = divmod(step, steps_per_epoch(len(encoded), batch_size))
+    order = _shuffle(len(encoded), seed, epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+@lru_cache(maxsize=32)  # of each run that trains, the epoch it is in
 def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(n)
     order.flags.writeable = False  # the cache hands the same array to everyone

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +26,11 @@ from increlora_jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged"
-FORMAT = 1
+FORMAT = 2
 _SAVED = Path("saved", "metadata")
 """Where Orbax puts the JSON of the item `saved`."""
 _MANIFEST_KINDS = {"files": dict[str, str], "seal": str}
-_SAVED_KINDS: dict[str, Any] = {"format": int, "identity": dict[str, str], "progress": dict}
+_SAVED_KINDS: dict[str, Any] = {"format": int, "identity": dict[str, str], "progress": list[dict]}
 
 
 class Keep(NamedTuple):
@@ -39,16 +39,16 @@ class Keep(NamedTuple):
     last: int
     period: int | None = None
 
-    def choose(self, steps: list[int], best: int | None) -> set[int]:
+    def choose(self, steps: list[int], best: Container[int | None]) -> set[int]:
         """Choose among ascending `steps`."""
         multiples = {s for s in steps if self.period and s % self.period == 0}
-        return {*steps[-self.last :], *multiples, *(s for s in steps if s == best)}
+        return {*steps[-self.last :], *multiples, *(s for s in steps if s in best)}
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds beside the state."""
+    """What a checkpoint holds beside the state: of every run that trains, how far it has come."""
 
-    progress: Progress
+    progress: tuple[Progress, ...]
     identity: dict[str, str]
 
 
@@ -83,21 +83,23 @@ class Checkpoints:
             if error is None:  # else there is something worse to tell
                 raise
 
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Copy the state off the device, and write it in the background.
+    def save(self, state: TrainState, *progress: Progress) -> None:
+        """Copy the state off the device, and write it in the background; a progress for each run.
 
         Raises:
           WriteError: this or the last checkpoint could not be written; the one before is intact.
         """
         self.wait()
-        saved = {"format": FORMAT, "identity": self._identity, "progress": progress.to_json()}
+        step, told = progress[0].step, [each.to_json() for each in progress]
+        saved = {"format": FORMAT, "identity": self._identity, "progress": told}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_named_leaves(state)), saved=ocp.args.JsonSave(saved)
         )
-        with self._naming(progress.step):
+        with self._naming(step):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writer.save(self._path(progress.step), args=items, force=True)
-        self._pending = self._sealer.submit(self._seal, progress.step, progress.best_step)
+            self._writer.save(self._path(step), args=items, force=True)
+        best = {each.best_step for each in progress}
+        self._pending = self._sealer.submit(self._seal, step, best)
 
     def wait(self) -> None:
         """Wait until what was saved is on disk.
@@ -135,8 +137,9 @@ class Checkpoints:
                 f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
             )
         check_keys(file, saved, _SAVED_KINDS)
-        check_keys(f"{file}: progress", saved["progress"], get_type_hints(Progress))
-        return Saved(Progress.from_json(saved["progress"]), saved["identity"])
+        for each in saved["progress"]:
+            check_keys(f"{file}: progress", each, get_type_hints(Progress))
+        return Saved(tuple(map(Progress.from_json, saved["progress"])), saved["identity"])
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Read a state onto the devices that `like` lies on, however many wrote it.
@@ -168,7 +171,7 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
-    def _seal(self, step: int, best: int | None) -> None:
+    def _seal(self, step: int, best: set[int | None]) -> None:
         with self._naming(step):
             self._writer.wait_until_finished()
             if jax.process_index() == 0:

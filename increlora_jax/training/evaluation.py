@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -14,12 +15,12 @@ from increlora_jax.tasks.metrics import predict_labels, score_splits
 from increlora_jax.training.loss import call_model
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
-from increlora_jax.training.state import TrainState
+from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 
 
 class Evaluator:
-    """Scores a state on the development splits of a task; compiled once a length bucket."""
+    """Scores states on the development splits of a task; compiled once a length bucket."""
 
     def __init__(
         self,
@@ -39,9 +40,12 @@ class Evaluator:
 
         @partial(jax.jit, out_shardings=layout.everywhere)
         def logits(state: TrainState, base: Base, batch: Any) -> jax.Array:
-            state = state._replace(params=layout.gather(state.params))
-            whole = layout.gather(base)
-            return trainer.predict(state, whole, lambda model: call_model(model, batch))
+            def of_one(state: TrainState) -> jax.Array:
+                state = state._replace(params=layout.gather(state.params))
+                whole = layout.gather(base)
+                return trainer.predict(state, whole, lambda model: call_model(model, batch))
+
+            return over_members(state, of_one)(state)
 
         self._logits: Any = logits
         self._programs: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
@@ -52,17 +56,27 @@ class Evaluator:
         return self._data.task
 
     def metrics(self, state: TrainState, base: Base, stop: Stop | None = None) -> dict[str, float]:
-        """Every metric of the task on every development split.
+        """Every metric of the task on every development split, of a single run's state.
 
         Raises:
           Preempted: `stop` was asked for; there are no metrics then.
         """
-        stop = stop or Stop()
-        predictions = {
-            split: predict_labels(self._split_logits(encoded, state, base, stop), self.task)
+        (metrics,) = self.metrics_of_each(state, base, stop)
+        return metrics
+
+    def metrics_of_each(
+        self, state: TrainState, base: Base, stop: Stop | None = None
+    ) -> list[dict[str, float]]:
+        """The same of every run that trains together."""
+        splits = {
+            split: self._split_logits(encoded, state, base, stop or Stop())
             for split, encoded in self._encoded.items()
         }
-        return score_splits(self.task, predictions, self._data.dev)
+        predictions = (
+            {split: predict_labels(logits[index], self.task) for split, logits in splits.items()}
+            for index in range(prod(state.members))
+        )
+        return [score_splits(self.task, each, self._data.dev) for each in predictions]
 
     def _split_logits(
         self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
@@ -72,10 +86,11 @@ class Evaluator:
             (indices, self._program(state, base, batch, stop)(state, base, batch))
             for indices, batch in self._batches(encoded)
         ]
-        out = np.zeros((len(encoded), self.task.num_labels), np.float32)
+        out = np.zeros((prod(state.members), len(encoded), self.task.num_labels), np.float32)
         for indices, logits in pending:
             stop.check()
-            out[indices] = np.asarray(logits)[: len(indices)]
+            rows = np.asarray(logits).reshape(len(out), -1, self.task.num_labels)
+            out[:, indices] = rows[:, : len(indices)]
         return out
 
     def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Any]]:

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, `metrics.jsonl`, and TensorBoard on request."""
+"""What runs tell: a progress bar, and of each `metrics.jsonl`, and TensorBoard on request."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -16,27 +17,14 @@ from increlora_jax.errors import InputError, WriteError
 METRICS_FILE = "metrics.jsonl"
 
 
-class RunLog:
-    """Writes the numbers of a run as they come; a context manager.
+class Bar:
+    """Shows how far training has come, from `step` on; a context manager.
 
-    A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
-    them will be written again. The file holds nothing that depends on the clock. `is_silent` is
-    for processes that leave the telling to another.
+    `is_silent` is for processes that leave the telling to another.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        total_steps: int,
-        *,
-        tensorboard: bool,
-        step: int = 0,
-        kept_bytes: int = 0,
-        is_silent: bool = False,
-    ):
-        self._path = folder / METRICS_FILE
-        self._lines = None if is_silent else self._open(kept_bytes)
-        self._board = _open_board(folder, step) if tensorboard and not is_silent else None
+    def __init__(self, total_steps: int, *, step: int = 0, is_silent: bool = False):
+        self._is_silent = is_silent
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=is_silent
         )
@@ -51,34 +39,71 @@ class RunLog:
         at: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+    def step(self, losses: list[float], ranks: list[int], tokens_per_second: float) -> None:
+        """Show a step of the runs that train together: their mean loss, the span of their ranks."""
+        low, high = min(ranks), max(ranks)
+        self._bar.update(1)
+        self._bar.set_postfix(
+            loss=f"{fmean(losses):.4f}",
+            rank=low if low == high else f"{low}-{high}",
+            tokens=f"{tokens_per_second:.0f}/s",
+            refresh=False,
+        )
+
+    def say(self, message: str) -> None:
+        """Print a line without disturbing the bar."""
+        if not self._is_silent:
+            self._bar.write(message)
+
+
+class RunLog:
+    """Writes the numbers of a run to its files as they come; a context manager.
+
+    A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
+    them will be written again. The file holds nothing that depends on the clock. `is_silent` is
+    for processes that leave the telling to another.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool,
+        step: int = 0,
+        kept_bytes: int = 0,
+        is_silent: bool = False,
+    ):
+        self._path = folder / METRICS_FILE
+        self._lines = None if is_silent else self._open(kept_bytes)
+        self._board = _open_board(folder, step) if tensorboard and not is_silent else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._lines is not None:
             self._lines.close()
         if self._board is not None:
             self._board.close()
 
-    def step(
-        self, step: int, numbers: dict[str, Any], tokens_per_second: float, *, is_written: bool
-    ) -> None:
-        """Report a training step; `is_written` if its numbers go to the files too."""
-        self._bar.update(1)
-        self._bar.set_postfix(
-            loss=f"{numbers['loss']:.4f}",
-            rank=numbers["total_rank"],
-            tokens=f"{tokens_per_second:.0f}/s",
-            refresh=False,
-        )
-        if is_written:
-            self._write(step, "train", numbers)
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Report the metrics on dev after `step` steps."""
-        self._write(step, "dev", metrics)
-        self.say(f"step {step}: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
-
-    def say(self, message: str) -> None:
-        """Print a line without disturbing the bar."""
-        if self._lines is not None:
-            self._bar.write(message)
+    def write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
+        """Write the numbers of a training step, or the metrics on dev after so many steps."""
+        if self._lines is None:
+            return
+        # JSON has no word for what is not finite.
+        plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        with self._naming():
+            self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
+            self._lines.flush()
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
 
     def sync(self) -> int:
         """Bring every line onto the disk, and give the length of the file in bytes."""
@@ -101,18 +126,6 @@ class RunLog:
             lines.seek(kept_bytes)
             lines.truncate()
         return lines
-
-    def _write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
-        if self._lines is None:
-            return
-        # JSON has no word for what is not finite.
-        plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
-        with self._naming():
-            self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
-            self._lines.flush()
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:

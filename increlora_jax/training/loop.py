@@ -1,7 +1,7 @@
-"""The loop of a run: dispatch steps, read their numbers late, evaluate, keep the best, save."""
+"""The loop of runs that train together, be it one: dispatch steps, read late, evaluate, save."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,11 @@ from increlora_jax.nn.report import ranks_of
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
-from increlora_jax.training.logging import RunLog
+from increlora_jax.training.journal import Journal, NonFiniteError, Schedule
+from increlora_jax.training.logging import Bar
 from increlora_jax.training.preemption import Preempted, Stop
-from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout
-from increlora_jax.training.state import TrainState
+from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 
 LAG = 4
@@ -28,12 +28,8 @@ has seen them sooner: so a resumed run decides as one that was never stopped.
 """
 
 
-class NonFiniteError(ArithmeticError):
-    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
-
-
 class Outcome(NamedTuple):
-    """What a run leaves behind, beside its state."""
+    """What a run leaves behind, beside its state; times are of all that trained together."""
 
     metrics: dict[str, float]
     best_metrics: dict[str, float]
@@ -45,18 +41,11 @@ class Outcome(NamedTuple):
     tokens_per_second: float
 
 
-class Schedule(NamedTuple):
-    """When the loop does what, in steps."""
-
-    total_steps: int
-    eval_steps: int
-    logging_steps: int
-    save_steps: int
-    max_skipped_steps: int
-
-
 class Loop:
-    """One run over `batch_at(step)`; `keep(state, is_best)` saves the last or the best adapter."""
+    """Trains the run of every journal over `batch_at(step)`; for several, all arrays are stacked.
+
+    `keep(index, state, is_best)` saves the last or the best adapter of one of them.
+    """
 
     def __init__(
         self,
@@ -64,10 +53,11 @@ class Loop:
         layout: Layout,
         evaluator: Evaluator,
         batch_at: Callable[[int], dict[str, np.ndarray]],
-        keep: Callable[[TrainState, bool], None],
+        keep: Callable[[int, TrainState, bool], None],
         schedule: Schedule,
         checkpoints: Checkpoints,
-        log: RunLog,
+        journals: Sequence[Journal],
+        bar: Bar,
         clock: Clock,
         stop: Stop,
     ):
@@ -78,24 +68,29 @@ class Loop:
         self._keep = keep
         self._schedule = schedule
         self._checkpoints = checkpoints
-        self._log = log
+        self._journals = journals
+        self._bar = bar
         self._clock = clock
         self._stop = stop
         self._programs: dict[Any, Any] = {}
         self._pending: deque[tuple[int, Any]] = deque()
 
-    def run(self, state: TrainState, base: Base, progress: Progress) -> tuple[TrainState, Outcome]:
-        """Train from where `progress` stands to the last step; keep the best and the last adapter.
+    def run(self, state: TrainState, base: Base) -> tuple[TrainState, list[Outcome]]:
+        """Train from where the journals stand to the last step; keep the best and last adapters.
 
         Raises:
-            NonFiniteError: after keeping the adapter without the steps that went wrong.
+            NonFiniteError: after keeping the adapters without the steps that went wrong.
             Preempted: after saving a checkpoint of what was reached.
-            WriteError: a checkpoint or the log cannot be written.
+            WriteError: a checkpoint or a log cannot be written.
         """
-        self._state, self._base, self._progress = state, base, progress
-        self._first, self._saved = progress.step, progress.step
-        self._ranks = _ranks(self._trainer, state)
-        self._clock.add_earlier(progress.seconds, progress.training_seconds)
+        self._state, self._base = state, base
+        before = self._journals[0].progress
+        self._done = self._first = self._saved = before.step
+        self._evaluated = before.evaluated
+        self._clock.add_earlier(before.seconds, before.training_seconds)
+        for index, journal in enumerate(self._journals):
+            ranks = ranks_of(state.pick(index).slots)
+            journal.begin({name: ranks[name] for name in self._trainer.skeleton.modules})
         try:
             with self._stop.deferred():
                 self._train_all()
@@ -103,15 +98,14 @@ class Loop:
             self._save()
             raise
         except (NonFiniteError, KeyboardInterrupt):
-            self._keep(self._state, False)
+            self._keep_last()
             raise
-        self._keep(self._state, False)
-        return self._state, self._outcome()
+        self._keep_last()
+        return self._state, [self._outcome(journal) for journal in self._journals]
 
     def _train_all(self) -> None:
-        total = self._schedule.total_steps
-        self._after(self._progress.step)
-        for step in range(self._progress.step, total):
+        self._after(self._done)
+        for step in range(self._done, self._schedule.total_steps):
             self._stop.check_step(step)
             self._train(step)
             self._after(step + 1)
@@ -119,29 +113,26 @@ class Loop:
     def _after(self, done: int) -> None:
         """Evaluate and save where that is due after `done` steps, and has not been done."""
         is_due = done % self._schedule.eval_steps == 0 or done == self._schedule.total_steps
-        if is_due and done > self._progress.evaluated:
+        if is_due and done > self._evaluated:
             self._evaluate(done)
-        is_new_best = done > 0 and self._progress.best_step == done
+        is_new_best = done > 0 and any(j.progress.best_step == done for j in self._journals)
         if done % self._schedule.save_steps == 0 or is_new_best:
             self._save()
 
     def _train(self, step: int) -> None:
-        batch = self._layout.batch(self._batch_at(step), axis=int(self._trainer.accumulation > 1))
-        program = self._program(batch, self._is_scored(step))
+        axis = len(self._state.members) + int(self._trainer.accumulation > 1)
+        batch = self._layout.batch(self._batch_at(step), axis)
+        # One score for all: what a run does not want changes nothing of it.
+        is_scored = any(j.is_scored(step, known_before=step - LAG) for j in self._journals)
+        program = self._program(batch, is_scored)
         self._state, info = program(self._state, self._base, batch)
-        self._progress.step = step + 1
+        self._done = step + 1
         self._pending.append((step, info))
         if step == self._first:
             jax.block_until_ready(info)
             self._clock.mark_first_step()
         while len(self._pending) > LAG:
             self._read_oldest()
-
-    def _is_scored(self, step: int) -> bool:
-        progress, horizon = self._progress, step - LAG
-        is_finished = progress.spent is not None and progress.spent < horizon
-        skipped = sum(at < horizon for at in progress.skipped)
-        return self._trainer.method.is_scored(step - skipped, is_finished)
 
     def _program(self, batch: Any, is_scored: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
@@ -156,49 +147,17 @@ class Loop:
 
     def _read_oldest(self) -> None:
         step, info = self._pending.popleft()
-        numbers = jax.device_get(info)
-        tokens = int(numbers["tokens"])
-        if numbers["is_finite"]:
-            self._progress.skipped_in_a_row = 0
-        else:
-            self._note_skipped(step, numbers)
+        told = jax.device_get(info)
+        each = [
+            {name: value[index] for name, value in told.items()} if self._state.members else told
+            for index in range(len(self._journals))
+        ]
         # The clock of training starts after the first step.
-        self._progress.tokens += tokens if step > self._first else 0
-        self._note_growth(step, numbers)
-        shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
-        shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}
-        last = self._schedule.total_steps - 1
-        is_written = step % self._schedule.logging_steps == 0 or step == last
-        self._log.step(step, shown, self._tokens_per_second(), is_written=is_written)
-
-    def _note_skipped(self, step: int, numbers: Any) -> None:
-        progress = self._progress
-        progress.skipped.append(step)
-        progress.skipped_in_a_row += 1
-        what = f"the loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}"
-        self._log.say(f"step {step} is skipped: {what}")
-        if progress.skipped_in_a_row > self._schedule.max_skipped_steps:
-            self._pending.clear()
-            raise NonFiniteError(
-                f"step {step}: {what}, {progress.skipped_in_a_row} steps in a row (more than "
-                f"--max-skipped-steps {self._schedule.max_skipped_steps}); they changed nothing "
-                "and the adapter without them is saved. Lower --learning-rate, raise "
-                "--warmup-steps, or use --dtype float32"
-            )
-
-    def _note_growth(self, step: int, numbers: Any) -> None:
-        budget = self._trainer.method.rank_budget
-        is_spent = budget is not None and int(numbers["total_rank"]) >= budget
-        if is_spent and self._progress.spent is None:
-            self._progress.spent = step
-        if "rank" not in numbers:
-            return
-        growth = numbers["rank"] - self._ranks
-        if numbers["is_finite"] and growth.any():
-            modules = self._trainer.skeleton.modules
-            grown = {modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
-            self._progress.rounds[step] = grown
-            self._ranks = numbers["rank"]
+        for journal, numbers in zip(self._journals, each, strict=True):
+            journal.read(step, numbers, is_timed=step > self._first)
+        losses, ranks = ([n[name].item() for n in each] for name in ("loss", "total_rank"))
+        speeds = map(self._tokens_per_second, self._journals)
+        self._bar.step(losses, ranks, sum(speeds))
 
     def _drain(self) -> None:
         while self._pending:
@@ -206,37 +165,32 @@ class Loop:
 
     def _evaluate(self, done: int) -> None:
         self._drain()
-        progress = self._progress
         with self._clock.paused():
-            metrics = self._evaluator.metrics(self._state, self._base, self._stop)
-            self._log.evaluation(done, metrics)
-            first = next(iter(metrics))
-            if not progress.best_metrics or metrics[first] > progress.best_metrics[first]:
-                progress.best_metrics, progress.best_step = metrics, done
-                self._keep(self._state, True)
-            progress.metrics, progress.evaluated = metrics, done
+            metrics = self._evaluator.metrics_of_each(self._state, self._base, self._stop)
+            for index, journal in enumerate(self._journals):
+                if journal.note_metrics(done, metrics[index]):
+                    self._keep(index, self._state.pick(index), True)
+        self._evaluated = done
+
+    def _keep_last(self) -> None:
+        for index in range(len(self._journals)):
+            self._keep(index, self._state.pick(index), False)
 
     def _save(self) -> None:
-        if self._saved == self._progress.step:
+        if self._saved == self._done:
             return
         self._drain()
-        progress = self._saved_progress()
-        self._checkpoints.save(self._state, progress)
-        self._saved = progress.step
+        times = self._clock.seconds, self._clock.training_seconds
+        progress = [journal.close_at(self._done, *times) for journal in self._journals]
+        self._checkpoints.save(self._state, *progress)
+        self._saved = self._done
 
-    def _saved_progress(self) -> Progress:
-        progress = self._progress
-        progress.seconds = self._clock.seconds
-        progress.training_seconds = self._clock.training_seconds
-        progress.log_bytes = self._log.sync()
-        return progress
-
-    def _tokens_per_second(self) -> float:
+    def _tokens_per_second(self, journal: Journal) -> float:
         seconds = self._clock.training_seconds
-        return self._progress.tokens / seconds if seconds else 0.0
+        return journal.progress.tokens / seconds if seconds else 0.0
 
-    def _outcome(self) -> Outcome:
-        progress = self._progress
+    def _outcome(self, journal: Journal) -> Outcome:
+        progress = journal.progress
         return Outcome(
             progress.metrics,
             progress.best_metrics,
@@ -245,7 +199,7 @@ class Loop:
             len(self._programs),
             self._clock.seconds,
             self._clock.to_first_step,
-            self._tokens_per_second(),
+            self._tokens_per_second(journal),
         )
 
 
@@ -258,24 +212,22 @@ def jit_step(trainer: Trainer, layout: Layout, state: TrainState) -> Any:
     def step(
         state: TrainState, base: Base, batch: Any, *, is_scored: bool
     ) -> tuple[TrainState, Info]:
-        whole = state._replace(params=layout.gather(state.params))
-        new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
-        return new, info | {"tokens": _count_tokens(batch)}
+        def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
+            whole = state._replace(params=layout.gather(state.params))
+            new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
+            return new, info | {"tokens": _count_tokens(batch)}
+
+        return over_members(state, of_one, None, 0)(state, base, batch)
 
     return jax.jit(
         step,
         static_argnames="is_scored",
         donate_argnames="state",
         # As it came, so that the next step takes it.
-        out_shardings=(layout.shardings(state), layout.everywhere),
+        out_shardings=(layout.shardings(state, len(state.members)), layout.everywhere),
     )
 
 
 def _count_tokens(batch: dict[str, jax.Array]) -> jax.Array:
     """The tokens of real examples; padding, in rows or of rows, does not count."""
     return jnp.sum(batch["attention_mask"] * (batch["weight"] > 0)[..., None])
-
-
-def _ranks(trainer: Trainer, state: TrainState) -> np.ndarray:
-    ranks = ranks_of(state.slots)
-    return np.array([ranks[name] for name in trainer.skeleton.modules])

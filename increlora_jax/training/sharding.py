@@ -87,17 +87,24 @@ class Layout:
             ) from error
         return jax.default_device(host)
 
-    def shardings(self, tree: Any) -> Any:
+    def shardings(self, tree: Any, stack: int = 0) -> Any:
         """Where the arrays of a state, of its parameters or of the base lie; shapes will do.
+
+        Of arrays with `stack` axes of runs that train together, those axes are not divided.
 
         Raises:
             InputError: a parameter that no rule names, or that an axis of the mesh cannot divide.
         """
-        return jax.tree.map_with_path(self._sharding, tree)
 
-    def place(self, tree: Any) -> Any:
+        def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            own = self._sharding(path, jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype))
+            return NamedSharding(self.mesh, PartitionSpec(*(None,) * stack, *own.spec))
+
+        return jax.tree.map_with_path(sharding, tree)
+
+    def place(self, tree: Any, stack: int = 0) -> Any:
         """Put the arrays, which every process has whole, where they belong."""
-        return jax.tree.map(_put, tree, self.shardings(tree))
+        return jax.tree.map(_put, tree, self.shardings(tree, stack))
 
     def gather(self, tree: Any) -> Any:
         """Inside a program: undo the division over `fsdp`, right before parameters are used.

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from increlora_jax.config import TrainingConfig
+from increlora_jax.config import VARIABLE, TrainingConfig, vary
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.schedule import SHAPES, rate_at
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Evidence, Info, Method
+from increlora_jax.methods.base import Evidence, Info, Method, Settings
 from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
@@ -51,9 +51,14 @@ class Trainer(NamedTuple):
     rate: Callable[[Array, Array], Array]
     optimizer: optax.GradientTransformationExtraArgs
     accumulation: int
+    vary: Callable[[Settings], "Trainer"]
 
-    def init(self, parts: Parts, seed: int) -> TrainState:
-        """The state before step 0, in buffers of its own: a step may be given them to overwrite."""
+    def init(self, parts: Parts, seed: int, settings: Settings | None = None) -> TrainState:
+        """The state before step 0, in buffers of its own: a step may be given them to overwrite.
+
+        `settings` are those of `config.VARIABLE` that are to have another value in this state.
+        """
+        _check_variable(settings or {})
         params = Trainable(parts.adapters, parts.head)
         state = TrainState(
             jnp.zeros((), jnp.int32),
@@ -63,6 +68,7 @@ class Trainer(NamedTuple):
             parts.slots,
             self.method.init(parts),
             self.optimizer.init(params),
+            {name: jnp.asarray(value) for name, value in (settings or {}).items()},
         )
         return jax.tree.map(jnp.copy, state)
 
@@ -108,29 +114,28 @@ class Trainer(NamedTuple):
     def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Gradient in; regularizer, optimizer, score and growth done."""
         _, key = _step_keys(state)
-        orth, pull = self._regularization(state)
+        own = self._of(state)
+        orth, pull = own._regularization(state)
         total = jax.tree.map(jnp.add, gradients.params, pull)
         born = births(state.params, state.slots)
         total = mask_unborn(total, born, state.step)
         norm = optax.tree.norm(total)
         # The method looks at the parameters the gradient was taken at. What it turns active now is
         # unborn to this step's optimizer, so neither stands in the other's way.
-        updated = self.method.update(
+        updated = own.method.update(
             state.step, key, state.params.adapter, state.slots, state.method, gradients.evidence
         )
         params = state.params._replace(adapter=updated.adapters)
-        updates, opt_state = self.optimizer.update(
+        updates, opt_state = own.optimizer.update(
             total, state.opt_state, params, step=state.step, born=born
         )
         params = optax.apply_updates(params, updates)
-        new = TrainState(
-            state.step + 1,
-            state.skipped,
-            state.key,
-            params,
-            updated.slots,
-            updated.state,
-            opt_state,
+        new = state._replace(
+            step=state.step + 1,
+            params=params,
+            slots=updated.slots,
+            method=updated.state,
+            opt_state=opt_state,
         )
         is_finite = _is_finite((gradients.loss, orth, norm, updated.state))
         passed_over = state._replace(skipped=state.skipped + 1)
@@ -141,14 +146,14 @@ class Trainer(NamedTuple):
             "grad_norm": norm,
             "is_finite": is_finite,
             "total_rank": kept.total_rank,
-            "learning_rate": self.rate(state.step, jnp.zeros((), jnp.int32)),
+            "learning_rate": own.rate(state.step, jnp.zeros((), jnp.int32)),
             **updated.info,
         }
         return kept, info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
         """What `call` makes of the whole model, without dropout."""
-        return call(self.skeleton.assemble(self.parts(state, base)))
+        return call(self._of(state).skeleton.assemble(self.parts(state, base)))
 
     def parts(self, state: TrainState, base: Base) -> Parts:
         """The model of a state taken apart, as reports and files want it."""
@@ -156,13 +161,17 @@ class Trainer(NamedTuple):
 
     def merge(self, state: TrainState, base: Base) -> Any:
         """The user's own kind of model, without adapters, every update in its kernel."""
-        return self.skeleton.merge(self.parts(state, base))
+        return self._of(state).skeleton.merge(self.parts(state, base))
+
+    def _of(self, state: TrainState) -> "Trainer":
+        """The trainer of a state that has settings of its own."""
+        return self.vary(state.settings) if state.settings else self
 
     def _training_model(
         self, params: Trainable, state: TrainState, base: Base, key: Array, probes: Evidence
     ) -> Any:
         parts = Parts(params.adapter, state.slots, params.head, base)
-        return self.skeleton.assemble(parts, key, probes, self.method.score)
+        return self._of(state).skeleton.assemble(parts, key, probes, self.method.score)
 
     def _probes(self, state: TrainState, is_scored: bool) -> Evidence:
         return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}
@@ -208,6 +217,14 @@ def _step_keys(state: TrainState) -> tuple[Array, Array]:
     return forward, method
 
 
+def _check_variable(settings: Settings) -> None:
+    if wrong := sorted(settings.keys() - set(VARIABLE)):
+        raise InputError(
+            f"{wrong[0]} cannot differ between states of one trainer; what can is "
+            f"{', '.join(VARIABLE)}"
+        )
+
+
 def _is_finite(values: Any) -> Array:
     """Whether no number anywhere in a tree is NaN or infinite []."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values)]).all()
@@ -244,4 +261,17 @@ def build_trainer(
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
     )
-    return Trainer(skeleton, method, loss, rate, optimizer, config.gradient_accumulation_steps)
+
+    def varied(settings: Settings) -> Trainer:
+        alpha = settings.get("lora_alpha")
+        return build_trainer(
+            skeleton if alpha is None else skeleton.with_alpha(alpha),
+            method.vary(settings),
+            loss,
+            vary(config, settings),
+            total_steps=total_steps,
+            dtype=dtype,
+        )
+
+    accumulation = config.gradient_accumulation_steps
+    return Trainer(skeleton, method, loss, rate, optimizer, accumulation, varied)

@@ -210,7 +210,7 @@ from increlora_jax.training.state import TrainState
 def state(size):
     numbers = jax.random.normal(jax.random.key(0), (size,))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, jax.random.key(0), Trainable({}, {"head": numbers}), {}, (), ())
+    return TrainState(zero, zero, jax.random.key(0), Trainable({}, {"head": numbers}), {}, (), (), {})
 
 checkpoints = Checkpoints(Path(sys.argv[1]), Keep(1), {})
 checkpoints.save(state(1000), Progress(step=1))

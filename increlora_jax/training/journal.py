@@ -1,0 +1,128 @@
+"""What the host notes of one run as its numbers come; each run that trains has a journal."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from increlora_jax.methods.base import Method
+from increlora_jax.training.logging import RunLog
+from increlora_jax.training.progress import Progress
+
+
+class NonFiniteError(ArithmeticError):
+    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
+
+
+class Schedule(NamedTuple):
+    """When what is done, in steps."""
+
+    total_steps: int
+    eval_steps: int
+    logging_steps: int
+    save_steps: int
+    max_skipped_steps: int
+
+
+class Journal:
+    """Keeps `progress` and the log of a run, which has a name where several train together."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        log: RunLog,
+        schedule: Schedule,
+        method: Method,
+        say: Callable[[str], None],
+        name: str = "",
+    ):
+        self.progress = progress
+        self._log = log
+        self._schedule = schedule
+        self._method = method
+        self._say = say
+        self._name = name
+
+    def begin(self, ranks: dict[str, int]) -> None:
+        """Take down the ranks, in module order, from which growth is told."""
+        self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()))
+
+    def is_scored(self, step: int, *, known_before: int) -> bool:
+        """Whether this run wants a step scored, by what came of the steps before `known_before`."""
+        progress = self.progress
+        is_finished = progress.spent is not None and progress.spent < known_before
+        skipped = sum(at < known_before for at in progress.skipped)
+        return self._method.is_scored(step - skipped, is_finished)
+
+    def read(self, step: int, numbers: Any, *, is_timed: bool) -> None:
+        """Note what a step came to; `is_timed` if its tokens count for the speed.
+
+        Raises:
+            NonFiniteError: too many steps in a row were not finite.
+            WriteError: the log cannot be written.
+        """
+        progress = self.progress
+        if numbers["is_finite"]:
+            progress.skipped_in_a_row = 0
+        else:
+            self._note_skipped(step, numbers)
+        tokens = int(numbers["tokens"])
+        progress.tokens += tokens if is_timed else 0
+        self._note_growth(step, numbers)
+        shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
+        shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}
+        if step % self._schedule.logging_steps == 0 or step == self._schedule.total_steps - 1:
+            self._log.write(step, "train", shown)
+
+    def note_metrics(self, done: int, metrics: dict[str, float]) -> bool:
+        """Note the metrics on dev after `done` steps; tell whether they are the best so far."""
+        progress, first = self.progress, next(iter(metrics))
+        self._log.write(done, "dev", metrics)
+        told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._tell(f"step {done}: {told}")
+        is_best = not progress.best_metrics or metrics[first] > progress.best_metrics[first]
+        if is_best:
+            progress.best_metrics, progress.best_step = metrics, done
+        progress.metrics, progress.evaluated = metrics, done
+        return is_best
+
+    def close_at(self, step: int, seconds: float, training_seconds: float) -> Progress:
+        """Bring the log to disk, and give the progress that goes with a checkpoint of `step`."""
+        progress = self.progress
+        progress.step, progress.log_bytes = step, self._log.sync()
+        progress.seconds, progress.training_seconds = seconds, training_seconds
+        return progress
+
+    def _note_skipped(self, step: int, numbers: Any) -> None:
+        progress, most = self.progress, self._schedule.max_skipped_steps
+        progress.skipped.append(step)
+        progress.skipped_in_a_row += 1
+        what = f"the loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}"
+        self._tell(f"step {step} is skipped: {what}")
+        if progress.skipped_in_a_row > most:
+            raise NonFiniteError(
+                f"{self._prefix}step {step}: {what}, {progress.skipped_in_a_row} steps in a row "
+                f"(more than --max-skipped-steps {most}); they changed nothing and the adapter "
+                "without them is saved. Lower --learning-rate, raise --warmup-steps, or use "
+                "--dtype float32"
+            )
+
+    def _note_growth(self, step: int, numbers: Any) -> None:
+        budget = self._method.rank_budget
+        is_spent = budget is not None and int(numbers["total_rank"]) >= budget
+        if is_spent and self.progress.spent is None:
+            self.progress.spent = step
+        if "rank" not in numbers:
+            return
+        growth = numbers["rank"] - self._ranks
+        if numbers["is_finite"] and growth.any():
+            grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
+            self.progress.rounds[step] = grown
+            self._ranks = numbers["rank"]
+
+    def _tell(self, message: str) -> None:
+        self._say(self._prefix + message)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._name}: " if self._name else ""
