@@ -6,10 +6,13 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import plan_run, prepare_run
+from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
+from increlora_jax.members import members_of
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
 from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity, fail_clearly
@@ -24,8 +27,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     with fail_clearly():
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
-        metrics = evaluate(chosen.run, data_dir=chosen.data_dir, adapter=name)
-        sys.stdout.write(json.dumps(metrics) + "\n")
+        told = evaluate_all(chosen.run, data_dir=chosen.data_dir, adapter=name)
+        sys.stdout.write(json.dumps(told) + "\n")
+
+
+def evaluate_all(run: Path, **options: Any) -> dict[str, Any]:
+    """Evaluate a run, or, by their names, those that trained together in a folder."""
+    names = [member.name for member in members_of(_read_config(run))]
+    if names == [""]:
+        return evaluate(run, **options)
+    return {name: evaluate(run / name, **options) for name in names}
 
 
 def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) -> dict[str, float]:
@@ -34,9 +45,7 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     Raises:
         InputError: the folder holds no such run, or data or adapter do not fit it.
     """
-    if not (run / CONFIG).is_file():
-        raise InputError(f"--run {run} holds no run: there is no {CONFIG}")
-    config = read_run(run / CONFIG)
+    config = _read_config(run)
     # One process and one device will do, whatever trained the run.
     alone = replace(config.training, distributed=False, mesh=None)
     config = replace(config, training=alone)
@@ -51,6 +60,12 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     ready = prepare_run(plan)
     parts = load_adapter(run / adapter, ready.parts)
     return ready.evaluator.metrics(ready.first_state(parts), parts.base)
+
+
+def _read_config(run: Path) -> RunConfig:
+    if not (run / CONFIG).is_file():
+        raise InputError(f"--run {run} holds no run: there is no {CONFIG}")
+    return read_run(run / CONFIG)
 
 
 if __name__ == "__main__":

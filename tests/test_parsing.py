@@ -13,14 +13,15 @@ from increlora_jax.recipes import RECIPES
 # One value a flag, other than its default and than every recipe's.
 VALUES = {
     "task": "text", "data_dir": "data", "problem_type": "regression", "model": "folder",
-    "max_seq_length": 77, "cls_dropout": 0.25, "dtype": "bfloat16",
+    "max_seq_length": 77, "pad_to_max_length": True, "cls_dropout": 0.25, "dtype": "bfloat16",
     "method": "lora", "target_modules": ["query", "key"], "exclude_modules": [r".*\.[0-3]\..*"],
     "modules_to_save": ["classifier"], "lora_alpha": 7.5, "lora_dropout": 0.25, "scaling": "rsqrt",
     "growth": False, "initial_rank": 3, "target_rank": 6.5, "target_total_rank": 99, "top_h": 21,
     "incre_rank_num": 5, "init_warmup": 17, "incre_interval": 19, "max_rank": "40",
     "advance_learn": False, "restart_warmup": False, "importance": "uniform", "beta1": 0.5,
     "beta2": 0.25, "score_window": 13, "reg_orth_coef": 0.75,
-    "output_dir": "out", "overwrite_output_dir": True, "seed": 7, "learning_rate": 1.5e-05,
+    "output_dir": "out", "overwrite_output_dir": True, "seed": 7, "seeds": "3,4",
+    "sweep": ["beta1=0.25,0.5", "lora_alpha=8,16"], "learning_rate": 1.5e-05,
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
@@ -29,6 +30,7 @@ VALUES = {
     "tensorboard": True,
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",
 }  # fmt: skip
+TOGETHER = VALUES | {"seed": 42}  # beside `seeds`
 
 
 def words_of(name, value):
@@ -103,6 +105,7 @@ def test_the_issues_command_is_understood():
         (["--max-steps", "1" + "0" * 400], "--max-steps 10*0 must be at most 2147483646"),
         (["--max-steps", "1" * 5000], "--max-steps.*: invalid int value"),
         (["stray"], "unrecognized arguments: stray"),
+        (["--seeds", "1,1"], "--seeds 1,1: one of them stands there twice"),
     ],
 )
 def test_wrong_flags_are_named(words, message):
@@ -123,8 +126,8 @@ def test_words_come_from_the_command_line_unless_given(monkeypatch):
 
 
 def test_a_file_gives_any_setting_under_its_flags_name(tmp_path):
-    path = write_yaml(tmp_path, yaml.safe_dump(VALUES))
-    assert parse_run(["--config", str(path)]).flat() == VALUES
+    path = write_yaml(tmp_path, yaml.safe_dump(TOGETHER))
+    assert parse_run(["--config", str(path)]).flat() == TOGETHER
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
@@ -170,6 +173,7 @@ def test_numbers_may_be_written_as_people_do(tmp_path):
         ("seed: 3\ntop_h: 0", "settings.yaml:2: --top-h 0 must be at least 1"),
         ("seed: 2147483647", "settings.yaml:1: --seed 2147483647 must be at most 2147483646"),
         ("beta1: 1", "settings.yaml:1: --beta1 1.0 must be in"),
+        ("top_h: 3\nsweep: top_h=1,2", "settings.yaml:2: --sweep top_h=1,2: 'top_h' cannot differ"),
         ("just words", "settings.yaml must hold `key: value` lines"),
     ],
 )
@@ -199,8 +203,8 @@ def test_a_resolved_configuration_is_read_as_it_was_written(tmp_path, task, rank
 
 
 def test_every_setting_survives_writing(tmp_path):
-    config = parse_run([word for name in VALUES for word in words_of(name, VALUES[name])])
-    assert config.flat() == VALUES
+    config = parse_run([word for name in TOGETHER for word in words_of(name, TOGETHER[name])])
+    assert config.flat() == TOGETHER
     write_run(config, tmp_path / "config.yaml")
     assert read_run(tmp_path / "config.yaml") == config
 

@@ -106,7 +106,14 @@ def test_progress_and_identity_come_back(begun, checkpoints):
     )
     checkpoints.save(begun.state, progress)
     checkpoints.wait()
-    assert checkpoints.read(3) == (progress, IDENTITY)
+    assert checkpoints.read(3) == ((progress,), IDENTITY)
+
+
+def test_runs_that_train_together_have_a_progress_each(begun, checkpoints):
+    progress = Progress(step=3, tokens=7), Progress(step=3, tokens=8, best_step=2)
+    checkpoints.save(begun.state, *progress)
+    checkpoints.wait()
+    assert checkpoints.read(3).progress == progress
 
 
 def test_the_last_the_best_and_the_multiples_stay(begun, tmp_path):
@@ -116,6 +123,15 @@ def test_the_last_the_best_and_the_multiples_stay(begun, tmp_path):
     checkpoints.wait()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [3, 4, 8, 9, 10]
     assert checkpoints.newest() == (10, [])
+
+
+def test_the_best_of_every_run_stays(begun, tmp_path):
+    checkpoints = Checkpoints(tmp_path, Keep(1), IDENTITY)
+    for step in range(1, 7):
+        best = [Progress(step=step, best_step=min(step, at)) for at in (2, 4)]
+        checkpoints.save(begun.state, *best, Progress(step=step))
+    checkpoints.wait()
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
 
 
 def test_every_file_truncated_or_gone_is_noticed(copy):
@@ -186,7 +202,7 @@ def test_a_format_of_later_days_is_refused(begun, checkpoints, monkeypatch):
     checkpoints.save(begun.state, Progress(step=1))
     checkpoints.wait()
     monkeypatch.undo()
-    with pytest.raises(InputError, match="format 99, this version of increlora_jax reads 1"):
+    with pytest.raises(InputError, match="format 99, this version of increlora_jax reads 2"):
         checkpoints.read(1)
 
 
@@ -210,7 +226,8 @@ from increlora_jax.training.state import TrainState
 def state(size):
     numbers = jax.random.normal(jax.random.key(0), (size,))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, jax.random.key(0), Trainable({}, {"head": numbers}), {}, (), (), {})
+    params = Trainable({}, {"head": numbers})
+    return TrainState(zero, zero, jax.random.key(0), params, {}, (), (), {})
 
 checkpoints = Checkpoints(Path(sys.argv[1]), Keep(1), {})
 checkpoints.save(state(1000), Progress(step=1))

@@ -12,8 +12,9 @@ from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
-from increlora_jax.training.logging import METRICS_FILE, RunLog
-from increlora_jax.training.loop import LAG, Loop, NonFiniteError, Schedule
+from increlora_jax.training.journal import Journal, NonFiniteError, Schedule
+from increlora_jax.training.logging import METRICS_FILE, Bar, RunLog
+from increlora_jax.training.loop import LAG, Loop
 from increlora_jax.training.preemption import Preempted, Stop
 from increlora_jax.training.progress import Progress
 
@@ -47,19 +48,22 @@ def trainer_in(folder, run):
     ):
         progress = progress or Progress()
 
-        def keep(state, is_best):
+        def keep(index, state, is_best):
             kept.append((int(state.step), is_best, jax.device_get(state.params.head)))
 
         checkpoints = Checkpoints(folder / "checkpoints", Keep(2), {})
         place = {"step": progress.step, "kept_bytes": progress.log_bytes}
-        with RunLog(folder, STEPS, tensorboard=False, **place) as log, checkpoints:
+        bar, log = Bar(STEPS, is_silent=True), RunLog(folder, tensorboard=False, **place)
+        with log, checkpoints:
             schedule = Schedule(STEPS, EVAL_STEPS, logging_steps, 4, patience)
+            journal = Journal(progress, log, schedule, run.trainer.method, bar.say)
             loop = Loop(
                 *(run.trainer, run.plan.layout, run.evaluator, batch_at, keep, schedule),
-                *(checkpoints, log, Clock(), stop or Stop()),
+                *(checkpoints, [journal], bar, Clock(), stop or Stop()),
             )
             state = run.first_state() if state is None else state
-            return loop.run(state, run.parts.base, progress)
+            state, (outcome,) = loop.run(state, run.parts.base)
+            return state, outcome
 
     train.kept = kept
     return train
@@ -161,7 +165,7 @@ def resume(train, folder, run, **options):
     step, notes = checkpoints.newest()
     assert not notes
     state = checkpoints.restore(step, run.first_state())
-    return train(state=state, progress=checkpoints.read(step).progress, **options)
+    return train(state=state, progress=checkpoints.read(step).progress[0], **options)
 
 
 def assert_same_state(got, expected):

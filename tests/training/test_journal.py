@@ -1,0 +1,104 @@
+"""What is noted of one run as its numbers come in."""
+
+import json
+
+import numpy as np
+import pytest
+
+from increlora_jax.methods.base import fixed_method, trains_nothing
+from increlora_jax.training.journal import Journal, NonFiniteError, Schedule
+from increlora_jax.training.logging import METRICS_FILE, RunLog
+from increlora_jax.training.progress import Progress
+
+SCHEDULE = Schedule(10, 5, 3, 5, max_skipped_steps=1)
+
+
+def method_of(budget=5):
+    """A method that wants to be scored at every step until its budget is spent."""
+    method = fixed_method("x", "", attach=lambda model, rngs: model, is_trained=trains_nothing)
+    return method._replace(
+        rank_budget=budget, is_scored=lambda step, is_finished: (step, is_finished)
+    )
+
+
+@pytest.fixture
+def open_journal(tmp_path):
+    """Journals and what they say; their log is closed in the end."""
+    with RunLog(tmp_path, tensorboard=False) as log:
+
+        def opened(name=""):
+            said = []
+            journal = Journal(Progress(), log, SCHEDULE, method_of(), said.append, name)
+            journal.begin({"a": 1, "b": 1})
+            return journal, said
+
+        yield opened
+
+
+def numbers(rank=(1, 1), *, is_finite=True, tokens=7):
+    named = {"loss": 0.5 if is_finite else np.nan, "orth_loss": 0.25, "grad_norm": 2.0}
+    named |= {"learning_rate": 0.1, "total_rank": sum(rank), "is_finite": is_finite}
+    return named | {"tokens": tokens, "rank": np.array(rank)}
+
+
+def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal):
+    journal, _ = open_journal()
+    for step, rank in enumerate([(1, 1), (1, 2), (1, 2), (3, 2), (3, 2)]):
+        journal.read(step, numbers(rank), is_timed=True)
+    assert journal.progress.rounds == {1: {"b": 1}, 3: {"a": 2}}
+    assert journal.progress.spent == 3
+
+
+def test_only_what_is_known_decides_what_is_scored(open_journal):
+    journal, _ = open_journal()
+    journal.progress.spent, journal.progress.skipped = 4, [1, 4]
+    assert journal.is_scored(8, known_before=4) == (7, False)
+    assert journal.is_scored(8, known_before=5) == (6, True)
+
+
+def test_only_steps_that_are_timed_count_for_the_speed(open_journal):
+    journal, _ = open_journal()
+    journal.read(0, numbers(tokens=100), is_timed=False)
+    journal.read(1, numbers(tokens=20), is_timed=True)
+    assert journal.progress.tokens == 20
+
+
+def test_every_nth_step_and_the_last_are_logged(open_journal, tmp_path):
+    journal, _ = open_journal()
+    for step in range(10):
+        journal.read(step, numbers(), is_timed=True)
+    logged = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert [line["step"] for line in logged] == [0, 3, 6, 9]
+    assert set(logged[0]) - {"step", "split"} == {
+        *("loss", "orth_loss", "grad_norm", "learning_rate", "total_rank", "tokens")
+    }
+
+
+def test_the_first_metric_decides_what_is_best_and_ties_go_to_the_first(open_journal):
+    journal, said = open_journal("seed-7")
+    told = [(5, 0.5, 0.1), (6, 0.5, 0.9), (7, 0.75, 0.0), (8, 0.25, 0.0)]
+    best = [journal.note_metrics(step, {"f1": f1, "accuracy": a}) for step, f1, a in told]
+    assert best == [True, False, True, False]
+    progress = journal.progress
+    assert (progress.best_step, progress.evaluated) == (7, 8)
+    assert (progress.best_metrics["f1"], progress.metrics["f1"]) == (0.75, 0.25)
+    assert said[0] == "seed-7: step 5: f1 0.5000, accuracy 0.1000"
+
+
+def test_steps_that_are_not_finite_count_in_a_row_and_name_the_run(open_journal):
+    journal, said = open_journal("seed-7")
+    for step, is_finite in enumerate([False, True, False]):
+        journal.read(step, numbers(is_finite=is_finite), is_timed=True)
+    assert (journal.progress.skipped, journal.progress.skipped_in_a_row) == ([0, 2], 1)
+    assert said[0].startswith("seed-7: step 0 is skipped: the loss is nan")
+    with pytest.raises(NonFiniteError, match=r"^seed-7: step 3: .* 2 steps in a row"):
+        journal.read(3, numbers(is_finite=False), is_timed=True)
+
+
+def test_closing_brings_the_log_to_disk_and_gives_the_progress(open_journal, tmp_path):
+    journal, _ = open_journal()
+    journal.read(0, numbers(), is_timed=True)
+    progress = journal.close_at(4, 1.5, 0.5)
+    assert progress is journal.progress
+    assert (progress.step, progress.seconds, progress.training_seconds) == (4, 1.5, 0.5)
+    assert progress.log_bytes == (tmp_path / METRICS_FILE).stat().st_size > 0
