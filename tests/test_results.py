@@ -1,11 +1,10 @@
 """What runs tell in the end, of numbers made by hand; through the commands: test_together.py."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from increlora_jax.members import members_of
+from increlora_jax.compose import plan_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.results import results_of_all, summarize
 from increlora_jax.training.loop import Outcome
@@ -13,16 +12,12 @@ from increlora_jax.training.loop import Outcome
 OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0)
 
 
-def plan_of(*words):
-    config = parse_run(["--task", "mrpc", *words])
-    return SimpleNamespace(
-        config=config,
-        members=members_of(config),
-        data=SimpleNamespace(task=SimpleNamespace(name="mrpc")),
-        method=SimpleNamespace(name="increlora"),
-        layout=SimpleNamespace(mesh=SimpleNamespace(shape={"data": 1})),
-        identity={"data": "abc"},
-    )
+@pytest.fixture
+def plan_of(short_words):
+    """The plan of a command line."""
+    seed = short_words.index("--seed")
+    words = short_words[:seed] + short_words[seed + 2 :]
+    return lambda *more: plan_run(parse_run([*words, *more]))
 
 
 def results(*accuracies):
@@ -32,7 +27,7 @@ def results(*accuracies):
     ]
 
 
-def test_seeds_have_a_mean_and_the_deviation_of_the_sample(tmp_path):
+def test_seeds_have_a_mean_and_the_deviation_of_the_sample(plan_of, tmp_path):
     told = results_of_all(plan_of("--seeds", "1,2,3"), results(0.5, 0.6, 0.7), [OUTCOME] * 3)
     (variant,) = told["variants"]
     assert variant["metrics"]["accuracy"] == {
@@ -50,7 +45,7 @@ def test_seeds_have_a_mean_and_the_deviation_of_the_sample(tmp_path):
     assert json.loads(json.dumps(told)) == told
 
 
-def test_every_variant_of_a_sweep_has_its_own_in_the_order_given():
+def test_every_variant_of_a_sweep_has_its_own_in_the_order_given(plan_of):
     plan = plan_of("--seeds", "1,2", "--sweep", "beta1=0.9,0.5")
     told = results_of_all(plan, results(0.1, 0.2, 0.3, 0.4), [OUTCOME] * 4)
     assert [variant["settings"] for variant in told["variants"]] == [{"beta1": 0.9}, {"beta1": 0.5}]
@@ -61,7 +56,7 @@ def test_every_variant_of_a_sweep_has_its_own_in_the_order_given():
     assert told["summary"].startswith("beta1-0.9: accuracy 0.2000 ± 0.1414 (2 seeds")
 
 
-def test_a_single_run_of_a_variant_has_no_deviation():
+def test_a_single_run_of_a_variant_has_no_deviation(plan_of):
     told = results_of_all(plan_of("--sweep", "beta1=0.9,0.5"), results(0.1, 0.2), [OUTCOME] * 2)
     assert told["variants"][0]["metrics"]["accuracy"]["sample_standard_deviation"] is None
     assert told["summary"] == "beta1-0.9: accuracy 0.1000; beta1-0.5: accuracy 0.2000"

@@ -48,7 +48,7 @@ class Slots(NamedTuple):
 class Scaling(NamedTuple):
     """The rule for s: `rank` is α/(r + 1e-5), `target` α/target_rank, `rsqrt` α/√r."""
 
-    alpha: float
+    alpha: float | Array
     rule: Literal["rank", "target", "rsqrt"] = "rank"
     target_rank: float = 1.0
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
+from increlora_jax.core.schedule import Number
 
 
 class Evidence(Enum):
@@ -46,7 +47,7 @@ def init_importance(modules: int, dtype: DTypeLike) -> ImportanceState:
 
 
 def update_importance(
-    raw: Float[Array, " modules"], state: ImportanceState, beta1: float, beta2: float
+    raw: Float[Array, " modules"], state: ImportanceState, beta1: Number, beta2: Number
 ) -> ImportanceState:
     """Ī ← β₁Ī + (1−β₁)I, then Ū ← β₂Ū + (1−β₂)|I − Ī| with the new Ī (paper §3.2)."""
     sensitivity = beta1 * state.sensitivity + (1 - beta1) * raw

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 from increlora_jax.core.adapter import Adapter, Slots
+from increlora_jax.core.schedule import Number
 
 
 class Trainable(NamedTuple):
@@ -49,7 +50,7 @@ CLIP_EPSILON = 1e-6
 """PyTorch's clip divides by norm + 1e-6 (reference trace); optax's does not, and it shows."""
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: Number) -> optax.GradientTransformation:
     """g ← g · min(1, max_norm / (‖g‖ + 1e-6)) over everything trainable."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -62,10 +63,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def slot_adamw(
     rate: Callable[[Array, Array], Array],
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose bias correction and learning rate count from each entry's birth b.
 
@@ -101,11 +102,11 @@ def slot_adamw(
 def build_optimizer(
     rate: Callable[[Array, Array], Array],
     *,
-    max_grad_norm: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    max_grad_norm: Number,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by the global norm of everything trainable, then AdamW by label.
 

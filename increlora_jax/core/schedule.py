@@ -6,23 +6,26 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-Shape = Callable[[Array, float, Array], Array]
+Number = float | Array
+"""A setting: known when a program is compiled, or given to it as a scalar."""
+
+Shape = Callable[[Array, Number, Array], Array]
 """(age k, warmup w, horizon n) → the factor on the learning rate, all in optimizer steps."""
 
 
-def linear(age: Array, warmup: float, horizon: Array) -> Array:
+def linear(age: Array, warmup: Number, horizon: Array) -> Array:
     """f = k/w while k < w, then (n − k)/(n − w) down to 0."""
     decay = (horizon - age) / jnp.maximum(horizon - warmup, 1)
     return _warmed(age, warmup, jnp.maximum(decay, 0.0))
 
 
-def cosine(age: Array, warmup: float, horizon: Array) -> Array:
+def cosine(age: Array, warmup: Number, horizon: Array) -> Array:
     """f = k/w while k < w, then ½(1 + cos π(k − w)/(n − w))."""
     progress = (age - warmup) / jnp.maximum(horizon - warmup, 1)
     return _warmed(age, warmup, 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
 
 
-def constant_with_warmup(age: Array, warmup: float, horizon: Array) -> Array:
+def constant_with_warmup(age: Array, warmup: Number, horizon: Array) -> Array:
     """f = k/w while k < w, then 1."""
     return _warmed(age, warmup, jnp.ones_like(age))
 
@@ -38,8 +41,8 @@ def rate_at(
     step: Int[Array, ""],
     born: Int[Array, "..."],
     *,
-    learning_rate: float,
-    warmup_steps: int,
+    learning_rate: Number,
+    warmup_steps: Number,
     total_steps: int,
     restart_warmup: bool = True,
     shape: Shape = linear,
@@ -54,5 +57,5 @@ def rate_at(
     return jnp.where(step >= born, learning_rate * shape(age, warmup_steps, horizon), 0.0)
 
 
-def _warmed(age: Array, warmup: float, after: Array) -> Array:
+def _warmed(age: Array, warmup: Number, after: Array) -> Array:
     return jnp.where(age < warmup, age / jnp.maximum(warmup, 1), after)

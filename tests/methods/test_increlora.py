@@ -330,3 +330,22 @@ def test_a_layer_called_twice_is_scored_by_the_gradient_of_both_calls():
     expected = jnp.abs(update.delta * G).sum() / np.sqrt(G.size)
     assert expected > 0
     np.testing.assert_allclose(info["importance"], [expected], rtol=1e-4)  # float32
+
+
+def test_a_step_scored_for_another_runs_sake_moves_nothing_outside_its_own_window():
+    game = Game(score_window=1)
+    game.play(0, None)
+    game.play(3, [1, 2, 3, 4])
+    np.testing.assert_array_equal(game.state.sensitivity, 0)
+    game.play(4, [1, 2, 3, 4])
+    assert game.state.sensitivity.all()
+    assert [words[:2] for words in game.words()] == ["ar", "ar", "aa", "aa"]
+
+
+def test_the_settings_that_it_knows_can_be_varied():
+    varied = method_of().vary({"reg_orth_coef": 0.75, "beta1": 0.0, "learning_rate": 3.0})
+    assert varied.regularization == 0.75
+    game = Game()
+    game.method = varied
+    game.play(0, [1, 2, 3, 4])
+    np.testing.assert_array_equal(game.state.sensitivity, [1, 2, 3, 4])

@@ -1,16 +1,20 @@
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.config import VARIABLE, AdapterConfig, GrowthConfig, RunConfig
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.regularizer import mean_orthogonality
+from increlora_jax.errors import InputError
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
+from increlora_jax.training.state import stack
 from tests.tiny import (
     CLASSES,
     FEATURES,
@@ -28,7 +32,9 @@ STEPS, LAYERS, ALPHA, GAMMA, CLIP = 12, 3, 16.0, 5.0, 1e-3
 MODULES = [f"layers.{i}" for i in range(LAYERS)]
 
 
-def begin(dtype=jnp.float32, loss=cross_entropy, lora_dropout=0.0, growth=None, **training):
+def begin(
+    dtype=jnp.float32, loss=cross_entropy, lora_dropout=0.0, growth=None, alpha=ALPHA, **training
+):
     """Three modules that grow from 1 to 2 ranks, one a round, at steps 2, 4 and 6.
 
     Regularizer and clip are so strong that they would show wherever they had no business.
@@ -38,14 +44,13 @@ def begin(dtype=jnp.float32, loss=cross_entropy, lora_dropout=0.0, growth=None, 
         model,
         steps=STEPS,
         targets=r"layers\.\d",
-        adapter=AdapterConfig(lora_alpha=ALPHA, lora_dropout=lora_dropout),
+        adapter=AdapterConfig(lora_alpha=alpha, lora_dropout=lora_dropout),
         growth=GrowthConfig(
             target_rank=2,
             top_h=1,
             init_warmup=1,
             incre_interval=2,
-            reg_orth_coef=GAMMA,
-            **(growth or {}),
+            **({"reg_orth_coef": GAMMA} | (growth or {})),
         ),
         is_trained=trains_head,
         dtype=dtype,
@@ -394,3 +399,67 @@ def test_state_counts_its_ranks_and_steps(single):
     assert int(single.state.total_rank) == LAYERS
     assert int(history[-1][0].total_rank) == LAYERS + 1
     assert single.parts.base["layers.0.kernel"].shape == (FEATURES, WIDTH)
+
+
+VARIANTS = [
+    {"learning_rate": 0.05, "weight_decay": 0.1, "adam_beta1": 0.5, "lora_alpha": 4.0},
+    {"warmup_steps": 4, "max_grad_norm": 0.5, "adam_epsilon": 1e-2, "adam_beta2": 0.9},
+    {"reg_orth_coef": 0.5, "beta1": 0.3, "beta2": 0.6, "lora_alpha": 2.0},
+]
+"""Together they vary all there is to vary."""
+
+
+def begin_alone(changes):
+    """A run whose configuration has the changed settings."""
+    changes = dict(changes)
+    alpha = changes.pop("lora_alpha", ALPHA)
+    growth = {n: changes.pop(n) for n in ("reg_orth_coef", "beta1", "beta2") if n in changes}
+    return begin(jnp.float64, growth=growth, alpha=alpha, **changes)
+
+
+def test_states_with_settings_of_their_own_train_together_as_they_do_alone(float64, double):
+    assert set().union(*VARIANTS) == set(VARIABLE)
+    alone = [begin_alone(changes) for changes in VARIANTS]
+    flat = {**RunConfig().flat(), "learning_rate": 0.02, "warmup_steps": 2, "lora_alpha": ALPHA}
+    flat |= {"max_grad_norm": CLIP, "reg_orth_coef": GAMMA}
+    settings = [{name: changes.get(name, flat[name]) for name in VARIABLE} for changes in VARIANTS]
+    init = partial(double.trainer.init, double.parts, 0)
+    state = stack([init(own) for own in settings])
+    step = jax.jit(jax.vmap(partial(double.trainer.step, is_scored=True), in_axes=(0, None, 0)))
+    expected = [run(begun, 6, uneven_batch) for begun in alone]
+    for at in range(6):
+        batch = jax.tree.map(lambda leaf: np.stack([leaf] * len(VARIANTS)), uneven_batch(at))
+        state, info = step(state, double.parts.base, batch)
+        for index, history in enumerate(expected):
+            own, told = history[at]
+            assert_close({n: v[index] for n, v in info.items()}, told, rtol=1e-9, atol=1e-14)
+            assert_same(state.pick(index).slots, own.slots)
+            assert_close(state.pick(index).params, own.params, rtol=1e-7, atol=1e-12)
+    merged = double.trainer.merge(state.pick(0), double.parts.base)
+    kernels = alone[0].trainer.merge(expected[0][-1][0], alone[0].parts.base)
+    assert_close(nnx.state(merged), nnx.state(kernels), rtol=1e-7, atol=1e-12)
+
+
+def test_a_setting_that_cannot_vary_is_named(single):
+    with pytest.raises(InputError, match=r"top_h cannot differ .* learning_rate"):
+        single.trainer.init(single.parts, 0, {"top_h": 2})
+
+
+def test_runs_that_train_together_share_one_base():
+    """Activations are made for each, kernels never."""
+    begun = begin(growth={"max_rank": "4"})  # narrower than the kernels
+    state = stack([begun.trainer.init(begun.parts, seed) for seed in range(5)])
+    batch = jax.tree.map(lambda leaf: np.stack([leaf] * 5), batch_of(rows=11))
+    step = jax.vmap(partial(begun.trainer.step, is_scored=False), in_axes=(0, None, 0))
+    program = jax.make_jaxpr(step)(state, begun.parts.base, batch)
+    made = {variable.aval.shape for variable in variables_of(program)}
+    assert (5, 11, WIDTH) in made
+    assert made.isdisjoint({(5, *begun.parts.base[f"{name}.kernel"].shape) for name in MODULES})
+
+
+def variables_of(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from variables_of(inner)
