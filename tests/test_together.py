@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from increlora_jax import evaluate, train
 from increlora_jax.parsing import parse_run
@@ -22,39 +22,58 @@ SEEDS = ("41", "42", "43")
 
 
 @pytest.fixture(scope="module")
-def words(short_words, tmp_path_factory):
-    """A command whose batches have lengths of two buckets, 16 and 32."""
-    data, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
-    for split, count in {"train": 160, "dev": 41}.items():
-        lengths = draw.choice([3, 5, 7, 9, 11, 20], size=count, p=[0.2, 0.2, 0.2, 0.2, 0.19, 0.01])
+def data(tmp_path_factory):
+    """Sentences to train on, of which few are too long for a batch of 16 tokens."""
+    folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
+    for split, count, longest in (("train", 160, 20), ("dev", 41, 12)):
+        lengths = draw.choice([3, 6, 9, longest], size=count, p=[0.33, 0.33, 0.33, 0.01])
         texts = [" ".join(draw.choice(WORDS, size=length)) for length in lengths]
         rows = [f"{text}\t{int(text.startswith(('g', 'b', 'f')))}" for text in texts]
-        (data / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(short_words, data):
+    """A command that seeds can be added to."""
     without_seed = short_words[: short_words.index("--seed")]
     more = ["--data-dir", str(data), "--max-seq-length", "32", "--train-batch-size", "8"]
-    return [*without_seed, *more]
+    return [*without_seed, *more, "--lora-dropout", "0.1"]
 
 
 @pytest.fixture(scope="module")
 def still(tiny_model, tmp_path_factory):
-    """The model without dropout."""
+    """Flags of a run without dropout that ends before a step goes unscored."""
     folder = tmp_path_factory.mktemp("model") / "still"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return ["--model", str(folder), "--lora-dropout", "0", "--max-steps", "10"]
+
+
+@pytest.fixture(scope="module")
+def finish(words, tmp_path_factory):
+    """Carry a run to its end; give its folder."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name, *more):
+        train.main([*words, "--output-dir", str(folder / name), *more])
+        return folder / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(finish, still):
+    """Two runs that have trained together."""
+    return finish("whole", *still, "--seeds", "41,42")
 
 
 @pytest.fixture
-def finish(words, tmp_path):
-    """Carry a run to its end; give its folder."""
-
-    def run(name, *more):
-        train.main([*words, "--output-dir", str(tmp_path / name), *map(str, more)])
-        return tmp_path / name
-
-    return run
+def two(whole, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(whole, tmp_path / "two")
 
 
 def read(folder):
@@ -100,68 +119,51 @@ def rounds(folder):
 
 
 def test_every_seed_ends_as_alone_with_dropout_at_one_length(finish):
-    flags = ["--pad-to-max-length", "--lora-dropout", "0.1"]
-    together = finish("together", "--seeds", ",".join(SEEDS), *flags)
+    flags = ["--pad-to-max-length"]
+    together = finish("together", *flags, "--seeds", ",".join(SEEDS))
     for seed in SEEDS:
-        assert_same_run(together / f"seed-{seed}", finish(seed, "--seed", seed, *flags))
+        assert_same_run(together / f"seed-{seed}", finish(seed, *flags, "--seed", seed))
     assert len({rounds(together / f"seed-{seed}") for seed in SEEDS}) == len(SEEDS)
     assert read(together)["step_compilations"] == 2  # scored and not, though they grow apart
 
 
-def test_without_dropout_batches_of_other_lengths_agree_too(finish, still):
-    flags = ["--model", still, "--gradient-accumulation-steps", "2"]
-    together = finish("together", "--seeds", "41,42", *flags)
-    for seed in ("41", "42"):
-        alone = finish(seed, "--seed", seed, *flags)
-        assert_same_run(together / f"seed-{seed}", alone)
-        assert read(alone)["step_compilations"] == 4  # it has met both lengths
+def test_without_dropout_batches_of_other_lengths_agree_too(whole, finish, still):
+    alone = [finish(f"still-{seed}", *still, "--seed", seed) for seed in ("41", "42")]
+    for folder, seed in zip(alone, ("41", "42"), strict=True):
+        assert_same_run(whole / f"seed-{seed}", folder)
+        assert read(folder)["step_compilations"] == 2  # it has met both lengths
+    assert rounds(alone[0]) != rounds(alone[1])
 
 
 def test_a_sweep_ends_as_its_runs_do_alone(finish, still):
-    flags = ["--model", still, "--seeds", "41,42"]
-    together = finish("together", *flags, "--sweep", "learning_rate=5e-3,2e-2", "lora_alpha=8,16")
-    for seed, rate, alpha in (("41", "5e-3", "16"), ("42", "2e-2", "8")):
-        own = ["--seed", seed, "--learning-rate", rate, "--lora-alpha", alpha]
-        alone = finish(f"{seed}-alone", "--model", still, *own)
-        name = f"seed-{seed},learning_rate-{rate},lora_alpha-{alpha}"
-        assert_same_run(together / name, alone)
-        assert evaluate.evaluate(together / name) == read(alone)["metrics"]
-    settings = [variant["settings"] for variant in read(together)["variants"]]
+    flags = [*still, "--pad-to-max-length"]
+    swept = finish("swept", *flags, "--sweep", "learning_rate=5e-3,2e-2", "lora_alpha=8,16")
+    own = ["--learning-rate", "2e-2", "--lora-alpha", "8"]
+    alone = finish("swept-alone", *flags, *own)
+    assert_same_run(swept / "learning_rate-2e-2,lora_alpha-8", alone)
+    told = evaluate.evaluate(swept / "learning_rate-2e-2,lora_alpha-8")
+    assert told == read(alone)["metrics"]
+    settings = [variant["settings"] for variant in read(swept)["variants"]]
     assert settings[1] == {"learning_rate": 5e-3, "lora_alpha": 16.0}
     assert len(settings) == 4
 
 
-@pytest.fixture
-def two(finish):
-    return finish("two", "--seeds", "41,42")
-
-
-def test_the_whole_tells_the_mean_and_the_deviation(two, capsys):
-    values = [read(two / name)["metrics"]["accuracy"] for name in ("seed-41", "seed-42")]
-    (variant,) = read(two)["variants"]
-    assert variant["members"] == ["seed-41", "seed-42"]
-    assert variant["metrics"]["accuracy"] == {
-        "mean": pytest.approx(np.mean(values)),
-        "sample_standard_deviation": pytest.approx(np.std(values, ddof=1)),
-        "values": values,
-    }
-    said = capsys.readouterr().err
-    assert f"accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (2 seeds" in said
-
-
-def test_a_finished_whole_tells_again_and_another_is_refused(two, finish, capsys):
+def test_a_finished_whole_tells_again_and_another_is_refused(two, words, still, capsys):
+    command = [*words, *still, "--output-dir", str(two), "--seeds"]
     before = (two / RESULTS).stat().st_mtime_ns
-    capsys.readouterr()
-    finish("two", "--seeds", "41,42")
-    assert "this run is finished: accuracy" in capsys.readouterr().err
+    train.main([*command, "41,42"])
+    values = [read(two / name)["metrics"]["accuracy"] for name in ("seed-41", "seed-42")]
+    said = capsys.readouterr().err
+    told = f"accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (2 seeds, mean ± sample"
+    assert f"this run is finished: {told}" in said
     assert (two / RESULTS).stat().st_mtime_ns == before
     with pytest.raises(SystemExit):
-        finish("two", "--seeds", "41,43")
+        train.main([*command, "41,43"])
     assert "seeds (41,42 there, 41,43 here)" in capsys.readouterr().err
 
 
-def test_one_of_them_is_a_finished_run_of_its_own(two, capsys):
-    train.main(["--config", str(two / "seed-42" / "config.yaml")])
+def test_one_of_them_is_a_finished_run_of_its_own(whole, capsys):
+    train.main(["--config", str(whole / "seed-42" / "config.yaml")])
     assert "this run is finished" in capsys.readouterr().err
 
 
@@ -172,25 +174,18 @@ def test_the_whole_is_evaluated_run_by_run(two, capsys):
     assert json.loads(capsys.readouterr().out) == expected
 
 
-def test_overwriting_leaves_nothing_of_other_runs(two, finish):
-    (two / "seed-42" / "mine.txt").write_text("x")
-    finish("two", "--seeds", "41,44", "--overwrite-output-dir")
-    assert {path.name for path in (two / "seed-42").iterdir()} == {".lock", "mine.txt"}
-    assert read(two)["variants"][0]["members"] == ["seed-41", "seed-44"]
-
-
-def test_stopped_runs_go_on_as_if_nothing_had_been(two, words, tmp_path):
-    command = [*words, "--output-dir", str(tmp_path / "stopped"), "--seeds", "41,42"]
-    for at in (1, 9):
+def test_stopped_runs_go_on_as_if_nothing_had_been(whole, words, still, tmp_path):
+    command = [*words, *still, "--output-dir", str(tmp_path / "stopped"), "--seeds", "41,42"]
+    for at in (1, 7):
         stop = SignalAt(at)
         with stop.listening(), pytest.raises(Preempted):
             train.train(parse_run(command), stop)
     train.main(command)
     for name in ("seed-41", "seed-42"):
-        stopped = tmp_path / "stopped" / name
+        stopped, expected = tmp_path / "stopped" / name, whole / name
         for file in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
-            assert (stopped / file).read_bytes() == (two / name / file).read_bytes()
-        assert read(stopped)["rounds"] == read(two / name)["rounds"]
+            assert (stopped / file).read_bytes() == (expected / file).read_bytes()
+        assert read(stopped)["rounds"] == read(expected)["rounds"]
 
 
 def test_a_frozen_parameter_that_each_seed_would_draw_anew_is_refused(
@@ -199,8 +194,6 @@ def test_a_frozen_parameter_that_each_seed_would_draw_anew_is_refused(
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare)
     kept = {n: v for n, v in load_file(bare / "model.safetensors").items() if "pooler" not in n}
-    from safetensors.numpy import save_file
-
     save_file(kept, bare / "model.safetensors")
     flags = ["--model", str(bare), "--modules-to-save", "classifier", "--seeds", "1,2"]
     with pytest.raises(SystemExit):
