@@ -1,5 +1,6 @@
 """NNX layers that carry an adapter beside their frozen kernel."""
 
+from math import prod
 from typing import Any, ClassVar
 
 import jax
@@ -12,9 +13,10 @@ from increlora_jax.core.adapter import (
     Scaling,
     Slots,
     Update,
-    apply_update,
     effective_update,
 )
+from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
+from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
 from increlora_jax.nn.start import Start, start_small
@@ -52,7 +54,7 @@ class LowRankAdapter(nnx.Module):
             setattr(self, name, SlotState(value))
         self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
-        self.probe: Array | None = nnx.data(None)  # see `core.adapter.apply_update`
+        self.probe: Array | None = nnx.data(None)  # see `core.product.apply_update`
 
     @property
     def parameters(self) -> Adapter:
@@ -85,14 +87,24 @@ class LowRankAdapter(nnx.Module):
             )
         return apply_update(self.dropout(x), update, self.probe)
 
+    def is_best_summed(self, rows: int, dtype: Any) -> bool:
+        """Whether to add ΔW to a kernel of so many rows' product, with nothing lost by it.
 
-def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Dropout:
+        Elsewhere than on a CPU a product of float32 rounds its factors, and ΔW would go first.
+        """
+        update = self.update
+        is_plain = self.dropout.rate == 0 or bool(self.dropout.deterministic)
+        is_exact = dtype == update.A.dtype and jax.default_backend() == "cpu"
+        return is_plain and is_exact and is_sum_cheaper(rows, update)
+
+
+def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> Dropout:
     """A dropout, or a stack of them, each with a stream of its own; none is drawn at rate 0."""
     if not rate:
-        return nnx.Dropout(rate)
+        return Dropout(rate)
 
-    def make(key: Array) -> nnx.Dropout:
-        return nnx.Dropout(rate, rngs=nnx.Rngs(key))
+    def make(key: Array) -> Dropout:
+        return Dropout(rate, rngs=nnx.Rngs(key))
 
     for _ in stack:
         make = nnx.vmap(make)
@@ -184,7 +196,29 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
 
     def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
         """Apply the layer and its adapter to the last axis."""
+        if self._is_best_summed(inputs):
+            return nnx.Linear.__call__(self._summed(), inputs, *places, **options)
         return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, *places, **options))
+
+    def _is_best_summed(self, inputs: Array) -> bool:
+        kernel = self.kernel[...]
+        is_stock = self.dot_general is jax.lax.dot_general and self.precision is None
+        is_alike = jnp.result_type(self.dtype or inputs.dtype, kernel.dtype) == kernel.dtype
+        return (
+            self.original is None
+            and is_stock
+            and is_alike
+            and kernel.ndim == 2
+            and self.adapter.is_best_summed(prod(inputs.shape[:-1]), kernel.dtype)
+        )
+
+    def _summed(self) -> nnx.Linear:
+        """The same layer, but that it multiplies by W + ΔW."""
+        layer = object.__new__(nnx.Linear)
+        vars(layer).update(vars(self))
+        update, probe = self.adapter.update, self.adapter.probe
+        layer.dot_general = lambda x, kernel, *_, **__: apply_sum(x, kernel, update, probe)
+        return layer
 
     def kernel_axes(self) -> KernelAxes:
         """[in_features, out_features]."""
