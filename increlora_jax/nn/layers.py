@@ -77,6 +77,23 @@ class LowRankAdapter(nnx.Module):
         Raises:
             InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
+        return apply_update(self.dropout(x), self._one_update(), self.probe)
+
+    def is_best_summed(self, rows: int, dtype: Any) -> bool:
+        """Whether to add ΔW to the kernel of a product of so many rows, with nothing lost by it.
+
+        Elsewhere than on a CPU a product of float32 rounds its factors, and ΔW would go first.
+        """
+        update = self._one_update()
+        is_plain = self.dropout.rate == 0 or bool(self.dropout.deterministic)
+        is_exact = dtype == update.A.dtype and jax.default_backend() == "cpu"
+        return is_plain and is_exact and is_sum_cheaper(rows, update)
+
+    def apply_sum(self, x: Array, kernel: Array) -> Array:
+        """Compute x · (W + ΔW), without dropout."""
+        return apply_sum(x, kernel, self._one_update(), self.probe)
+
+    def _one_update(self) -> Update:
         update = self.update
         if update.A.ndim != 2 or update.slots.active.ndim != 1:
             raise InputError(
@@ -85,17 +102,7 @@ class LowRankAdapter(nnx.Module):
                 "nnx.scan or nnx.vmap slices a stack of layers, it must slice all of its state, as "
                 "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, SlotState): 0})"
             )
-        return apply_update(self.dropout(x), update, self.probe)
-
-    def is_best_summed(self, rows: int, dtype: Any) -> bool:
-        """Whether to add ΔW to a kernel of so many rows' product, with nothing lost by it.
-
-        Elsewhere than on a CPU a product of float32 rounds its factors, and ΔW would go first.
-        """
-        update = self.update
-        is_plain = self.dropout.rate == 0 or bool(self.dropout.deterministic)
-        is_exact = dtype == update.A.dtype and jax.default_backend() == "cpu"
-        return is_plain and is_exact and is_sum_cheaper(rows, update)
+        return update
 
 
 def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> Dropout:
@@ -201,23 +208,19 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
         return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, *places, **options))
 
     def _is_best_summed(self, inputs: Array) -> bool:
-        kernel = self.kernel[...]
         is_stock = self.dot_general is jax.lax.dot_general and self.precision is None
-        is_alike = jnp.result_type(self.dtype or inputs.dtype, kernel.dtype) == kernel.dtype
-        return (
-            self.original is None
-            and is_stock
-            and is_alike
-            and kernel.ndim == 2
-            and self.adapter.is_best_summed(prod(inputs.shape[:-1]), kernel.dtype)
-        )
+        if self.original is not None or not is_stock:
+            return False
+        kernel = self.kernel.get_value()
+        dtype = self.dtype or jnp.result_type(inputs.dtype, kernel.dtype)
+        rows = prod(inputs.shape[:-1])
+        return dtype == kernel.dtype and self.adapter.is_best_summed(rows, kernel.dtype)
 
     def _summed(self) -> nnx.Linear:
         """The same layer, but that it multiplies by W + ΔW."""
         layer = object.__new__(nnx.Linear)
         vars(layer).update(vars(self))
-        update, probe = self.adapter.update, self.adapter.probe
-        layer.dot_general = lambda x, kernel, *_, **__: apply_sum(x, kernel, update, probe)
+        layer.dot_general = lambda x, kernel, *_, **__: self.adapter.apply_sum(x, kernel)
         return layer
 
     def kernel_axes(self) -> KernelAxes:
