@@ -140,7 +140,8 @@ def _open_journal(
         is_silent=not is_first(),
     )
     stack.enter_context(log)
-    return Journal(progress, log, _schedule(plan), plan.method, bar.say, member.name)
+    method = plan.method.vary(member.settings)
+    return Journal(progress, log, _schedule(plan), method, bar.say, member.name)
 
 
 def _write_results(

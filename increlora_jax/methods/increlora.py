@@ -18,6 +18,7 @@ from increlora_jax.core.importance import (
     Evidence,
     ImportanceState,
     init_importance,
+    lasting_steps,
     update_importance,
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
@@ -113,6 +114,14 @@ class _Growth(NamedTuple):
         return IMPORTANCE_FUNCTIONS[self.config.importance]
 
     @property
+    def window(self) -> int:
+        """How many steps up to a round are scored: unless told, all that can bear on it."""
+        if self.config.score_window is not None:
+            return self.config.score_window
+        is_smoothed = self.function.is_smoothed
+        return lasting_steps(self.config.beta1, self.config.beta2) if is_smoothed else 1
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """What has an adapter, in module order (jax sorts dictionaries); a stack is one of them."""
         return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
@@ -148,14 +157,12 @@ class _Growth(NamedTuple):
         return init_importance(self.plan.modules, first.lam.dtype)
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
-        """Every step until the budget is spent, or only the last `score_window` before a round."""
-        return not is_finished and bool(self.plan.rounds) and self._is_in_window(step)
+        """The last `window` steps up to every round, until the budget is spent."""
+        return not is_finished and bool(self.plan.rounds) and self._is_near(step, self.window)
 
-    def _is_in_window(self, step: Any) -> Any:
-        """Whether the next round is less than `score_window` steps away; `step` may be traced."""
-        window, interval = self.config.score_window, self.config.incre_interval
-        if window is None:
-            return True
+    def _is_near(self, step: Any, window: int) -> Any:
+        """Whether a round is less than `window` steps away; `step` may be traced."""
+        interval = self.config.incre_interval
         first = (self.config.init_warmup // interval + 1) * interval
         return (first - step < window) & (-step % interval < window)
 
@@ -192,8 +199,10 @@ class _Growth(NamedTuple):
         if is_scored:
             raw = self._raw_importance(key, adapters, slots, evidence or {})
             moved = update_importance(raw, state, self.config.beta1, self.config.beta2)
-            # Of runs that train together, one may be scored for another's sake.
-            moves = has_budget & self._is_in_window(step)
+            moves = has_budget
+            if self.config.score_window is not None:
+                # The host may be unsure, or another run that trains with this one may want it.
+                moves &= self._is_near(step, self.config.score_window)
             state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, state)
             importance = state.sensitivity * state.uncertainty if self.function.is_smoothed else raw
             grants = self._grants(step, importance, slots, total)

@@ -51,8 +51,11 @@ class Journal:
         """Whether this run wants a step scored, by what came of the steps before `known_before`."""
         progress = self.progress
         is_finished = progress.spent is not None and progress.spent < known_before
-        skipped = sum(at < known_before for at in progress.skipped)
-        return self._method.is_scored(step - skipped, is_finished)
+        counted = step - sum(at < known_before for at in progress.skipped)
+        # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not
+        # scored would be lost.
+        possible = range(max(0, counted - (step - known_before)), counted + 1)
+        return any(self._method.is_scored(at, is_finished) for at in possible)
 
     def read(self, step: int, numbers: Any, *, is_timed: bool) -> None:
         """Note what a step came to; `is_timed` if its tokens count for the speed.

@@ -14,10 +14,10 @@ SCHEDULE = Schedule(10, 5, 3, 5, max_skipped_steps=1)
 
 
 def method_of(budget=5):
-    """A method that wants to be scored at every step until its budget is spent."""
+    """A method that wants the optimizer's step 8 scored unless its budget is spent."""
     method = fixed_method("x", "", attach=lambda model, rngs: model, is_trained=trains_nothing)
     return method._replace(
-        rank_budget=budget, is_scored=lambda step, is_finished: (step, is_finished)
+        rank_budget=budget, is_scored=lambda step, is_finished: step == 8 and not is_finished
     )
 
 
@@ -49,11 +49,21 @@ def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal
     assert journal.progress.spent == 3
 
 
-def test_only_what_is_known_decides_what_is_scored(open_journal):
+def scored(journal):
+    return [step for step in range(20) if journal.is_scored(step, known_before=step - 2)]
+
+
+def test_a_step_is_scored_where_the_optimizer_may_be_at_one_that_is_wanted(open_journal):
     journal, _ = open_journal()
-    journal.progress.spent, journal.progress.skipped = 4, [1, 4]
-    assert journal.is_scored(8, known_before=4) == (7, False)
-    assert journal.is_scored(8, known_before=5) == (6, True)
+    assert scored(journal) == [8, 9, 10]  # up to two in flight may have been skipped
+    journal.progress.skipped = [1, 9]
+    assert scored(journal) == [9, 10, 11, 12]  # the second is known of at step 12 only
+
+
+def test_a_spent_budget_ends_scoring_once_it_is_known(open_journal):
+    journal, _ = open_journal()
+    journal.progress.spent = 7
+    assert scored(journal) == [8, 9]
 
 
 def test_only_steps_that_are_timed_count_for_the_speed(open_journal):
