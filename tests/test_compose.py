@@ -7,6 +7,7 @@ import pytest
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.parsing import parse_run
+from tests.tiny import assert_same
 
 
 @pytest.fixture
@@ -55,6 +56,28 @@ def test_accumulation_cuts_the_same_batch_up(make_plan):
     assert cut["input_ids"].shape == (4, 4, 16)
     for name, values in whole.items():
         np.testing.assert_array_equal(cut[name].reshape(values.shape), values)
+
+
+def test_runs_that_train_together_are_made_ready_as_each_alone(make_plan, minilm_dir, tmp_path):
+    flags = ("--modules-to-save", "classifier", "--model", str(minilm_dir), "--no-growth")
+    together = prepare_run(make_plan(*flags, "--seed", "42", "--seeds", "7,9"))
+    state, batch = together.first_state(), together.batch_at(3)
+    assert state.members == (2,)
+    for index, seed in enumerate(("7", "9")):
+        alone = prepare_run(make_plan(*flags, "--seed", seed))
+        assert_same(state.pick(index), alone.first_state())
+        jax.tree.map(np.testing.assert_array_equal, together.starts[index].base, alone.parts.base)
+        for name, values in alone.batch_at(3).items():
+            np.testing.assert_array_equal(batch[name][index], values)
+
+
+def test_batches_of_runs_that_train_together_are_padded_alike_and_cut_up_alike(make_plan):
+    flags = ("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
+    run = prepare_run(make_plan(*flags, "--seed", "42", "--seeds", "7,9", "--max-seq-length", "24"))
+    assert run.batch_at(0)["input_ids"].shape == (2, 4, 4, 16)
+    assert run.batch_at(0)["labels"].shape == (2, 4, 4)
+    padded = prepare_run(make_plan("--pad-to-max-length", "--max-seq-length", "24"))
+    assert padded.batch_at(0)["input_ids"].shape == (16, 24)
 
 
 def test_the_seed_makes_the_adapters(make_plan):

@@ -12,6 +12,7 @@ import pytest
 
 from increlora_jax.config import RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.errors import InputError, WriteError
+from increlora_jax.members import members_of
 from increlora_jax.parsing import read_run, write_run
 from increlora_jax.run_folder import (
     OF_A_RUN,
@@ -243,3 +244,40 @@ def test_the_settings_of_a_run_are_written_whole(begun):
     shutil.copy(begun / "again.yaml", begun / ".config.yaml.new")  # as a kill would leave it
     clear(begun, CONFIG)
     assert not (begun / ".config.yaml.new").exists()
+
+
+def test_runs_that_train_together_have_folders_and_settings_of_their_own(tmp_path):
+    config = with_training(seeds="1,2", output_dir=str(tmp_path))
+    clear(tmp_path, config)
+    assert read_run(tmp_path / "config.yaml") == config
+    for member in members_of(config):
+        assert read_run(tmp_path / member.name / "config.yaml") == member.config
+    assert look_into(tmp_path, config) is Held.BEGUN
+    write_results(tmp_path / "seed-1", RESULTS)
+    assert look_into(tmp_path, config) is Held.BEGUN
+    write_results(tmp_path, {"identity": {}, "summary": "x", "seconds": 1.0})
+    assert look_into(tmp_path, config) is Held.FINISHED
+    assert read_results(tmp_path)["summary"] == "x"
+
+
+def test_clearing_takes_what_other_runs_have_left_and_nothing_else(tmp_path):
+    clear(tmp_path, with_training(seeds="1,2"))
+    (tmp_path / "seed-1" / "mine.txt").write_text("x")
+    (tmp_path / "seed-9").mkdir()
+    (tmp_path / "seed-9" / "config.yaml").write_text("another run's")
+    clear(tmp_path, with_training(seeds="2,3"))
+    left = {
+        path.name: {p.name for p in path.iterdir()} for path in tmp_path.iterdir() if path.is_dir()
+    }
+    assert left == {
+        "seed-1": {"mine.txt"},
+        "seed-2": {"config.yaml"},
+        "seed-3": {"config.yaml"},
+        "seed-9": {"config.yaml"},
+    }
+
+
+def test_what_is_cleared_need_not_be_sound(tmp_path):
+    (tmp_path / "config.yaml").write_text("seeds: [")
+    clear(tmp_path, with_training(seeds="1,2"))
+    assert read_run(tmp_path / "seed-2" / "config.yaml").training.seed == 2

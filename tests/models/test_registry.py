@@ -16,6 +16,7 @@ from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.registry import (
     MODELS,
     abstract_model,
+    draw_parameters,
     find_spec,
     load_model,
     load_tokenizer,
@@ -131,3 +132,13 @@ def test_a_tokenizer_that_is_too_large_is_refused(tokenizer_folder):
 def test_transformers_is_imported_only_when_needed():
     script = "import sys, increlora_jax.models.registry; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_parameters_are_drawn_as_loading_draws_them(tiny_folder):
+    options = {"num_labels": 3, "classifier_dropout": 0.5, "param_dtype": jnp.bfloat16}
+    model, report = load_model(tiny_folder, seed=5, **options)
+    drawn = draw_parameters(tiny_folder, report.new_parameters, seed=5, **options)
+    loaded = name_variables(model, nnx.Param)
+    assert drawn.keys() == set(report.new_parameters) != set()
+    for name, value in drawn.items():
+        np.testing.assert_array_equal(value, loaded[name].get_value())

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.batching import (
     batch_at,
+    batch_length,
     evaluation_batches,
     length_buckets,
     steps_per_epoch,
@@ -181,3 +182,16 @@ def test_hosts_take_their_rows_of_an_evaluation_too():
         np.testing.assert_array_equal(indices, same)
         for name, value in own.items():
             np.testing.assert_array_equal(value, whole[name][rows])
+
+
+def test_the_length_of_a_batch_is_known_before_it_is_made_and_can_be_given():
+    encoded = encoded_of(lengths_of(30))
+    for step in range(12):
+        choice = {"seed": 1, "step": step, "batch_size": 4}
+        own = batch_at(encoded, **choice, buckets=BUCKETS)
+        length = own["input_ids"].shape[1]
+        assert batch_length(encoded, **choice, buckets=BUCKETS) == length
+        longer = batch_at(encoded, **choice, buckets=(16,))
+        np.testing.assert_array_equal(longer["input_ids"][:, :length], own["input_ids"])
+        assert not longer["attention_mask"][:, length:].any()
+        np.testing.assert_array_equal(longer["labels"], own["labels"])

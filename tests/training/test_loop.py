@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def train(run, tmp_path):
 
 
 def trainer_in(folder, run):
-    """Train, and give the final state, the outcome and what was kept: (step, is_best) → head."""
+    """Train, and give the final state, the outcome and what was kept: (step, is_best, head)."""
     kept = []
 
     def train(
@@ -249,3 +250,65 @@ def test_patience_is_for_steps_in_a_row(train, run):
 
     with pytest.raises(NonFiniteError, match=r"step 6:.* 2 steps in a row.*--max-skipped-steps 1"):
         train(batch_at, patience=1)
+
+
+@pytest.fixture(scope="module")
+def pair(short_words):
+    """Two runs that train together."""
+    return prepare_run(plan_run(parse_run([*short_words, "--seed", "42", "--seeds", "7,8"])))
+
+
+def train_pair(pair, folder, batch_at, patience):
+    """Train both; give the outcomes and what was kept: (index, step, is_best)."""
+    kept, schedule = [], Schedule(STEPS, EVAL_STEPS, 1, 4, patience)
+    bar = Bar(STEPS, is_silent=True)
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", Keep(2), {}))
+        journals = []
+        for member in pair.plan.members:
+            (folder / member.name).mkdir()
+            log = stack.enter_context(RunLog(folder / member.name, tensorboard=False))
+            journals.append(
+                Journal(Progress(), log, schedule, pair.trainer.method, bar.say, member.name)
+            )
+        loop = Loop(
+            *(pair.trainer, pair.plan.layout, pair.evaluator, batch_at),
+            lambda index, state, is_best: kept.append((index, int(state.step), is_best)),
+            *(schedule, checkpoints, journals, bar, Clock(), Stop()),
+        )
+        try:
+            return *loop.run(pair.first_state(), pair.parts.base), kept
+        except NonFiniteError as error:
+            return error, None, kept
+
+
+def spoil(pair, index, steps):
+    """The batches of a pair, of which one run's are spoiled at some steps."""
+
+    def batch_at(step):
+        batch = pair.batch_at(step)
+        if step in steps:
+            batch["weight"][index] = 0  # a mean over nothing
+        return batch
+
+    return batch_at
+
+
+def test_a_step_gone_bad_is_passed_over_by_that_run_alone(pair, run, tmp_path):
+    state, (first, second), kept = train_pair(pair, tmp_path, spoil(pair, 1, (3, 5)), patience=1)
+    assert (first.skipped, second.skipped) == ([], [3, 5])
+    assert state.step.tolist() == [STEPS, STEPS - 2]
+    assert (list(first.rounds), list(second.rounds)) == ([2, 4, 6], [2, 6, 8])
+    assert kept[-2:] == [(0, STEPS, False), (1, STEPS - 2, False)]
+    alone, outcome = trainer_in(tmp_path, run)()
+    assert first.rounds == outcome.rounds
+    losses = [
+        [line["loss"] for line in lines_of(f, "train")] for f in (tmp_path / "seed-7", tmp_path)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # float32 sums in another order
+
+
+def test_a_run_that_goes_on_failing_ends_all_and_is_named(pair, tmp_path):
+    error, _, kept = train_pair(pair, tmp_path, spoil(pair, 1, (3, 4)), patience=1)
+    assert str(error).startswith("seed-8: step 4: the loss is nan")
+    assert {(index, is_best) for index, _, is_best in kept} >= {(0, False), (1, False)}

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from increlora_jax.core.adapter import Adapter
 from increlora_jax.errors import InputError
 from increlora_jax.training.sharding import AXES, Layout, make_mesh
+from increlora_jax.training.state import TrainState
 from tests.meshes import BAD, ENVIRONMENT, LAYERS, RULES, SAVED
 
 RTOL = 1e-9
@@ -95,6 +96,20 @@ def test_what_is_adapted_in_a_stack_or_whole_is_divided_as_its_kernel():
         ),
         "head": Adapter(PartitionSpec(None, None), none, PartitionSpec(None, None)),
     }
+
+
+def test_runs_that_train_together_are_divided_as_each_alone_and_settings_not_at_all():
+    layout = abstract(fsdp=2, tensor=2)
+    state = TrainState(
+        *(shape(5), shape(5), shape(5)),
+        params={"layers.0": Adapter(shape(5, 6, 2), shape(5, 2), shape(5, 2, 8))},
+        **{"slots": {}, "method": (), "opt_state": (), "settings": {"beta1": shape(5)}},
+    )
+    specs = jax.tree.map(lambda s: s.spec, layout.shardings(state, stack=1))
+    assert specs.params["layers.0"] == Adapter(
+        PartitionSpec(None, "fsdp", None), PartitionSpec(None), PartitionSpec(None, None, "tensor")
+    )
+    assert specs.settings["beta1"] == specs.step == PartitionSpec(None)
 
 
 def test_one_process_has_all_rows():
