@@ -9,6 +9,7 @@ from increlora_jax.config import (
     RunConfig,
     TaskConfig,
     TrainingConfig,
+    vary,
 )
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
@@ -120,3 +121,10 @@ def test_output_folder_defaults_to_what_the_run_is():
     assert config.output_dir == "runs/cola-lora-42"
     named = RunConfig(training=TrainingConfig(output_dir="here"))
     assert named.output_dir == "here"
+
+
+def test_a_group_takes_its_own_of_the_settings_given_and_keeps_the_rest():
+    config = TrainingConfig(warmup_steps=7)
+    varied = vary(config, {"learning_rate": 0.5, "beta1": 0.25})
+    assert (varied.learning_rate, varied.warmup_steps) == (0.5, 7)
+    assert config == TrainingConfig(warmup_steps=7)

@@ -201,3 +201,15 @@ def test_a_frozen_parameter_that_each_seed_would_draw_anew_is_refused(
         train.main([*words, *flags, "--output-dir", str(tmp_path / "run")])
     assert "pooler" in (said := capsys.readouterr().err)
     assert "--modules-to-save" in said
+
+
+@pytest.mark.slow
+def test_the_demo_ends_as_alone(tmp_path):
+    flags = {"target-rank": 3, "init-warmup": 10, "incre-interval": 5, "lora-dropout": 0.1}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    command = ["--task", "demo", "--max-steps", "80", "--pad-to-max-length", *words]
+    train.main([*command, "--seeds", ",".join(SEEDS), "--output-dir", str(tmp_path / "all")])
+    for seed in SEEDS:
+        train.main([*command, "--seed", seed, "--output-dir", str(tmp_path / seed)])
+        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed)
+    assert len({rounds(tmp_path / seed) for seed in SEEDS}) == len(SEEDS)

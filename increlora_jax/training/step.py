@@ -253,6 +253,12 @@ def build_trainer(
             dtype=dtype,
         )
 
+    def varied(settings: Settings) -> Trainer:
+        alpha = settings.get("lora_alpha")
+        other = skeleton if alpha is None else skeleton.with_alpha(alpha)
+        own, changed = method.vary(settings), vary(config, settings)
+        return build_trainer(other, own, loss, changed, total_steps=total_steps, dtype=dtype)
+
     optimizer = build_optimizer(
         rate,
         max_grad_norm=config.max_grad_norm,
@@ -261,17 +267,5 @@ def build_trainer(
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
     )
-
-    def varied(settings: Settings) -> Trainer:
-        alpha = settings.get("lora_alpha")
-        return build_trainer(
-            skeleton if alpha is None else skeleton.with_alpha(alpha),
-            method.vary(settings),
-            loss,
-            vary(config, settings),
-            total_steps=total_steps,
-            dtype=dtype,
-        )
-
     accumulation = config.gradient_accumulation_steps
     return Trainer(skeleton, method, loss, rate, optimizer, accumulation, varied)

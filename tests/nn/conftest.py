@@ -93,3 +93,15 @@ def stir():
         return model
 
     return stir
+
+
+def assert_twice(none, once, twice):
+    """What an update adds to the arrays of a tree is doubled, and is not nothing."""
+    added = jax.tree.map(lambda a, b: np.asarray(b - a), none, once)
+    doubled = jax.tree.map(lambda a, c: np.asarray(c - a), none, twice)
+    assert any(np.abs(value).max() > 1e-3 for value in jax.tree.leaves(added))
+    jax.tree.map(
+        lambda value, other: np.testing.assert_allclose(other, 2 * value, rtol=1e-4, atol=1e-6),
+        added,
+        doubled,
+    )

@@ -10,6 +10,7 @@ from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.linen import LinenModel, attach, parameter_selector, split, target_sizes
+from tests.nn.conftest import assert_twice
 
 DECLARED = {r"mix\.w": KernelAxes((0,), (1, 2))}
 
@@ -174,3 +175,11 @@ def test_modules_to_train_in_full_are_said_as_targets(model):
     assert [path for path in model.take_apart()[1] if is_trained(path)] == [
         "join.bias", "join.kernel"
     ]  # fmt: skip
+
+
+def test_another_alpha_scales_every_update(apart):
+    skeleton, parts = apart
+    alpha = skeleton.scaling.alpha
+    none, once, twice = (skeleton.with_alpha(a).merge(parts) for a in (0.0, alpha, 2 * alpha))
+    assert_twice(none, once, twice)
+    jax.tree.map(np.testing.assert_array_equal, once, skeleton.merge(parts))

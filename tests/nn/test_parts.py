@@ -6,8 +6,9 @@ from flax import nnx
 
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.core.product import apply_update
-from increlora_jax.nn.attach import adapted_layers
+from increlora_jax.nn.attach import adapted_layers, adapters_of
 from increlora_jax.nn.parts import split
+from tests.nn.conftest import assert_twice
 
 
 def trains_head(path):
@@ -152,3 +153,14 @@ def test_a_shared_layer_is_taken_apart_once():
     rebuilt = skeleton.assemble(parts)
     assert rebuilt.a is rebuilt.z
     np.testing.assert_array_equal(rebuilt(jnp.ones((2, 4))), model(jnp.ones((2, 4))))
+
+
+def test_another_alpha_scales_every_update_and_may_be_traced(model, ids):
+    skeleton, parts = split(model, trains_head)
+    alpha = next(iter(adapters_of(model).values())).scaling.alpha
+    none, once, twice = (
+        nnx.state(skeleton.with_alpha(a).merge(parts), nnx.Param) for a in (0.0, alpha, 2 * alpha)
+    )
+    assert_twice(none, once, twice)
+    traced = jax.jit(lambda alpha: skeleton.with_alpha(alpha).assemble(parts)(ids))(alpha)
+    np.testing.assert_allclose(traced, model(ids), rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.tree import attach, parameter_selector, split, take_apart, target_sizes
+from tests.nn.conftest import assert_twice
 
 DECLARED = {
     "conv": KernelAxes(inputs=(0, 1, 2), outputs=(3,)),
@@ -165,3 +166,13 @@ def test_subtrees_to_train_in_full_are_said_as_targets(params):
     assert chosen == ["dense.0.bias", "dense.0.weight", "stack.w"]
     with pytest.raises(InputError, match="modules_to_save: 'head' matches no subtree"):
         parameter_selector(params, ["head"])
+
+
+def test_another_alpha_scales_every_update(apart):
+    skeleton, parts = apart
+    alpha = skeleton.scaling.alpha
+    none, once, twice = (
+        take_apart(skeleton.with_alpha(a).merge(parts))[1] for a in (0.0, alpha, 2 * alpha)
+    )
+    assert_twice(none, once, twice)
+    jax.tree.map(np.testing.assert_array_equal, once, take_apart(skeleton.merge(parts))[1])
