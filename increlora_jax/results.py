@@ -60,7 +60,9 @@ def results_of_all(
         }
         for indices in variants.values()
     ]
-    summary = "; ".join(map(_say_variant, variants, told))
+    seeds = len(told[0]["members"])
+    how = f" (mean ± sample standard deviation of {seeds} seeds)" if seeds > 1 else ""
+    summary = "; ".join(map(_say_variant, variants, told)) + how
     speed = sum(outcome.tokens_per_second for outcome in outcomes)
     whole = _tail(plan, outcomes[0]._replace(tokens_per_second=speed))
     return {**_head(plan), "summary": summary, "variants": told, **whole}
@@ -87,9 +89,7 @@ def _say_variant(variant: str, told: dict[str, Any]) -> str:
         + ("" if len(of["values"]) == 1 else f" ± {of['sample_standard_deviation']:.4f}")
         for name, of in told["metrics"].items()
     )
-    count = len(told["members"])
-    seeds = f" ({count} seeds, mean ± sample standard deviation)" if count > 1 else ""
-    return f"{variant}: {metrics}{seeds}" if variant else f"{metrics}{seeds}"
+    return f"{variant}: {metrics}" if variant else metrics
 
 
 def _statistics(each: list[dict[str, float]]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_seeds_have_a_mean_and_the_deviation_of_the_sample(plan_of, tmp_path):
     assert variant["total_rank"] == [0, 1, 2]
     assert told["train_tokens_per_second"] == 30.0
     assert summarize(told, tmp_path) == (
-        "accuracy 0.6000 ± 0.1000 (3 seeds, mean ± sample standard deviation); 12 s; "
+        "accuracy 0.6000 ± 0.1000 (mean ± sample standard deviation of 3 seeds); 12 s; "
         f"see {tmp_path}/results.json"
     )
     assert json.loads(json.dumps(told)) == told
@@ -53,7 +53,10 @@ def test_every_variant_of_a_sweep_has_its_own_in_the_order_given(plan_of):
         [0.1, 0.3],
         [0.2, 0.4],
     ]
-    assert told["summary"].startswith("beta1-0.9: accuracy 0.2000 ± 0.1414 (2 seeds")
+    assert told["summary"] == (
+        "beta1-0.9: accuracy 0.2000 ± 0.1414; beta1-0.5: accuracy 0.3000 ± 0.1414 "
+        "(mean ± sample standard deviation of 2 seeds)"
+    )
 
 
 def test_a_single_run_of_a_variant_has_no_deviation(plan_of):

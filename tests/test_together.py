@@ -1,7 +1,10 @@
 """Runs that train together, through the commands: each ends as it does alone."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,7 +158,7 @@ def test_a_finished_whole_tells_again_and_another_is_refused(two, words, still, 
     train.main([*command, "41,42"])
     values = [read(two / name)["metrics"]["accuracy"] for name in ("seed-41", "seed-42")]
     said = capsys.readouterr().err
-    told = f"accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (2 seeds, mean ± sample"
+    told = f"accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (mean ± sample stand"
     assert f"this run is finished: {told}" in said
     assert (two / RESULTS).stat().st_mtime_ns == before
     with pytest.raises(SystemExit):
@@ -213,3 +216,23 @@ def test_the_demo_ends_as_alone(tmp_path):
         train.main([*command, "--seed", seed, "--output-dir", str(tmp_path / seed)])
         assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed)
     assert len({rounds(tmp_path / seed) for seed in SEEDS}) == len(SEEDS)
+
+
+@pytest.mark.slow
+def test_runs_on_a_mesh_end_as_one_alone_on_one_device(finish, words, still, tmp_path):
+    flags = [*still, "--lora-dropout", "0.1", "--pad-to-max-length", "--eval-batch-size", "8"]
+    alone = finish("one-device", *flags, "--seed", "41")
+    together = [
+        "--seeds",
+        "41,42",
+        "--mesh",
+        "data=2,tensor=2",
+        "--output-dir",
+        str(tmp_path / "m"),
+    ]
+    command = [sys.executable, "-m", "increlora_jax.train", *words, *flags, *together]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, env=os.environ | devices, check=True)
+    expected, got = alone, tmp_path / "m" / "seed-41"
+    assert rounds(got) == rounds(expected)
+    np.testing.assert_allclose(column(got, "loss"), column(expected, "loss"), RTOL, ATOL)
