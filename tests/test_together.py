@@ -230,9 +230,9 @@ def test_runs_on_a_mesh_end_as_one_alone_on_one_device(finish, words, still, tmp
         "--output-dir",
         str(tmp_path / "m"),
     ]
-    command = [sys.executable, "-m", "increlora_jax.train", *words, *flags, *together]
+    command = [sys.executable, "-m", "increlora_jax.train", *words, *flags, "--seeds", "41,42"]
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(command, env=os.environ | devices, check=True)
+    subprocess.run([*command, *mesh], env=os.environ | devices, check=True)
     expected, got = alone, tmp_path / "m" / "seed-41"
     assert rounds(got) == rounds(expected)
     np.testing.assert_allclose(column(got, "loss"), column(expected, "loss"), RTOL, ATOL)
