@@ -222,14 +222,7 @@ def test_the_demo_ends_as_alone(tmp_path):
 def test_runs_on_a_mesh_end_as_one_alone_on_one_device(finish, words, still, tmp_path):
     flags = [*still, "--lora-dropout", "0.1", "--pad-to-max-length", "--eval-batch-size", "8"]
     alone = finish("one-device", *flags, "--seed", "41")
-    together = [
-        "--seeds",
-        "41,42",
-        "--mesh",
-        "data=2,tensor=2",
-        "--output-dir",
-        str(tmp_path / "m"),
-    ]
+    mesh = ["--mesh", "data=2,tensor=2", "--output-dir", str(tmp_path / "m")]
     command = [sys.executable, "-m", "increlora_jax.train", *words, *flags, "--seeds", "41,42"]
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([*command, *mesh], env=os.environ | devices, check=True)
