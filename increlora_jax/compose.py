@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ class Run:
             batch_at(self.encoded_train, seed=seed, buckets=(length,), rows=rows.ravel(), **choice)
             for seed in seeds
         ]
-        axes = (len(each),) * (len(each) > 1) + rows.shape[:1] * (len(rows) > 1)
+        axes = [count for count in (len(each), len(rows)) if count > 1]
         return {
             name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
             for name, array in each[0].items()
@@ -223,20 +223,21 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
         "dtype": dtype,
         "param_dtype": dtype,
     }
-    seed, *others = (member.config.training.seed for member in plan.members)
-    model, report = load_model(plan.folder, seed=seed, **options)
-    plan.method.attach(model, nnx.Rngs(seed))
+    seeds = [member.config.training.seed for member in plan.members]
+    model, report = load_model(plan.folder, seed=seeds[0], **options)
+    plan.method.attach(model, nnx.Rngs(seeds[0]))
     skeleton, parts = split(model, plan.method.is_trained)
-    starts = [parts]
-    for other in others:
-        drawn = partial(draw_parameters, plan.folder, report.new_parameters, seed=other, **options)
-        starts.append(parts if other == seed else _start_again(parts, plan, other, drawn()))
+    starts = {seeds[0]: parts}
+    for seed in seeds:
+        if seed not in starts:
+            drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
+            starts[seed] = _start_again(parts, plan, seed, drawn)
     notes = []
     if report.new_parameters:
         notes.append(f"new, not in the model's files: {', '.join(report.new_parameters)}")
     if report.ignored_keys:
         notes.append(f"in the model's files, not used: {', '.join(report.ignored_keys)}")
-    return skeleton, tuple(starts), tuple(notes)
+    return skeleton, tuple(starts[seed] for seed in seeds), tuple(notes)
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:
