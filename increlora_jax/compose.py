@@ -26,6 +26,7 @@ from increlora_jax.models.registry import (
     load_tokenizer,
 )
 from increlora_jax.nn.parts import Parts, Skeleton, split
+from increlora_jax.quantization import is_quantized
 from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import batch_at, length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
@@ -144,7 +145,9 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     folder = resolve_model(task.model)
     model_config = read_config(folder)
     spec = find_spec(model_config)
-    model = abstract_model(model_config, num_labels=data.task.num_labels)
+    model = abstract_model(
+        model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
+    )
     method = build_method(
         model,
         config.adapter,
@@ -153,8 +156,19 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save),
     )
+    _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
     return Plan(config, data, folder, steps, epoch_steps, method, layout)
+
+
+def _check_frozen(model: nnx.Module, method: Method) -> None:
+    """See that nothing is trained that is quantised."""
+    for path, parameter in name_variables(model, nnx.Param).items():
+        if is_quantized(parameter.get_value()) and method.is_trained(path):
+            raise InputError(
+                f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
+                "choose another --method than full, or other --modules-to-save"
+            )
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
@@ -194,6 +208,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, Parts, tuple[str, ...]]:
         num_labels=plan.data.task.num_labels,
         dtype=dtype,
         param_dtype=dtype,
+        quantize=config.task.quantize_base,
         seed=config.training.seed,
         classifier_dropout=config.task.cls_dropout,
     )

@@ -70,6 +70,9 @@ class TaskConfig:
     max_seq_length: int = option(128, "tokens an example is truncated to")
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
+    quantize_base: Literal["none", "int8", "int4", "nf4"] = option(
+        "none", "how the frozen dense layers of the base are stored, at 1 or ½ byte a weight"
+    )
 
     def __post_init__(self) -> None:
         """Check the bounds."""

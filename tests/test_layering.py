@@ -15,10 +15,11 @@ ALLOWED = {
     "errors": (),
     "files": ("files", "errors"),
     "core": ("core", "errors"),
+    "quantization": ("errors",),
     "config": ("core", "errors"),
-    "nn": ("nn", "core", "config", "files", "errors"),
+    "nn": ("nn", "core", "config", "files", "quantization", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
-    "models": ("models", "files", "errors"),
+    "models": ("models", "files", "quantization", "errors"),
     "tasks": ("tasks", "errors"),
     # The protocol of methods, never a concrete one.
     "training": (
