@@ -25,8 +25,9 @@ from increlora_jax.models.registry import (
     load_model,
     load_tokenizer,
 )
+from increlora_jax.models.remat import set_remat
 from increlora_jax.nn.parts import Parts, Skeleton, split
-from increlora_jax.quantization import is_quantized
+from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import batch_at, length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
@@ -164,7 +165,7 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
 def _check_frozen(model: nnx.Module, method: Method) -> None:
     """See that nothing is trained that is quantised."""
     for path, parameter in name_variables(model, nnx.Param).items():
-        if is_quantized(parameter.get_value()) and method.is_trained(path):
+        if isinstance(parameter.get_value(), QuantizedKernel) and method.is_trained(path):
             raise InputError(
                 f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
                 "choose another --method than full, or other --modules-to-save"
@@ -212,6 +213,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, Parts, tuple[str, ...]]:
         seed=config.training.seed,
         classifier_dropout=config.task.cls_dropout,
     )
+    set_remat(model, config.training.remat)
     plan.method.attach(model, nnx.Rngs(config.training.seed))
     skeleton, parts = split(model, plan.method.is_trained)
     notes = []

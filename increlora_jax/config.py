@@ -46,6 +46,7 @@ FREE = frozenset(
         "save_total_limit",
         "keep_period",
         "max_skipped_steps",
+        "remat",
         "tensorboard",
         "compilation_cache_dir",
         "distributed",
@@ -190,6 +191,11 @@ class TrainingConfig:
     keep_period: int | None = option(None, "also keep the checkpoints of multiples of this step")
     max_skipped_steps: int = option(
         10, "steps in a row, of a loss or gradient that is not finite, that a run passes over"
+    )
+    remat: Literal["none", "dots", "full"] = option(
+        "none",
+        "what of a layer is computed again in the backward pass, to save memory: nothing, "
+        "all but its dense products, or all of it",
     )
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(

@@ -1,15 +1,17 @@
 """A frozen kernel in 8 or 4 bits, spread out only while a product needs it."""
 
 import re
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int8, UInt8
 
 from increlora_jax.errors import InputError
 
@@ -19,36 +21,47 @@ Kind = Literal["none", "int8", "int4", "nf4"]
 TILE = 64
 """Inputs of one output that share a scale, at most (QLoRA's block, arXiv 2305.14314)."""
 
-QuantizedKernel = Any
-"""A `qwix.QArray`: of a kernel's shape, with the dtype it is spread out to."""
-
-Kernel = Array | QuantizedKernel
-
-# The largest weight is half a step below where rounding would leave the range of the integers:
-# what a conversion makes of what is outside is every backend's own.
+# The largest weight is kept just below where rounding would leave the range of the integers: what
+# a conversion makes of what is outside is every backend's own.
 _CALIBRATION = "absmax,1.00001"
 
 
-def import_qwix() -> ModuleType:
-    """Import the library that rounds, which is not installed by default.
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["kind"])
+@dataclass(frozen=True)
+class QuantizedKernel:
+    """A kernel [inputs, outputs] as numbers of few bits and a scale for each tile of inputs.
 
-    Raises:
-        InputError: it is not there.
+    Two values of 4 bits lie in one byte, the first of them in its lower half: how JAX itself keeps
+    an int4 depends on the backend, and its ahead-of-time programs do not take it.
     """
-    try:
-        import qwix
-    except ImportError as error:
-        raise InputError(
-            f"--quantize-base needs qwix, which cannot be imported ({error}); "
-            "pip install 'increlora_jax[quantization]'"
-        ) from error
-    return qwix
+
+    values: Int8[Array, "inputs outputs"] | UInt8[Array, "pairs outputs"]
+    scale: Float[Array, "tiles outputs"]
+    kind: Kind
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The kernel's."""
+        rows, outputs = self.values.shape
+        return rows if self.kind == "int8" else 2 * rows, outputs
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What it is spread out to."""
+        return self.scale.dtype
+
+    def astype(self, dtype: DTypeLike) -> Self:
+        """Spread it out to another dtype."""
+        return replace(self, scale=self.scale.astype(dtype))
+
+
+Kernel = Array | QuantizedKernel
 
 
 @partial(jax.jit, static_argnames="kind")
 def quantize(kernel: Float[Array, "inputs outputs"], kind: Kind) -> QuantizedKernel:
     """W ≈ Q ∘ s, with a scale s for each tile of inputs of each output, in the dtype of W."""
-    return import_qwix().quantize(
+    rounded = _import_qwix().quantize(
         kernel.astype(jnp.float32),
         kind if kind == "nf4" else jnp.dtype(kind),
         channelwise_axes=(1,),
@@ -56,21 +69,23 @@ def quantize(kernel: Float[Array, "inputs outputs"], kind: Kind) -> QuantizedKer
         calibration_method=_CALIBRATION,
         scale_dtype=kernel.dtype,
     )
-
-
-def is_quantized(kernel: Kernel) -> bool:
-    """Whether it is one of these, of numbers or of shapes only, and not a plain array."""
-    return hasattr(kernel, "qvalue")
+    values = rounded.qvalue if kind == "int8" else _pack(rounded.qvalue)
+    return QuantizedKernel(values, rounded.scale, kind)
 
 
 def as_dense(kernel: Kernel) -> Array:
     """Spread a kernel out; a plain one stays."""
-    return import_qwix().dequantize(kernel) if is_quantized(kernel) else kernel
+    if not isinstance(kernel, QuantizedKernel):
+        return kernel
+    qwix = _import_qwix()
+    values = kernel.values if kernel.kind == "int8" else _unpack(kernel.values, kernel.kind)
+    return qwix.dequantize(qwix.QArray(values, kernel.scale, qtype=kernel.kind))
 
 
-def store_like(parameter: Kernel, value: Array) -> Kernel:
+def store_like(parameter: Any, value: Array) -> Kernel:
     """Quantise a value where a model's parameter is quantised."""
-    return quantize(value, str(parameter.qtype)) if is_quantized(parameter) else value
+    is_whole = not isinstance(parameter, QuantizedKernel)
+    return value if is_whole else quantize(value, parameter.kind)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -99,21 +114,54 @@ def store_quantized(model: nnx.Module, layers: str, kind: Kind) -> None:
     """Make an abstract model one whose dense layers are quantised, in place.
 
     `layers` is the regex of their paths. Loading then quantises what it reads for them.
+
+    Raises:
+        InputError: the library that rounds is missing, or a layer cannot be quantised so.
     """
     if kind == "none":
         return
-    for path, layer in nnx.iter_modules(model):
-        if isinstance(layer, nnx.Linear) and re.fullmatch(layers, ".".join(map(str, path))):
+    _import_qwix()
+    for parts, layer in nnx.iter_modules(model):
+        path = ".".join(map(str, parts))
+        if isinstance(layer, nnx.Linear) and re.fullmatch(layers, path):
             kernel = layer.kernel.get_value()
+            if kind != "int8" and kernel.shape[0] % 2:
+                raise InputError(
+                    f"--quantize-base {kind} keeps two inputs in a byte, and {path} has "
+                    f"{kernel.shape[0]}; take int8"
+                )
             layer.kernel.set_value(jax.eval_shape(partial(quantize, kind=kind), kernel))
-            layer.dot_general, layer.promote_dtype = _dot_general, _promote
+            layer.set_attributes(dot_general=_dot_general, promote_dtype=_promote)
+
+
+def _import_qwix() -> ModuleType:
+    try:
+        import qwix
+    except ImportError as error:
+        raise InputError(
+            f"--quantize-base needs qwix, which cannot be imported ({error}); "
+            "pip install 'increlora_jax[quantization]'"
+        ) from error
+    return qwix
+
+
+def _pack(values: Array) -> UInt8[Array, "pairs outputs"]:
+    pairs = values.astype(jnp.uint8).reshape(-1, 2, values.shape[1]) & 15
+    return pairs[:, 0] | (pairs[:, 1] << 4)
+
+
+def _unpack(pairs: UInt8[Array, "pairs outputs"], kind: Kind) -> Array:
+    values = jnp.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1, pairs.shape[1])
+    if kind == "nf4":
+        return values
+    return ((values ^ 8) - 8).astype(jnp.int8)  # the sign of a number of 4 bits
 
 
 def _dot_general(
     x: Array, kernel: Kernel, dimension_numbers: Any, precision: Any = None, **settings: Any
 ) -> Array:
     """The product of a dense layer, whose kernel is a plain one again after a merge."""
-    if is_quantized(kernel):
+    if isinstance(kernel, QuantizedKernel):
         return multiply(x, kernel, precision)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings)
 

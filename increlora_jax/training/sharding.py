@@ -157,7 +157,7 @@ class Layout:
                 return self._divide(f"{module}.adapter.{name}", leaf.shape, (*stack, *axes))
             case (*_, DictKey(key=str(name))):
                 return self._divide(name, leaf.shape, self._axes_of(name))
-            case (*_, DictKey(key=str(name)), GetAttrKey(name="qvalue" | "scale" as part)):
+            case (*_, DictKey(key=str(name)), GetAttrKey(name="values" | "scale" as part)):
                 return self._divide(f"{name}.{part}", leaf.shape, self._axes_of(name))
             case _:
                 return self.everywhere
