@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
-from types import ModuleType
+from types import EllipsisType, ModuleType
 from typing import Any, Literal, Self
 
 import jax
@@ -49,6 +49,10 @@ class QuantizedKernel:
     def dtype(self) -> jnp.dtype:
         """What it is spread out to."""
         return self.scale.dtype
+
+    def __getitem__(self, index: EllipsisType) -> Self:
+        """All of it, as Flax reads a variable's value."""
+        return self
 
     def astype(self, dtype: DTypeLike) -> Self:
         """Spread it out to another dtype."""

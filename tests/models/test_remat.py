@@ -13,13 +13,12 @@ from increlora_jax.models.registry import find_spec
 from increlora_jax.models.remat import RematLayer, set_remat
 from increlora_jax.training.loss import sequence_loss
 from tests.families import FAMILIES, SMALL
+from tests.memory import SAVING
 from tests.tiny import assert_same, start
 
 STEPS, ROWS = 4, 2
 QUICK = {"xla_backend_optimization_level": 0}
 """The same program; less of the time goes into compiling it."""
-SAVING = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""By default XLA's CPU computes everything as soon as it can, what is computed again too."""
 
 
 def make_model(family, dtype=jnp.float64, **changes):
