@@ -25,6 +25,10 @@ TILE = 64
 # a conversion makes of what is outside is every backend's own.
 _CALIBRATION = "absmax,1.00001"
 
+_ZERO = 8
+"""What an int4 of 0 is stored as: to find signs again, integers would have to wrap around, and
+XLA's CPU (jaxlib 0.10) does not let them where it fuses them with a product."""
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["kind"])
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ def quantize(kernel: Float[Array, "inputs outputs"], kind: Kind) -> QuantizedKer
         calibration_method=_CALIBRATION,
         scale_dtype=kernel.dtype,
     )
-    values = rounded.qvalue if kind == "int8" else _pack(rounded.qvalue)
+    match kind:
+        case "int8":
+            values = rounded.qvalue
+        case "int4":
+            values = _pack(rounded.qvalue.astype(jnp.int8) + _ZERO)
+        case _:
+            values = _pack(rounded.qvalue)
     return QuantizedKernel(values, rounded.scale, kind)
 
 
@@ -82,8 +92,9 @@ def as_dense(kernel: Kernel) -> Array:
     if not isinstance(kernel, QuantizedKernel):
         return kernel
     qwix = _import_qwix()
-    values = kernel.values if kernel.kind == "int8" else _unpack(kernel.values, kernel.kind)
-    return qwix.dequantize(qwix.QArray(values, kernel.scale, qtype=kernel.kind))
+    values = kernel.values if kernel.kind == "int8" else _unpack(kernel.values)
+    zero = jnp.full((1, 1), _ZERO, jnp.uint8) if kernel.kind == "int4" else None
+    return qwix.dequantize(qwix.QArray(values, kernel.scale, zero, kernel.kind))
 
 
 def store_like(parameter: Any, value: Array) -> Kernel:
@@ -154,11 +165,8 @@ def _pack(values: Array) -> UInt8[Array, "pairs outputs"]:
     return pairs[:, 0] | (pairs[:, 1] << 4)
 
 
-def _unpack(pairs: UInt8[Array, "pairs outputs"], kind: Kind) -> Array:
-    values = jnp.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1, pairs.shape[1])
-    if kind == "nf4":
-        return values
-    return ((values ^ 8) - 8).astype(jnp.int8)  # the sign of a number of 4 bits
+def _unpack(pairs: UInt8[Array, "pairs outputs"]) -> UInt8[Array, "inputs outputs"]:
+    return jnp.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1, pairs.shape[1])
 
 
 def _dot_general(

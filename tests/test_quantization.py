@@ -99,6 +99,15 @@ def test_a_product_and_its_gradient_are_those_of_the_kernel_spread_out(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_fused_with_what_follows(kind):
+    """As in a layer norm of many rows, where XLA's CPU makes one kernel of it all."""
+    kernel, x = quantize(kernel_of(), kind), jax.random.normal(jax.random.key(1), (4096, INPUTS))
+    got = jax.jit(lambda x, kernel: multiply(x, kernel).mean(axis=-1))(x, kernel)
+    expected = (x @ as_dense(kernel)).mean(axis=-1)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_backward_pass_keeps_the_values_and_scales_and_nothing_else(kind):
     def kept(kernel, x):
         return jax.tree.leaves(jax.vjp(lambda x: multiply(x, kernel), x)[1])
