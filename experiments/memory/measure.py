@@ -117,7 +117,11 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
         targets=spec.target_modules,
         adapter=AdapterConfig(),
         growth=GrowthConfig(
-            target_rank=2, top_h=10**6, init_warmup=INTERVAL, incre_interval=INTERVAL
+            target_rank=2,
+            top_h=10**6,
+            init_warmup=INTERVAL,
+            incre_interval=INTERVAL,
+            max_rank="32",
         ),
         is_trained=lambda path: path.startswith(spec.modules_to_save),
     )

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from increlora_jax.core.adapter import Adapter
 from increlora_jax.errors import InputError
+from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.training.sharding import AXES, Layout, make_mesh
 from tests.meshes import BAD, ENVIRONMENT, LAYERS, RULES, SAVED
 
@@ -95,6 +96,16 @@ def test_what_is_adapted_in_a_stack_or_whole_is_divided_as_its_kernel():
         ),
         "head": Adapter(PartitionSpec(None, None), none, PartitionSpec(None, None)),
     }
+
+
+def test_a_quantised_kernel_is_divided_as_a_plain_one():
+    kernel = QuantizedKernel(shape(64, 8), shape(4, 8), "nf4")
+    layout = abstract(fsdp=4, tensor=2)
+    found = layout.shardings({"layers.0.kernel": kernel})["layers.0.kernel"]
+    assert found.values.spec == found.scale.spec == PartitionSpec("fsdp", "tensor")
+    message = r"--mesh fsdp=8 does not divide layers.0.kernel.scale \[4, 8\]"
+    with pytest.raises(InputError, match=message):
+        abstract(fsdp=8).shardings({"layers.0.kernel": kernel})
 
 
 def test_one_process_has_all_rows():
