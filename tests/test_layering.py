@@ -13,13 +13,14 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 ALLOWED = {
     "errors": (),
+    "dropout": (),
     "files": ("files", "errors"),
     "core": ("core", "errors"),
     "quantization": ("errors",),
     "config": ("core", "errors"),
-    "nn": ("nn", "core", "config", "files", "quantization", "errors"),
+    "nn": ("nn", "core", "config", "files", "dropout", "quantization", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
-    "models": ("models", "files", "quantization", "errors"),
+    "models": ("models", "files", "dropout", "quantization", "errors"),
     "tasks": ("tasks", "errors"),
     # The protocol of methods, never a concrete one.
     "training": (
