@@ -98,14 +98,12 @@ def test_what_is_adapted_in_a_stack_or_whole_is_divided_as_its_kernel():
     }
 
 
-def test_a_quantised_kernel_is_divided_as_a_plain_one():
-    kernel = QuantizedKernel(shape(64, 8), shape(4, 8), "nf4")
+def test_a_quantised_kernel_is_divided_as_a_plain_one_and_its_scales_by_outputs():
+    kernel = QuantizedKernel(shape(64, 8), shape(3, 8), "nf4")
     layout = abstract(fsdp=4, tensor=2)
     found = layout.shardings({"layers.0.kernel": kernel})["layers.0.kernel"]
-    assert found.values.spec == found.scale.spec == PartitionSpec("fsdp", "tensor")
-    message = r"--mesh fsdp=8 does not divide layers.0.kernel.scale \[4, 8\]"
-    with pytest.raises(InputError, match=message):
-        abstract(fsdp=8).shardings({"layers.0.kernel": kernel})
+    assert found.values.spec == PartitionSpec("fsdp", "tensor")
+    assert found.scale.spec == PartitionSpec(None, "tensor")
 
 
 def test_one_process_has_all_rows():
