@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from transformers import LlamaConfig
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, Importance, TrainingConfig
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.models.hf import name_variables
 from increlora_jax.models.registry import abstract_model, find_spec
@@ -70,6 +70,7 @@ class Setting:
     remat: Remat
     batch: int
     length: int
+    importance: Importance = "sensitivity"
     steps: int = 12
     layers: int | None = None
 
@@ -122,6 +123,7 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
             init_warmup=INTERVAL,
             incre_interval=INTERVAL,
             max_rank="32",
+            importance=setting.importance,
         ),
         is_trained=lambda path: path.startswith(spec.modules_to_save),
     )
@@ -191,7 +193,13 @@ def plan(words: argparse.Namespace) -> Iterator[str]:
     yield f"{words.model}, {words.batch} × {words.length} tokens, bfloat16; GiB"
     for quantize, remat in product(words.quantize_base, words.remat):
         setting = Setting(
-            words.model, quantize, remat, words.batch, words.length, layers=words.layers
+            words.model,
+            quantize,
+            remat,
+            words.batch,
+            words.length,
+            words.importance,
+            layers=words.layers,
         )
         begun = begin(setting, is_drawn=False)
         line = (
@@ -209,7 +217,13 @@ def run(words: argparse.Namespace) -> Iterator[str]:
     """Train with random weights until the budget is spent and beyond; tell what it has taken."""
     for quantize, remat in product(words.quantize_base, words.remat):
         setting = Setting(
-            words.model, quantize, remat, words.batch, words.length, layers=words.layers
+            words.model,
+            quantize,
+            remat,
+            words.batch,
+            words.length,
+            words.importance,
+            layers=words.layers,
         )
         begun = begin(setting, is_drawn=True)
         method, state = begun.trainer.method, begun.state
@@ -241,6 +255,7 @@ def main() -> None:
     parser.add_argument("--remat", nargs="+", choices=get_args(Remat), default=["full"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--importance", choices=get_args(Importance), default="sensitivity")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--compile", action="store_true", help="also compile, for `plan`")
     words = parser.parse_args()
