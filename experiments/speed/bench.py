@@ -29,7 +29,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # here; the workers take the accelerator
     options = _parse()
     if not options.render:
-        work = _work(options)
+        work = work_of(options)
         found = measure(work, options)
         sys.stdout.write(render(found))
         if options.name:
@@ -51,13 +51,7 @@ def renew_readme() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="minilm-l6", help=f"{', '.join(SHAPES)}, or a folder")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--rank", type=int, default=8, help="final rank of a module in the mean")
-    parser.add_argument("--top-h", type=int, help="modules of a round; default: the recipe's")
-    parser.add_argument("--lora-dropout", type=float, default=0.0, help="of all contenders")
+    add_work_flags(parser)
     parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; default: all")
@@ -68,7 +62,19 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _work(options: argparse.Namespace) -> Work:
+def add_work_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the work is."""
+    parser.add_argument("--model", default="minilm-l6", help=f"{', '.join(SHAPES)}, or a folder")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rank", type=int, default=8, help="final rank of a module in the mean")
+    parser.add_argument("--top-h", type=int, help="modules of a round; default: the recipe's")
+    parser.add_argument("--lora-dropout", type=float, default=0.0, help="of all contenders")
+
+
+def work_of(options: argparse.Namespace) -> Work:
+    """What the flags say."""
     names = ("batch", "length", "dtype", "rank", "top_h", "lora_dropout")
     return Work(options.model, **{name: getattr(options, name) for name in names})
 
