@@ -23,11 +23,16 @@ from worker import FailedError, Worker
 HERE = Path(__file__).parent
 README, RESULTS = HERE / "README.md", HERE / "results"
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Has the C library ask Linux for pages of 2 MiB: a step touches a gigabyte it has just got."""
+
 
 def main() -> None:
     """Measure and print; with --name also keep the numbers and renew the README's tables."""
     jax.config.update("jax_platforms", "cpu")  # here; the workers take the accelerator
     options = _parse()
+    if options.huge_pages:
+        os.environ |= HUGE_PAGES  # the workers inherit it
     if not options.render:
         work = work_of(options)
         found = measure(work, options)
@@ -52,6 +57,7 @@ def renew_readme() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_flags(parser)
+    parser.add_argument("--huge-pages", action="store_true", help=f"all of them with {HUGE_PAGES}")
     parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; default: all")
@@ -95,7 +101,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     windows = {"every step": None, "window": SCORE_WINDOW}
     return {
         "work": asdict(work) | {"name": Path(work.name).name, "modules": len(work.sizes)},
-        "machine": _machine(rows),
+        "machine": _machine(rows) | {"huge_pages": options.huge_pages},
         "steps_a_turn": options.steps,
         "plan": work.plan(work.growth(), work.steps).describe(),
         "scored_share": {k: scored_share(work, v) for k, v in windows.items()},

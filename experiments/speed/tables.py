@@ -69,7 +69,8 @@ def _describe_work(found: Found) -> str:
         f"**{work['name']}**, {work['batch']} × {work['length']} tokens, {work['dtype']}, "
         f"{work['modules']} adapted modules, rank {work['rank']}, LoRA dropout "
         f"{work['lora_dropout']:g}; {machine['device']}, {machine['cores']} cores; Python "
-        f"{machine['python']}, {versions}; {turns} turns of {found['steps_a_turn']}."
+        f"{machine['python']}, {versions}; {turns} turns of {found['steps_a_turn']} steps"
+        f"{', huge pages' if machine['huge_pages'] else ''}."
     )
 
 
