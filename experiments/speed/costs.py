@@ -67,9 +67,12 @@ def parse_program(text: str) -> dict[str, Operation]:
         noted = re.search(r'op_name="([^"]*)"', rest)
         frame = re.search(r"stack_frame_id=(\d+)", rest)
         sizes = tuple(int(size) for size in shape.split(",") if size)
-        operations[name] = Operation(
-            opcode, sizes, noted[1] if noted else "", frames(int(frame[1])) if frame else []
+        found = (
+            frames(int(frame[1]))
+            if frame
+            else [f"{path}:" for path in re.findall(r'source_file="([^"]*)"', rest)]
         )
+        operations[name] = Operation(opcode, sizes, noted[1] if noted else "", found)
     return operations
 
 
