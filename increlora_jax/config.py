@@ -130,7 +130,9 @@ class GrowthConfig:
     importance: Importance = option("sensitivity", "what a module is ranked by")
     beta1: float = option(0.85, "decay of the average importance")
     beta2: float = option(0.85, "decay of its uncertainty")
-    score_window: int | None = option(None, "score only this many steps up to a round")
+    score_window: int | None = option(
+        None, "steps scored up to a round; default: all that float32 averages remember of"
+    )
     reg_orth_coef: float = option(0.1, "γ, weight of the orthogonality term")
 
     def __post_init__(self) -> None:

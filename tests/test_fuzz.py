@@ -25,11 +25,6 @@ from tests.fuzz import QUICK, THOROUGH, VALUES, check_errors, damaged, headers, 
 AMOUNTS = pytest.mark.parametrize(
     "examples", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)]
 )
-SOME = 1 / 1000
-"""Of the files at least this share must be sound, or a reader that refuses all would pass.
-
-The more examples, the rarer they are: hypothesis tries few files twice.
-"""
 
 ADAPTER = {
     "method": "increlora", "base_model": "x", "task": "sst2", "labels": ["a", "b"],
@@ -54,7 +49,7 @@ def test_settings_files(tmp_path, examples):
         assert read_run(path)
         assert parse_run(["--config", str(path)])
 
-    assert check_errors(files, path, read, examples) > examples * SOME
+    assert check_errors(files, path, read, examples) > examples / 100
 
 
 @AMOUNTS
@@ -119,14 +114,14 @@ def test_adapter_configurations(tmp_path, examples):
     assert ADAPTER.keys() == CONFIG_KINDS.keys()
     files = jsons(ADAPTER) | damaged(json.dumps(ADAPTER, indent=2).encode())
     sound = check_errors(files, tmp_path / CONFIG, lambda: read_adapter_config(tmp_path), examples)
-    assert sound > examples * SOME
+    assert sound > examples / 100
 
 
 @AMOUNTS
 def test_results(tmp_path, examples):
     files = jsons(RESULTS) | damaged(json.dumps(RESULTS).encode())
     path = tmp_path / "results.json"
-    assert check_errors(files, path, lambda: read_results(tmp_path), examples) > examples * SOME
+    assert check_errors(files, path, lambda: read_results(tmp_path), examples) > examples / 100
 
 
 @AMOUNTS
@@ -147,7 +142,9 @@ def test_indices_of_shards(tmp_path, examples):
     path = tmp_path / "model.safetensors.index.json"
 
     def read():
-        assert all(file.resolve().is_relative_to(tmp_path) for file in list_weights(tmp_path))
+        assert all(
+            file.parent == tmp_path for file in list_weights(tmp_path) if "/" not in file.name
+        )
 
     assert check_errors(jsons(index) | damaged(json.dumps(index).encode()), path, read, examples)
 
@@ -172,7 +169,7 @@ def test_what_a_checkpoint_says_of_its_run(tmp_path, examples):
     def read():
         assert isinstance(checkpoints.read(3).progress.step, int)
 
-    assert check_errors(files, path, read, examples) > examples * SOME
+    assert check_errors(files, path, read, examples) > examples / 100
 
 
 @AMOUNTS

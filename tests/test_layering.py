@@ -13,12 +13,13 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 ALLOWED = {
     "errors": (),
+    "dropout": (),
     "files": ("files", "errors"),
     "core": ("core", "errors"),
     "config": ("core", "errors"),
-    "nn": ("nn", "core", "config", "files", "errors"),
+    "nn": ("nn", "core", "config", "files", "dropout", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
-    "models": ("models", "files", "errors"),
+    "models": ("models", "files", "dropout", "errors"),
     "tasks": ("tasks", "errors"),
     # The protocol of methods, never a concrete one.
     "training": (

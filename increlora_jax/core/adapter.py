@@ -1,4 +1,4 @@
-"""The low-rank update: its slots, its product, and the score that leaves the backward pass."""
+"""The low-rank update: its slots, its scale, and the probe that its score leaves by."""
 
 from collections.abc import Callable
 from functools import partial
@@ -104,24 +104,10 @@ Score = Callable[[Array, Update], Array]
 """(∂L/∂ΔW [inputs, outputs], the update) → a module's raw importance []."""
 
 
-def apply_update(
-    x: Float[Array, "*batch inputs"], update: Update, probe: Float[Array, "..."] | None = None
-) -> Float[Array, "*batch outputs"]:
-    """Compute s · ((x·A) ∘ λ̂) · B in factored form.
-
-    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance:
-    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots]. Without a probe no dense
-    gradient is ever formed. `spread_probe` makes a dense probe whose cotangent ends as a score.
-    """
-    if probe is not None and probe.ndim == 1:
-        return _product(None, x, update._replace(lam_hat=update.lam_hat + probe), None)
-    return _product(None if probe is None else probe.dtype, x, update, probe)
-
-
 def effective_delta(
     update: Update, probe: Float[Array, "..."] | None = None
 ) -> Float[Array, "*stack inputs outputs"]:
-    """The dense ΔW, for kernels that are not applied by a product; `probe` as in `apply_update`."""
+    """The dense ΔW, for kernels that no product applies; `probe` as in `product.apply_update`."""
     if probe is None:
         return update.delta
     if probe.ndim == update.lam_hat.ndim:
@@ -165,47 +151,3 @@ def _spread_backward(score: Score, update: Update, gradient: Array) -> tuple[Any
 
 
 _spread.defvjp(_spread_forward, _spread_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(evidence: Any, x: Array, update: Update, probe: Array | None) -> Array:
-    return _product_forward(evidence, x, update, probe)[0]
-
-
-def _product_forward(
-    evidence: Any, x: Array, update: Update, probe: Array | None
-) -> tuple[Array, Any]:
-    coefficients = update.scale * update.lam_hat
-    hidden = _matmul(x, update.A)
-    return _matmul(hidden * coefficients.astype(x.dtype), update.B), (x, hidden, update)
-
-
-def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
-    x, hidden, update = residuals
-    x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
-    coefficients = update.scale * update.lam_hat
-    d_hidden = _matmul(dy_rows, update.B.T)
-    inner = d_hidden * coefficients.astype(dy.dtype)
-    d_coefficients = jnp.sum(hidden * d_hidden, axis=0, dtype=coefficients.dtype)
-    d_update = Update(
-        A=_outer(inner, x_rows, update.A.dtype).T,  # this way round the wide side is contiguous
-        lam_hat=update.scale * d_coefficients,
-        B=_outer(hidden * coefficients.astype(x.dtype), dy_rows, update.B.dtype),
-        scale=jnp.sum(update.lam_hat * d_coefficients),
-        slots=None,  # type: ignore[arg-type]  # masks and births have no cotangent
-    )
-    dx = _matmul(inner, update.A.T).reshape(x.shape)
-    return dx, d_update, None if evidence is None else _outer(x_rows, dy_rows, evidence)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _matmul(x: Array, matrix: Array) -> Array:
-    """x·matrix in the activations' dtype: a bf16 model multiplies in bf16."""
-    return x @ matrix.astype(x.dtype)
-
-
-def _outer(x: Array, y: Array, dtype: Any) -> Array:
-    """xᵀ·y over all rows, accumulated in the parameters' dtype whatever the activations'."""
-    return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)

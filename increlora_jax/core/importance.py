@@ -1,5 +1,6 @@
 """How important a module is: the evidence a score needs, its equation, and its averages."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -52,6 +53,17 @@ def update_importance(
     sensitivity = beta1 * state.sensitivity + (1 - beta1) * raw
     uncertainty = beta2 * state.uncertainty + (1 - beta2) * jnp.abs(raw - sensitivity)
     return ImportanceState(sensitivity, uncertainty)
+
+
+def lasting_steps(beta1: float, beta2: float) -> int:
+    """Count the steps after which a score is gone from both averages of float32.
+
+    With β the larger decay, what is k steps old weighs at most k·βᵏ in Ī and Ū. From the first k on
+    at which that is below 2⁻³² it is less than half of the last digit, 2⁻²⁴, even of averages 256
+    times smaller than the score.
+    """
+    decay = max(beta1, beta2)
+    return 1 + bisect_left(range(1, 2**40), True, key=lambda k: k * decay**k < 2.0**-32)
 
 
 def sensitivity(gradient: Array, update: Update, key: Array | None = None) -> Array:

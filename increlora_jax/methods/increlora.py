@@ -17,6 +17,7 @@ from increlora_jax.core.importance import (
     Evidence,
     ImportanceState,
     init_importance,
+    lasting_steps,
     update_importance,
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
@@ -97,6 +98,14 @@ class _Growth(NamedTuple):
         return IMPORTANCE_FUNCTIONS[self.config.importance]
 
     @property
+    def window(self) -> int:
+        """How many steps up to a round are scored: unless told, all that can bear on it."""
+        if self.config.score_window is not None:
+            return self.config.score_window
+        is_smoothed = self.function.is_smoothed
+        return lasting_steps(self.config.beta1, self.config.beta2) if is_smoothed else 1
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """What has an adapter, in module order (jax sorts dictionaries); a stack is one of them."""
         return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
@@ -132,15 +141,12 @@ class _Growth(NamedTuple):
         return init_importance(self.plan.modules, first.lam.dtype)
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
-        """Every step until the budget is spent, or only the last `score_window` before a round."""
+        """The last `window` steps up to every round, until the budget is spent."""
         if is_finished or not self.plan.rounds:
             return False
-        window, interval = self.config.score_window, self.config.incre_interval
-        if window is None:
-            return True
-        ahead = max(step, self.config.init_warmup + 1)
+        ahead, interval = max(step, self.config.init_warmup + 1), self.config.incre_interval
         next_round = -(-ahead // interval) * interval
-        return next_round - step < window
+        return next_round - step < self.window
 
     def probes(self, adapters: dict[str, Adapter], is_summed: bool) -> dict[str, Array]:
         def zero(adapter: Adapter) -> Array:

@@ -9,11 +9,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 
 Activation = Callable[[jax.Array], jax.Array]
 
-_exact_gelu = partial(jax.nn.gelu, approximate=False)
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """Widen a dtype for what bfloat16 is too coarse for; float32 and float64 stay."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _exact_gelu(x: jax.Array) -> jax.Array:
+    """x · Φ(x) by erf, as PyTorch has it; by erfc, as in `jax.nn`, it is one more pass over x."""
+    wide = x.astype(at_least_float32(x.dtype))  # 1 + erf has no digits left in bfloat16
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 _tanh_gelu = partial(jax.nn.gelu, approximate=True)
 
 # Hugging Face's names; it keeps several for one function that differ in rounding only.
@@ -42,11 +54,6 @@ def get_activation(name: str) -> Activation:
             f"use a model with one of {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
-
-
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Widen a dtype for what bfloat16 is too coarse for; float32 and float64 stay."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -129,4 +136,4 @@ class LayerFactory:
 
     def dropout(self, rate: float) -> nnx.Dropout:
         """Make a dropout with a random stream of its own."""
-        return nnx.Dropout(rate, rngs=self.rngs)
+        return Dropout(rate, rngs=self.rngs)

@@ -17,10 +17,10 @@ from increlora_jax.core.adapter import (
     Score,
     Slots,
     Update,
-    apply_update,
     effective_update,
     spread_probe,
 )
+from increlora_jax.core.product import apply_update
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import (
     EinsumAxes,

@@ -140,8 +140,11 @@ class Loop:
     def _is_scored(self, step: int) -> bool:
         progress, horizon = self._progress, step - LAG
         is_finished = progress.spent is not None and progress.spent < horizon
-        skipped = sum(at < horizon for at in progress.skipped)
-        return self._trainer.method.is_scored(step - skipped, is_finished)
+        counted = step - sum(at < horizon for at in progress.skipped)
+        # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not
+        # scored would be lost.
+        possible = range(max(0, counted - LAG), counted + 1)
+        return any(self._trainer.method.is_scored(at, is_finished) for at in possible)
 
     def _program(self, batch: Any, is_scored: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""

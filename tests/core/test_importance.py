@@ -9,6 +9,7 @@ from increlora_jax.core.importance import (
     Evidence,
     ImportanceState,
     init_importance,
+    lasting_steps,
     update_importance,
 )
 
@@ -122,3 +123,30 @@ def test_averages_start_at_zero(float64):
     for average in state:
         assert average.dtype == jnp.float64
         assert average.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("beta1", "beta2"), [(0.85, 0.85), (0.5, 0.9), (0.95, 0.2), (0.0, 0.0), (0.0, 0.3)]
+)
+def test_scores_that_do_not_last_change_no_digit(beta1, beta2):
+    """Averages that start at zero come to what those come to that have seen 200 times as much."""
+    scores = np.random.default_rng(5).uniform(0.5, 1.5, (lasting_steps(beta1, beta2), 4))
+    zero = init_importance(4, jnp.float32)
+    start = ImportanceState(zero.sensitivity + 200, zero.uncertainty + 200)
+
+    def averaged(state, scores):
+        for row in jnp.asarray(scores, jnp.float32):
+            state = update_importance(row, state, beta1, beta2)
+        return state
+
+    for with_past, without in zip(averaged(start, scores), averaged(zero, scores), strict=True):
+        # float32 rounds by 2⁻²⁴ a step; scores are about 1, and so is the scale of what is 0.
+        np.testing.assert_allclose(with_past, without, rtol=2.0**-22, atol=2.0**-24)
+
+
+def test_scores_last_no_longer_than_they_must():
+    """The first k with k · 0.85ᵏ < 2⁻³²; decays near one last long, and are found at once."""
+    assert lasting_steps(0.85, 0.3) == lasting_steps(0.3, 0.85) == 169
+    assert 168 * 0.85**168 >= 2**-32 > 169 * 0.85**169
+    assert lasting_steps(0.0, 0.0) == 1
+    assert 3e10 < lasting_steps(1 - 1e-9, 0.5) < 1e11

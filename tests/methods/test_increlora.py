@@ -216,6 +216,13 @@ def test_a_window_looks_back_from_each_round():
     assert scored == [14, 15, 16, 22, 23, 24, 30, 31, 32, 38, 39]
 
 
+@pytest.mark.parametrize(("importance", "window"), [("sensitivity", 169), ("magnitude", 1)])
+def test_all_that_can_bear_on_a_round_is_scored_by_default(importance, window):
+    method = method_of(steps=3000, init_warmup=10, incre_interval=500, importance=importance)
+    scored = [step for step in range(600) if method.is_scored(step, False)]
+    assert scored == list(range(501 - window, 501))
+
+
 def test_with_growth_off_nothing_is_scored_opened_or_grown():
     method = method_of(growth=False)
     assert method.rank_budget == LAYERS

@@ -1,3 +1,6 @@
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -278,3 +281,33 @@ def test_a_forgotten_attribute_leaves_no_trace():
     forget_attribute(marked, "mark")
     assert not hasattr(marked, "mark")
     assert nnx.graphdef(marked) == nnx.graphdef(plain)
+
+
+def is_summed(model, x):
+    """Whether a dense ΔW [6, 5] is made on the way."""
+    graphdef, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    return ":f32[6,5] = dot_general" in str(jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("rows", "layer", "more", "expected"),
+    [
+        (9, {}, {}, True),
+        (2, {}, {}, False),  # two products multiply less
+        (9, {}, {"dropout": 0.5}, False),  # x is not the same in both
+        (9, {"dtype": jnp.bfloat16}, {}, False),
+        (9, {"param_dtype": jnp.bfloat16}, {}, False),
+        (9, {"precision": "highest"}, {}, False),
+        (9, {"dot_general": partial(jax.lax.dot_general)}, {}, False),
+    ],
+)
+def test_update_joins_the_kernel_where_that_is_cheaper_and_exact(
+    rows, layer, more, expected, scaling
+):
+    model = Holder(lambda **k: nnx.Linear(6, 5, **k), **layer)
+    attach(model, "layer", max_rank=4, scaling=scaling, rngs=nnx.Rngs(1), **more)
+    x = jnp.ones((rows, 6))
+    assert is_summed(model, x) is expected
+    model.eval()
+    assert is_summed(model, x) is (expected or "dropout" in more)

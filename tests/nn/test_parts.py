@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax.core.adapter import apply_update
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.product import apply_update
 from increlora_jax.nn.attach import adapted_layers
 from increlora_jax.nn.parts import split
 

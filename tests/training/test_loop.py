@@ -221,6 +221,21 @@ def test_steps_that_are_not_finite_are_passed_over_and_counted(train, run, tmp_p
     assert [step for step, loss in lines.items() if loss is None] == [2, 3, 8]
 
 
+def test_a_step_passed_over_right_before_a_round_does_not_lose_it(short_words, tmp_path):
+    more = {"incre-interval": 10, "init-warmup": 5, "score-window": 1, "top-h": 12}
+    words = [*short_words, *(str(word) for name in more for word in (f"--{name}", more[name]))]
+    run = prepare_run(plan_run(parse_run(words)))
+
+    def batch_at(step):
+        batch = run.batch_at(step)
+        if step == 9:
+            batch["weight"] = np.zeros_like(batch["weight"])
+        return batch
+
+    _, outcome = trainer_in(tmp_path, run)(batch_at, patience=1)
+    assert outcome.rounds.keys() == {11}  # the optimizer's step 10
+
+
 def test_patience_is_for_steps_in_a_row(train, run):
     def batch_at(step):
         batch = run.batch_at(step)

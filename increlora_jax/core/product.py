@@ -1,0 +1,137 @@
+"""The products of a forward pass with an update, and what their backward pass leaves behind."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from increlora_jax.core.adapter import Update
+
+
+def apply_update(
+    x: Float[Array, "*batch inputs"], update: Update, probe: Float[Array, "..."] | None = None
+) -> Float[Array, "*batch outputs"]:
+    """Compute s · ((x·A) ∘ λ̂) · B in factored form.
+
+    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance:
+    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots]. Without a probe no dense
+    gradient is ever formed. `spread_probe` makes a dense probe whose cotangent ends as a score.
+    """
+    if probe is not None and probe.ndim == 1:
+        return _product(None, x, update._replace(lam_hat=update.lam_hat + probe), None)
+    return _product(None if probe is None else probe.dtype, x, update, probe)
+
+
+def apply_sum(
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    update: Update,
+    probe: Float[Array, "..."] | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product; `probe` as in `apply_update`.
+
+    The gradients stay factored, but on a scored step: there all of them follow from G = ∂L/∂ΔW.
+    For kernels of the adapter's own precision only, lest the sum round ΔW away.
+    """
+    if probe is not None and probe.ndim == 1:
+        return _sum(None, x, kernel, update._replace(lam_hat=update.lam_hat + probe), None)
+    return _sum(None if probe is None else probe.dtype, x, kernel, update, probe)
+
+
+def is_sum_cheaper(rows: int, update: Update) -> bool:
+    """Whether ΔW takes fewer multiplications, in·out·S, than the two products rows·(in+out)·S."""
+    inputs, outputs = update.A.shape[-2], update.B.shape[-1]
+    return rows * (inputs + outputs) > inputs * outputs
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(evidence: Any, x: Array, update: Update, probe: Array | None) -> Array:
+    return _product_forward(evidence, x, update, probe)[0]
+
+
+def _product_forward(
+    evidence: Any, x: Array, update: Update, probe: Array | None
+) -> tuple[Array, Any]:
+    coefficients = update.scale * update.lam_hat
+    hidden = _matmul(x, update.A)
+    return _matmul(hidden * coefficients.astype(x.dtype), update.B), (x, hidden, update)
+
+
+def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
+    x, hidden, update = residuals
+    x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
+    inner, d_update = _from_rows(x_rows, hidden, dy_rows, update)
+    dx = _matmul(inner, update.A.T).reshape(x.shape)
+    return dx, d_update, None if evidence is None else _outer(x_rows, dy_rows, evidence)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(evidence: Any, x: Array, kernel: Array, update: Update, probe: Array | None) -> Array:
+    return _sum_forward(evidence, x, kernel, update, probe)[0]
+
+
+def _sum_forward(
+    evidence: Any, x: Array, kernel: Array, update: Update, probe: Array | None
+) -> tuple[Array, Any]:
+    summed = kernel + update.delta
+    return x @ summed, (x, summed, update)
+
+
+def _sum_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
+    x, summed, update = residuals
+    x_rows, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+    gradient = _outer(x_rows, dy_rows, summed.dtype)  # of a frozen kernel nobody asks for it
+    if evidence is None:
+        _, d_update = _from_rows(x_rows, x_rows @ update.A, dy_rows, update)
+    else:
+        d_update = _from_gradient(gradient, update)
+    dx = (dy_rows @ summed.T).reshape(x.shape)
+    return dx, gradient, d_update, None if evidence is None else gradient.astype(evidence)
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
+
+
+def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Array, Update]:
+    """∂L/∂(x·A), and the cotangents of the update, from all rows of x, x·A and ∂L/∂y."""
+    coefficients = update.scale * update.lam_hat
+    d_hidden = _matmul(dy, update.B.T)
+    inner = d_hidden * coefficients.astype(dy.dtype)
+    d_coefficients = jnp.sum(hidden * d_hidden, axis=0, dtype=coefficients.dtype)
+    d_A = _outer(inner, x, update.A.dtype).T  # this way round the wide side is contiguous
+    d_B = _outer(hidden * coefficients.astype(x.dtype), dy, update.B.dtype)
+    return inner, _cotangents(d_A, d_coefficients, d_B, update)
+
+
+def _from_gradient(gradient: Array, update: Update) -> Update:
+    """The same from G: s·G·Bᵀ∘λ̂ for A, s·diag(Aᵀ·G·Bᵀ) for λ̂, s·λ̂∘Aᵀ·G for B."""
+    coefficients = update.scale * update.lam_hat
+    left = update.A.T @ gradient
+    d_coefficients = jnp.sum(left * update.B, axis=-1)
+    d_A = (gradient @ update.B.T) * coefficients
+    return _cotangents(d_A, d_coefficients, left * coefficients[:, None], update)
+
+
+def _cotangents(d_A: Array, d_coefficients: Array, d_B: Array, update: Update) -> Update:
+    return Update(
+        A=d_A,
+        lam_hat=update.scale * d_coefficients,
+        B=d_B,
+        scale=jnp.sum(update.lam_hat * d_coefficients),
+        slots=None,  # type: ignore[arg-type]  # masks and births have no cotangent
+    )
+
+
+def _matmul(x: Array, matrix: Array) -> Array:
+    """x·matrix in the activations' dtype: a bf16 model multiplies in bf16."""
+    return x @ matrix.astype(x.dtype)
+
+
+def _outer(x: Array, y: Array, dtype: Any) -> Array:
+    """xᵀ·y over all rows, accumulated in the parameters' dtype whatever the activations'."""
+    return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)

@@ -1,0 +1,311 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from increlora_jax.core.adapter import (
+    Scaling,
+    Update,
+    effective_delta,
+    effective_update,
+    over_stack,
+    spread_probe,
+)
+from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
+
+IN, SLOTS, OUT = 11, 4, 13  # all different, and 15 rows: a shape tells what an array is
+BATCH = (3, 5)
+STATES = "arad"
+
+
+@pytest.fixture
+def update(float64, make_adapter, make_slots):
+    adapter = make_adapter(IN, SLOTS, OUT)
+    # A large λ̂ on the reserve too: at 1e-5 a wrong reserve would hide below the tolerance.
+    return effective_update(adapter, make_slots(STATES), Scaling(16))._replace(lam_hat=adapter.lam)
+
+
+@pytest.fixture
+def x(float64):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(*BATCH, IN)))
+
+
+@pytest.fixture
+def dy(float64):
+    return jnp.asarray(np.random.default_rng(2).normal(size=(*BATCH, OUT)))
+
+
+def dense_product(x, A, lam_hat, B, scale):
+    return x @ (scale * (A * lam_hat) @ B)
+
+
+def apply_probed(x, update, probe):
+    return apply_update(x, update, spread_probe(probe, update, sensitivity))
+
+
+def cotangents(x, update, dy, probe=None):
+    _, pull = jax.vjp(apply_probed, x, update, probe)
+    return pull(dy)
+
+
+def dense_gradient(x, dy):
+    return np.einsum("abi,abo->io", x, dy)
+
+
+def shapes_of(jaxpr):
+    """The shape of every array that a jaxpr, inner ones included, takes, keeps or makes."""
+    found = {v.aval.shape for v in [*jaxpr.invars, *jaxpr.constvars]}
+    for equation in jaxpr.eqns:
+        found |= {v.aval.shape for v in equation.outvars}
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                found |= shapes_of(inner.jaxpr)
+            elif hasattr(inner, "eqns"):
+                found |= shapes_of(inner)
+    return found
+
+
+def backward_shapes(x, update, dy, probe):
+    def product(x, probe, A, lam_hat, B):
+        return apply_probed(x, update._replace(A=A, lam_hat=lam_hat, B=B), probe)
+
+    def backward(*args):
+        return jax.vjp(product, *args)[1](dy)
+
+    return shapes_of(jax.make_jaxpr(backward)(x, probe, *update[:3]).jaxpr)
+
+
+def test_product_is_the_dense_one(x, update):
+    A, lam_hat, B, scale = (np.asarray(part) for part in update[:4])
+    expected = dense_product(np.asarray(x), A, lam_hat, B, scale)
+    np.testing.assert_allclose(apply_update(x, update), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3, 4)])
+def test_product_takes_any_leading_axes(update, batch):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(*batch, IN)))
+    y = apply_update(x, update)
+    assert y.shape == (*batch, OUT)
+    np.testing.assert_allclose(y, x @ update.delta, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("argument", ["x", "A", "lam_hat", "B", "scale"])
+def test_cotangents_are_those_of_the_dense_form(x, update, dy, argument):
+    arguments = dict(x=x, **{name: getattr(update, name) for name in ("A", "lam_hat", "B")})
+    arguments["scale"] = update.scale
+
+    def factored(value):
+        x, *parts = (arguments | {argument: value}).values()
+        return jnp.vdot(apply_update(x, Update(*parts, update.slots)), dy)
+
+    def dense(value):
+        return jnp.vdot(dense_product(**(arguments | {argument: value})), dy)
+
+    got, expected = (jax.grad(f)(arguments[argument]) for f in (factored, dense))
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_scalar_probe_receives_the_importance(x, update, dy):
+    G = dense_gradient(x, dy)
+    expected = np.abs(np.asarray(update.delta) * G).sum() / np.sqrt(IN * OUT)
+    _, _, importance = cotangents(x, update, dy, jnp.zeros(()))
+    np.testing.assert_allclose(importance, expected, rtol=1e-12)
+
+
+def test_matrix_probe_receives_the_dense_gradient(x, update, dy):
+    _, _, gradient = cotangents(x, update, dy, jnp.zeros((IN, OUT)))
+    np.testing.assert_allclose(gradient, dense_gradient(x, dy), rtol=1e-12, atol=1e-12)
+
+
+def test_slot_probe_receives_the_gradient_of_lambda_hat(x, update, dy):
+    A, B, s = (np.asarray(part) for part in (update.A, update.B, update.scale))
+    _, _, gradient = cotangents(x, update, dy, jnp.zeros(SLOTS))
+    expected = s * np.diag(A.T @ dense_gradient(x, dy) @ B.T)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
+def test_probe_changes_neither_output_nor_other_cotangents(x, update, dy, shape):
+    probe = jnp.zeros(shape)
+    np.testing.assert_array_equal(apply_probed(x, update, probe), apply_update(x, update))
+    with_probe, without = cotangents(x, update, dy, probe), cotangents(x, update, dy)
+    for got, expected in zip(with_probe[:2], without[:2], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("shape", [None, (SLOTS,)])
+def test_no_dense_matrix_is_formed_without_a_dense_probe(x, update, dy, shape):
+    probe = None if shape is None else jnp.zeros(shape)
+    shapes = backward_shapes(x, update, dy, probe)
+    assert (IN, SLOTS) in shapes  # the search does look inside
+    assert not {(IN, OUT), (OUT, IN)} & shapes
+
+
+def test_a_dense_matrix_is_formed_for_a_scalar_probe(x, update, dy):
+    assert (IN, OUT) in backward_shapes(x, update, dy, jnp.zeros(()))
+
+
+def test_forward_pass_of_a_scored_step_stays_factored(x, update):
+    program = jax.jit(apply_probed).lower(x, update, jnp.zeros(())).compile().as_text()
+    assert f"[{IN},{SLOTS}]" in program
+    assert f"[{IN},{OUT}]" not in program
+
+
+def test_a_layer_called_twice_is_scored_by_the_sum_of_its_gradients(x, update, dy):
+    def twice(probe):
+        probe = spread_probe(probe, update, sensitivity)
+        y = apply_update(x, update, probe), apply_update(jnp.cos(x), update, probe)
+        return jnp.vdot(y[0], dy) - 2 * jnp.vdot(y[1], dy)
+
+    G = dense_gradient(x, dy) - 2 * dense_gradient(np.cos(x), dy)
+    expected = np.abs(np.asarray(update.delta) * G).sum() / np.sqrt(IN * OUT)
+    np.testing.assert_allclose(jax.grad(twice)(jnp.zeros(())), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
+def test_evidence_of_a_dense_delta_is_that_of_the_product(x, update, dy, shape):
+    def product(probe):
+        probe = spread_probe(probe, update, sensitivity)
+        return jnp.vdot(x @ effective_delta(update, probe), dy)
+
+    probe = jnp.zeros(shape)
+    expected = cotangents(x, update, dy, probe)[2]
+    np.testing.assert_allclose(jax.grad(product)(probe), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_each_matrix_of_a_stack_has_a_score_of_its_own(float64, make_adapter, make_slots, x, dy):
+    stack = make_adapter(IN, SLOTS, OUT, stack=(2, 3))
+    slots = make_slots(["arad", "aaar", "addd", "aadd", "rada", "aaaa"])
+    slots = jax.tree.map(lambda leaf: leaf.reshape(2, 3, *leaf.shape[1:]), slots)
+    update = effective_update(stack, slots, Scaling(16))
+    weights = jnp.arange(1.0, 7.0).reshape(2, 3)
+
+    def loss(probes):
+        dense = spread_probe(probes, update, sensitivity)
+        return jnp.sum(weights * over_stack(lambda u, p: jnp.vdot(apply_update(x, u, p), dy), 2)(
+            update, dense))  # fmt: skip
+
+    got = jax.grad(loss)(jnp.zeros((2, 3)))
+    for place in np.ndindex(2, 3):
+        one = jax.tree.map(lambda leaf, place=place: leaf[place], update)
+        expected = weights[place] * cotangents(x, one, dy, jnp.zeros(()))[2]
+        np.testing.assert_allclose(got[place], expected, rtol=1e-12)
+
+
+def test_only_active_lambda_and_present_matrices_have_a_gradient(
+    float64, make_adapter, make_slots, x
+):
+    adapter = make_adapter(IN, SLOTS, OUT)
+
+    def loss(adapter, is_advancing):
+        slots = make_slots(STATES, is_advancing=is_advancing)
+        return jnp.sum(jnp.sin(apply_update(x, effective_update(adapter, slots, Scaling(16)))))
+
+    for is_advancing in (True, False):
+        gradient = jax.grad(loss)(adapter, is_advancing)
+        assert list(gradient.lam != 0) == [True, False, True, False]
+        learning = [True, is_advancing, True, False]
+        assert list((gradient.A != 0).any(axis=0)) == learning
+        assert list((gradient.B != 0).any(axis=1)) == learning
+
+
+def test_vmap_over_stacked_updates_is_a_loop_over_them(float64, make_adapter, make_slots, x, dy):
+    update = effective_update(
+        make_adapter(IN, SLOTS, OUT, stack=(2,)), make_slots(["arad", "aaar"]), Scaling(16)
+    )
+
+    def evidence(update):
+        return cotangents(x, update, dy, jnp.zeros(()))
+
+    together = jax.vmap(evidence)(update)
+    for layer in range(2):
+        alone = evidence(jax.tree.map(lambda leaf, layer=layer: leaf[layer], update))
+        np.testing.assert_allclose(together[0][layer], alone[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(together[2][layer], alone[2], rtol=1e-12)
+
+
+@pytest.fixture
+def narrow(x, update, dy):
+    """The same with bfloat16 activations and float32 adapters."""
+    wide = jax.tree.map(lambda v: v.astype(jnp.float32) if v.dtype == jnp.float64 else v, update)
+    return x.astype(jnp.bfloat16), wide, dy.astype(jnp.bfloat16)
+
+
+def test_bfloat16_activations_keep_their_type_and_the_adapters_theirs(narrow):
+    x, update, dy = narrow
+    dx, d_update, importance = cotangents(x, update, dy, jnp.zeros((), jnp.float32))
+    assert apply_update(x, update).dtype == dx.dtype == jnp.bfloat16
+    assert {part.dtype for part in (*d_update[:4], importance)} == {jnp.dtype(jnp.float32)}
+
+
+def test_bfloat16_activations_give_nearly_the_wide_cotangents(narrow):
+    x, update, dy = narrow
+    wide = (x.astype(jnp.float32), update, dy.astype(jnp.float32))
+    for got, expected in zip(
+        jax.tree.leaves((apply_update(x, update), cotangents(*narrow)[:2])),
+        jax.tree.leaves((apply_update(*wide[:2]), cotangents(*wide)[:2])),
+        strict=True,
+    ):
+        if expected.dtype == jnp.float32:
+            # bfloat16 rounds to 2⁻⁸; a few such roundings, relative to the largest entry.
+            scale = float(jnp.abs(expected).max())
+            np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=0.03 * scale)
+
+
+def test_score_of_bfloat16_activations_is_summed_in_float32(narrow):
+    x, update, dy = narrow
+    G = dense_gradient(np.asarray(x, np.float64), np.asarray(dy, np.float64))
+    _, _, gradient = cotangents(x, update, dy, jnp.zeros((IN, OUT), jnp.float32))
+    # A product of two bfloat16 is exact in float32, so only float32 sums of 15 terms round.
+    np.testing.assert_allclose(gradient, G, rtol=1e-5, atol=1e-5)
+    expected = np.abs(np.asarray(update.delta, np.float64) * G).sum() / np.sqrt(IN * OUT)
+    _, _, importance = cotangents(x, update, dy, jnp.zeros((), jnp.float32))
+    np.testing.assert_allclose(importance, expected, rtol=1e-5)
+
+
+@pytest.fixture
+def kernel(float64):
+    return jnp.asarray(np.random.default_rng(4).normal(size=(IN, OUT)))
+
+
+def sum_probed(x, kernel, update, probe):
+    return apply_sum(x, kernel, update, spread_probe(probe, update, sensitivity))
+
+
+def test_product_with_the_sum_is_the_sum_of_products(x, kernel, update):
+    expected = np.asarray(x) @ np.asarray(kernel) + np.asarray(apply_update(x, update))
+    np.testing.assert_allclose(apply_sum(x, kernel, update), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [None, (), (IN, OUT), (SLOTS,)])
+def test_cotangents_of_the_sum_are_those_of_both_products(x, kernel, update, dy, shape):
+    probe = None if shape is None else jnp.zeros(shape)
+
+    def both(x, kernel, update, probe):
+        return x @ kernel + apply_probed(x, update, probe)
+
+    got = jax.vjp(sum_probed, x, kernel, update, probe)[1](dy)
+    expected = jax.vjp(both, x, kernel, update, probe)[1](dy)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        if one.dtype != jax.dtypes.float0:  # of masks
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_backward_pass_of_a_scored_sum_multiplies_its_rows_twice(x, kernel, update, dy):
+    """dy · (W + ΔW)ᵀ and xᵀ · dy; what else it multiplies is no larger than the kernel."""
+
+    def backward(x, update, probe):
+        return jax.vjp(sum_probed, x, kernel, update, probe)[1](dy)
+
+    lines = jax.jit(backward).lower(x, update, jnp.zeros(())).as_text().splitlines()
+    of_rows = [line for line in lines if "dot_general" in line and "tensor<15x" in line]
+    assert len(of_rows) == 2
+
+
+@pytest.mark.parametrize(("rows", "is_cheaper"), [(5, False), (6, True)])
+def test_sum_is_cheaper_when_it_multiplies_less(update, rows, is_cheaper):
+    """rows · (in + out) · S against in · out · S: 5 · 24 < 143 < 6 · 24."""
+    assert is_sum_cheaper(rows, update) is is_cheaper
