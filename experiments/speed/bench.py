@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 from contenders import CONTENDERS, JAX_PEAK, LORA, RUN, SCORING, TORCH_PEAK
-from figures import SCORE_WINDOW
 from schedule import compress, scored_share
 from tables import render, write_into
 from work import SHAPES, Work
@@ -98,7 +97,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
             run = _whole_run(work, workers[LORA], Path(scratch))
     for name in rows.keys() & CONTENDERS.keys():
         rows[name]["flops"] = work.flops(is_scored=name in SCORING)
-    windows = {"every step": None, "window": SCORE_WINDOW}
+    windows = {"default": None, "every step": work.steps}
     return {
         "work": asdict(work) | {"name": Path(work.name).name, "modules": len(work.sizes)},
         "machine": _machine(rows) | {"huge_pages": options.huge_pages},

@@ -15,18 +15,20 @@ from bench import README, add_work_flags, work_of
 from tables import markdown, number, write_into
 from work import Work
 
+BASE, ADAPTER, SCORE = "base products", "adapter products", "dense gradient, score"
 KINDS = (
-    (r"stochastic\.py:|rnglib\.py:", "dropout"),
+    (r"increlora_jax/dropout\.py:|rnglib\.py:", "dropout"),
     (r"core/regularizer\.py:", "orthogonality"),
     (r"core/optimizer\.py:|/optax/(?!losses)", "optimizer, clip"),
-    (r"core/importance\.py:|adapter\.py:.*(spread|score)", "score"),
-    (r"core/adapter\.py:", "adapter products"),
+    (r"core/importance\.py:|adapter\.py:.*(spread|score)", SCORE),
+    (r"core/product\.py:_sum_", BASE),  # x · (W + ΔW)
+    (r"core/product\.py:(?!_outer|_matmul)|core/adapter\.py:", ADAPTER),
     (r"core/allocator\.py:|methods/increlora\.py:", "growth"),
     (r"models/attention\.py:|relative_positions\.py:", "attention"),
     (r"normalization\.py:", "layer norm"),
     (r"nn/linear\.py:.*Embed", "embeddings"),
-    (r"nn/linear\.py:", "base products"),
-    (r"models/.*(Intermediate|MLP|Mlp)", "activation function"),
+    (r"nn/linear\.py:", BASE),
+    (r"models/layers\.py:\w*gelu|models/.*(Intermediate|MLP|Mlp)", "activation function"),
     (r"models/.*Embeddings", "embeddings"),
     (r"increlora_jax/models/", "rest of the model"),
     (r"training/", "rest of the step"),
@@ -96,11 +98,13 @@ def kind_of(operation: Operation, dense: set[tuple[int, ...]]) -> str:
     fitting = (k for frame in operation.frames for pattern, k in KINDS if re.search(pattern, frame))
     kind = next(fitting, "other")
     is_backward = "transpose(" in operation.name
-    if kind == "adapter products" and is_backward and operation.shape in dense:
-        return "score"  # the dense gradient, for which nothing else asks
+    if kind in (BASE, ADAPTER) and operation.shape in dense:
+        return SCORE if is_backward else f"{ADAPTER}, forward"  # G; W + ΔW
+    if kind == BASE and operation.shape and min(operation.shape) < min(min(s) for s in dense):
+        kind = ADAPTER  # it has slots
     if kind == "attention":
         return "attention products" if "dot_general" in operation.name else "attention softmax"
-    if kind in ("base products", "adapter products"):
+    if kind in (BASE, ADAPTER):
         return f"{kind}, {'backward' if is_backward else 'forward'}"
     if kind == "other" and operation.opcode in ("copy", "transpose"):
         return "copies"

@@ -22,24 +22,22 @@ from peaks import datasheet_peak
 
 Found = dict[str, Any]
 
-SCORE_WINDOW = 64
-"""Of the row that shows what `--score-window` saves: 0.85⁶⁴ ≈ 3e-5 of a score is left by then."""
-
 WHOLE = "increlora, whole run"
-WINDOWED = f"increlora, whole run, --score-window {SCORE_WINDOW}"
+EVERY = "increlora, whole run, scored at every step to the last round"
 
 
 class Row(NamedTuple):
-    """A contender's steps: the seconds of every turn's, the FLOPs of one."""
+    """A contender's steps: the seconds of every turn's, the FLOPs of one, the peak of memory."""
 
     turns: list[float]
     flops: float
+    memory: float
 
 
 def rows_of(found: Found) -> dict[str, Row]:
     """What was measured of the contenders that ran, and the whole run's step made of it."""
     measured = {
-        name: Row(row["turns"], row["flops"])
+        name: Row(row["turns"], row["flops"], row["last"]["memory"])
         for name, row in found["rows"].items()
         if "flops" in row and "turns" in row
     }
@@ -48,8 +46,8 @@ def rows_of(found: Found) -> dict[str, Row]:
     scored, unscored = measured[SCORED], measured[UNSCORED]
     shares = found["scored_share"]
     whole = {
-        WHOLE: _mix(scored, unscored, shares["every step"]),
-        WINDOWED: _mix(scored, unscored, shares["window"]),
+        WHOLE: _mix(scored, unscored, shares["default"]),
+        EVERY: _mix(scored, unscored, shares["every step"]),
     }
     return whole | measured
 
@@ -58,7 +56,8 @@ def _mix(scored: Row, unscored: Row, share: float) -> Row:
     """The mean step of a run, turn by turn."""
     pairs = zip(scored.turns, unscored.turns, strict=True)
     turns = [share * s + (1 - share) * u for s, u in pairs]
-    return Row(turns, share * scored.flops + (1 - share) * unscored.flops)
+    flops = share * scored.flops + (1 - share) * unscored.flops
+    return Row(turns, flops, max(scored.memory, unscored.memory))
 
 
 def ratio(row: Row, other: Row) -> float:
@@ -116,6 +115,10 @@ def _faster(text: str, bound: float, one: str, other: str) -> Goal:
     return Goal(text, (other, one), ratio, bound, is_at_most=False)
 
 
+def _memory(row: Row, other: Row) -> float:
+    return row.memory / other.memory
+
+
 def _milliseconds(row: Row) -> float:
     return 1e3 * median(row.turns)
 
@@ -127,6 +130,7 @@ CPU_GOALS = (
     _faster("a whole run, times as fast as PEFT's LoRA", 1.6, WHOLE, PEFT_LORA),
     _faster("a whole run, times as fast as the published code's cost", 2.6, WHOLE, PUBLISHED),
     _at_most("a step with 32 slots, in steps with 8", 1.05, WIDE, NARROW),
+    Goal("peak memory, in that of PEFT's LoRA", (WHOLE, PEFT_LORA), _memory, 1.0, is_at_most=True),
 )
 GPU_GOALS = {
     ("deberta-v3-base", 32, 128): (

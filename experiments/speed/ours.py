@@ -84,7 +84,7 @@ def run_whole_schedule(work: Work) -> Run:
     growth, steps = compress(work)
     training = Training(work, partial(il.increlora, steps=steps), growth, steps)
     start = jax.tree.map(jnp.copy, training.state)
-    kinds = [True, False, *scored_steps(work, growth, steps)]
+    kinds = [True, False, *scored_steps(work, growth, steps, lag=0)]
     done = 0
 
     def run(count: int) -> Told:

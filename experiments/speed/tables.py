@@ -78,8 +78,8 @@ def _describe_run(found: Found) -> str:
     share, few = found["scored_share"], run_in_few_steps(found)
     ran = f" Run in few steps, its mean step took {few:.3f} × that of our LoRA." if few else ""
     return (
-        f"The whole run: {found['plan']}. {100 * share['every step']:.1f} % of its steps are "
-        f"scored, {100 * share['window']:.1f} % with the window.{ran}"
+        f"The whole run: {found['plan']}. {100 * share['default']:.1f} % of its steps are scored "
+        f"by default; were all up to the last round, {100 * share['every step']:.1f} %.{ran}"
     )
 
 
