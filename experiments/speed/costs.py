@@ -98,10 +98,11 @@ def kind_of(operation: Operation, dense: set[tuple[int, ...]]) -> str:
     fitting = (k for frame in operation.frames for pattern, k in KINDS if re.search(pattern, frame))
     kind = next(fitting, "other")
     is_backward = "transpose(" in operation.name
-    if kind in (BASE, ADAPTER) and operation.shape in dense:
-        return SCORE if is_backward else f"{ADAPTER}, forward"  # G; W + ΔW
-    if kind == BASE and operation.shape and min(operation.shape) < min(min(s) for s in dense):
-        kind = ADAPTER  # it has slots
+    if any("core/product.py:" in frame for frame in operation.frames):
+        if operation.shape in dense:
+            kind = SCORE if is_backward else ADAPTER  # ∂L/∂ΔW; W + ΔW
+        elif operation.shape and min(operation.shape) < min(min(shape) for shape in dense):
+            kind = ADAPTER  # an axis of slots
     if kind == "attention":
         return "attention products" if "dot_general" in operation.name else "attention softmax"
     if kind in (BASE, ADAPTER):
