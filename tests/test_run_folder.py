@@ -266,9 +266,8 @@ def test_clearing_takes_what_other_runs_have_left_and_nothing_else(tmp_path):
     (tmp_path / "seed-9").mkdir()
     (tmp_path / "seed-9" / "config.yaml").write_text("another run's")
     clear(tmp_path, with_training(seeds="2,3"))
-    left = {
-        path.name: {p.name for p in path.iterdir()} for path in tmp_path.iterdir() if path.is_dir()
-    }
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    left = {folder.name: {path.name for path in folder.iterdir()} for folder in folders}
     assert left == {
         "seed-1": {"mine.txt"},
         "seed-2": {"config.yaml"},

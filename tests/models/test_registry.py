@@ -135,7 +135,7 @@ def test_transformers_is_imported_only_when_needed():
 
 
 def test_parameters_are_drawn_as_loading_draws_them(tiny_folder):
-    options = {"num_labels": 3, "classifier_dropout": 0.5, "param_dtype": jnp.bfloat16}
+    options = {"num_labels": 7, "classifier_dropout": 0.5, "param_dtype": jnp.bfloat16}
     model, report = load_model(tiny_folder, seed=5, **options)
     drawn = draw_parameters(tiny_folder, report.new_parameters, seed=5, **options)
     loaded = name_variables(model, nnx.Param)

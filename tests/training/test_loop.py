@@ -300,11 +300,10 @@ def test_a_step_gone_bad_is_passed_over_by_that_run_alone(pair, run, tmp_path):
     assert state.step.tolist() == [STEPS, STEPS - 2]
     assert (list(first.rounds), list(second.rounds)) == ([2, 4, 6], [2, 6, 8])
     assert kept[-2:] == [(0, STEPS, False), (1, STEPS - 2, False)]
-    alone, outcome = trainer_in(tmp_path, run)()
+    outcome = trainer_in(tmp_path, run)()[1]
     assert first.rounds == outcome.rounds
-    losses = [
-        [line["loss"] for line in lines_of(f, "train")] for f in (tmp_path / "seed-7", tmp_path)
-    ]
+    folders = tmp_path / "seed-7", tmp_path
+    losses = [[line["loss"] for line in lines_of(folder, "train")] for folder in folders]
     np.testing.assert_allclose(*losses, rtol=1e-4)  # float32 sums in another order
 
 
