@@ -28,8 +28,10 @@ from increlora_jax.models.registry import (
     load_model,
     load_tokenizer,
 )
+from increlora_jax.models.remat import set_remat
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts, Skeleton, split
+from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import batch_at, batch_length, length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
@@ -172,7 +174,9 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     folder = resolve_model(task.model)
     model_config = read_config(folder)
     spec = find_spec(model_config)
-    model = abstract_model(model_config, num_labels=data.task.num_labels)
+    model = abstract_model(
+        model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
+    )
     method = build_method(
         model,
         config.adapter,
@@ -181,8 +185,19 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save),
     )
+    _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
     return Plan(config, members_of(config), data, folder, steps, epoch_steps, method, layout)
+
+
+def _check_frozen(model: nnx.Module, method: Method) -> None:
+    """See that nothing is trained that is quantised."""
+    for path, parameter in name_variables(model, nnx.Param).items():
+        if isinstance(parameter.get_value(), QuantizedKernel) and method.is_trained(path):
+            raise InputError(
+                f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
+                "choose another --method than full, or other --modules-to-save"
+            )
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
@@ -224,7 +239,9 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
         "param_dtype": dtype,
     }
     seeds = [member.config.training.seed for member in plan.members]
-    model, report = load_model(plan.folder, seed=seeds[0], **options)
+    quantize = plan.config.task.quantize_base
+    model, report = load_model(plan.folder, seed=seeds[0], quantize=quantize, **options)
+    set_remat(model, plan.config.training.remat)
     plan.method.attach(model, nnx.Rngs(seeds[0]))
     skeleton, parts = split(model, plan.method.is_trained)
     starts = {seeds[0]: parts}

@@ -48,6 +48,7 @@ FREE = frozenset(
         "save_total_limit",
         "keep_period",
         "max_skipped_steps",
+        "remat",
         "tensorboard",
         "compilation_cache_dir",
         "distributed",
@@ -102,6 +103,9 @@ class TaskConfig:
     )  # fmt: skip
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
+    quantize_base: Literal["none", "int8", "int4", "nf4"] = option(
+        "none", "how the frozen dense layers of the base are stored, at 1 or ½ byte a weight"
+    )
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -228,6 +232,11 @@ class TrainingConfig:
     keep_period: int | None = option(None, "also keep the checkpoints of multiples of this step")
     max_skipped_steps: int = option(
         10, "steps in a row, of a loss or gradient that is not finite, that a run passes over"
+    )
+    remat: Literal["none", "dots", "full"] = option(
+        "none",
+        "what of a layer is computed again in the backward pass, to save memory: nothing, "
+        "all but its dense products, or all of it",
     )
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(

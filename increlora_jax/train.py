@@ -243,6 +243,7 @@ def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
     described = {
         "method": plan.method.name,
         "base_model": plan.config.task.model,
+        "quantize_base": plan.config.task.quantize_base,
         "task": plan.data.task.name,
         "labels": plan.data.task.labels,
         "identity": plan.identity,

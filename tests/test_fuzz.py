@@ -27,7 +27,8 @@ AMOUNTS = pytest.mark.parametrize(
 )
 
 ADAPTER = {
-    "method": "increlora", "base_model": "x", "task": "sst2", "labels": ["a", "b"],
+    "method": "increlora", "base_model": "x", "quantize_base": "int8", "task": "sst2",
+    "labels": ["a", "b"],
     "identity": {"data": "x"}, "step": 3, "total_steps": 9, "lora_alpha": 16.0,
     "scaling": "rank", "ranks": {"mix": 2},
 }  # fmt: skip

@@ -16,10 +16,11 @@ ALLOWED = {
     "dropout": (),
     "files": ("files", "errors"),
     "core": ("core", "errors"),
+    "quantization": ("errors",),
     "config": ("core", "errors"),
-    "nn": ("nn", "core", "config", "files", "dropout", "errors"),
+    "nn": ("nn", "core", "config", "files", "dropout", "quantization", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
-    "models": ("models", "files", "dropout", "errors"),
+    "models": ("models", "files", "dropout", "quantization", "errors"),
     "tasks": ("tasks", "errors"),
     # The protocol of methods, never a concrete one.
     "training": (

@@ -14,6 +14,7 @@ from increlora_jax.recipes import RECIPES
 VALUES = {
     "task": "text", "data_dir": "data", "problem_type": "regression", "model": "folder",
     "max_seq_length": 77, "pad_to_max_length": True, "cls_dropout": 0.25, "dtype": "bfloat16",
+    "quantize_base": "nf4",
     "method": "lora", "target_modules": ["query", "key"], "exclude_modules": [r".*\.[0-3]\..*"],
     "modules_to_save": ["classifier"], "lora_alpha": 7.5, "lora_dropout": 0.25, "scaling": "rsqrt",
     "growth": False, "initial_rank": 3, "target_rank": 6.5, "target_total_rank": 99, "top_h": 21,
@@ -27,7 +28,7 @@ VALUES = {
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
     "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
-    "tensorboard": True,
+    "remat": "dots", "tensorboard": True,
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",
 }  # fmt: skip
 TOGETHER = VALUES | {"seed": 42}  # beside `seeds`

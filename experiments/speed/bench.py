@@ -1,130 +1,171 @@
-"""How long a training step takes, here and in PEFT, on the same work in one interleaved run."""
+"""How long a training step takes, here and elsewhere, on the same work in one interleaved run."""
 
 import argparse
-import gc
 import json
-import resource
-import subprocess
+import os
+import platform
 import sys
-import time
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
-from contenders import CONTENDERS
+import jax
+from contenders import CONTENDERS, JAX_PEAK, LORA, RUN, SCORING, TORCH_PEAK
+from schedule import compress, scored_share
+from tables import render, write_into
 from work import SHAPES, Work
+from worker import FailedError, Worker
 
-from increlora_jax.compilation_cache import use_compilation_cache
+HERE = Path(__file__).parent
+README, RESULTS = HERE / "README.md", HERE / "results"
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Has the C library ask Linux for pages of 2 MiB: a step touches a gigabyte it has just got."""
 
 
 def main() -> None:
-    """Print the table and write it beside its numbers; or, for one contender, its own figures."""
+    """Measure and print; with --name also keep the numbers and renew the README's tables."""
+    jax.config.update("jax_platforms", "cpu")  # here; the workers take the accelerator
     options = _parse()
-    work = Work(options.model, options.batch, options.length, options.dtype, options.rank)
-    if options.alone:
-        sys.stdout.write(json.dumps(measure_alone(options.alone, work, options.cache)) + "\n")
-        return
-    chosen = [name for name in CONTENDERS if name in (options.only or CONTENDERS)]
-    times = measure_together(work, chosen, options.repeats, options.steps)
-    rows = {name: _describe(work, name, times[name], times[chosen[0]]) for name in chosen}
-    if not options.no_memory:
-        rows = {name: row | _in_process_of_its_own(name) for name, row in rows.items()}
-    sys.stdout.write(table(rows))
-    if options.json:
-        options.json.write_text(
-            json.dumps({"work": vars(options), "rows": rows}, indent=1, default=str)
-        )
+    if options.huge_pages:
+        os.environ |= HUGE_PAGES  # the workers inherit it
+    if not options.render:
+        work = work_of(options)
+        found = measure(work, options)
+        sys.stdout.write(render(found))
+        if options.name:
+            RESULTS.mkdir(exist_ok=True)
+            text = json.dumps(found, indent=1) + "\n"
+            (RESULTS / f"{options.name}.json").write_text(text, encoding="utf-8")
+    if options.name or options.render:
+        renew_readme()
+
+
+def renew_readme() -> None:
+    """Write the tables of all kept results into the README, between their marks."""
+    text = README.read_text(encoding="utf-8")
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        text = write_into(text, path.stem, render(found))
+    README.write_text(text, encoding="utf-8")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    add_work_flags(parser)
+    parser.add_argument("--huge-pages", action="store_true", help=f"all of them with {HUGE_PAGES}")
+    parser.add_argument("--repeats", type=int, default=15, help="turns")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; default: all")
+    parser.add_argument("--no-cold", action="store_true", help="no starts with an empty cache")
+    parser.add_argument("--no-run", action="store_true", help="not the whole run in few steps")
+    parser.add_argument("--name", help="keep the numbers as results/NAME.json, and in the README")
+    parser.add_argument("--render", action="store_true", help="only renew the README's tables")
+    return parser.parse_args()
+
+
+def add_work_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the work is."""
     parser.add_argument("--model", default="minilm-l6", help=f"{', '.join(SHAPES)}, or a folder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--rank", type=int, default=8, help="final rank of a module")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=1, help="steps of a repeat")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; default: all")
-    parser.add_argument("--no-memory", action="store_true", help="no process of its own for each")
-    parser.add_argument("--json", type=Path, help="where the numbers go as well")
-    parser.add_argument("--alone", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--cache", default="off", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--rank", type=int, default=8, help="final rank of a module in the mean")
+    parser.add_argument("--top-h", type=int, help="modules of a round; default: the recipe's")
+    parser.add_argument("--lora-dropout", type=float, default=0.0, help="of all contenders")
 
 
-def measure_together(
-    work: Work, names: list[str], repeats: int, steps: int
-) -> dict[str, list[float]]:
-    """Seconds a step, contenders taking turns; the first turn, which compiles, is left out."""
-    runs = {}
-    for name in names:
-        runs[name] = CONTENDERS[name](work)
-        runs[name](2)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        for name in names[:: 1 if repeat % 2 else -1]:
-            began = time.perf_counter()
-            runs[name](steps)
-            seconds[name].append((time.perf_counter() - began) / steps)
-    return seconds
+def work_of(options: argparse.Namespace) -> Work:
+    """What the flags say."""
+    names = ("batch", "length", "dtype", "rank", "top_h", "lora_dropout")
+    return Work(options.model, **{name: getattr(options, name) for name in names})
 
 
-def measure_alone(name: str, work: Work, cache: str) -> dict[str, float]:
-    """Time to the first step, and the peak of memory after five, of the process it runs in."""
-    use_compilation_cache(cache)
-    before = _peak_memory()
-    began = time.perf_counter()
-    run = CONTENDERS[name](work)
-    run(1)
-    first = time.perf_counter() - began
-    run(4)
-    gc.collect()
-    return {"first step s": first, "peak GiB": _peak_memory(), "of it imports GiB": before}
-
-
-def _peak_memory() -> float:
-    import jax
-
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in statistics:
-        return statistics["peak_bytes_in_use"] / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _in_process_of_its_own(name: str) -> dict[str, float]:
-    command = [sys.executable, *sys.argv, "--alone", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def _describe(work: Work, name: str, seconds: list[float], first: list[float]) -> dict[str, Any]:
-    is_scored = "unscored" not in name and "scored" in name
-    middle, ratios = median(seconds), [s / f for s, f in zip(seconds, first, strict=True)]
-    low, _, high = quantiles(ratios, n=4)
+def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything the tables are made of; times in seconds, memory in bytes."""
+    chosen = [name for name in CONTENDERS if name in (options.only or CONTENDERS)]
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        rows, workers = _start(work, chosen, Path(scratch), stack, is_cold=not options.no_cold)
+        for name, turns in take_turns(workers, options.repeats, options.steps).items():
+            rows[name]["turns"] = [turn["seconds"] for turn in turns]
+            rows[name]["last"] = turns[-1]
+        run = None
+        if LORA in workers and not options.no_run:
+            run = _whole_run(work, workers[LORA], Path(scratch))
+    for name in rows.keys() & CONTENDERS.keys():
+        rows[name]["flops"] = work.flops(is_scored=name in SCORING)
+    windows = {"default": None, "every step": work.steps}
     return {
-        "ms a step": 1e3 * middle,
-        "tokens/s": work.tokens / middle,
-        "GFLOP/s": work.flops(is_scored=is_scored) / middle / 1e9,
-        "ratio": median(ratios),
-        "ratio, quartiles": (low, high),
+        "work": asdict(work) | {"name": Path(work.name).name, "modules": len(work.sizes)},
+        "machine": _machine(rows) | {"huge_pages": options.huge_pages},
+        "steps_a_turn": options.steps,
+        "plan": work.plan(work.growth(), work.steps).describe(),
+        "scored_share": {k: scored_share(work, v) for k, v in windows.items()},
+        "whole_run": run,
+        "rows": rows,
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of rows that share their keys."""
-    keys = list(next(iter(rows.values())))
-    lines = [f"| contender | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    for name, row in rows.items():
-        lines.append(f"| {name} | {' | '.join(_show(row[key]) for key in keys)} |")
-    return "\n".join(lines) + "\n"
+def _start(
+    work: Work, names: list[str], scratch: Path, stack: ExitStack, *, is_cold: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, Worker]]:
+    """Start each with an empty cache, and again with a filled one; the second stay."""
+    rows: dict[str, dict[str, Any]] = {}
+    workers: dict[str, Worker] = {}
+    for index, name in enumerate([*names, JAX_PEAK, TORCH_PEAK]):
+        cache = scratch / str(index)
+        cache.mkdir()
+        rows[name] = {}
+        try:
+            if is_cold and name in CONTENDERS:
+                with Worker(name, work, cache) as cold:
+                    rows[name]["cold"] = cold.start
+            workers[name] = stack.enter_context(Worker(name, work, cache))
+            rows[name]["cached"] = workers[name].start
+        except FailedError as error:
+            rows[name]["failure"] = str(error)
+    return rows, workers
 
 
-def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " to ".join(map(_show, value))
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+def take_turns(
+    workers: dict[str, Worker], repeats: int, steps: int
+) -> dict[str, list[dict[str, Any]]]:
+    """What each tells of every turn; they go in one order and then in the other."""
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    for repeat in range(repeats):
+        for name in list(workers)[:: 1 if repeat % 2 else -1]:
+            told[name].append(workers[name].run(steps))
+    return told
+
+
+def _whole_run(work: Work, lora: Worker, scratch: Path) -> dict[str, list[float]]:
+    """Step by step a whole run in few steps, and LoRA beside it.
+
+    Raises:
+        RuntimeError: the run did not spend its budget, so it was not the one that was planned.
+    """
+    cache = scratch / "run"
+    cache.mkdir()
+    with Worker(RUN, work, cache) as worker:
+        told = take_turns({RUN: worker, LORA: lora}, compress(work)[1], 1)
+    last = told[RUN][-1]
+    if last["total_rank"] != last["rank_budget"]:
+        raise RuntimeError(f"the run ended at {last['total_rank']} of {last['rank_budget']} ranks")
+    return {name: [turn["seconds"] for turn in turns] for name, turns in told.items()}
+
+
+def _machine(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    devices = {row["cached"]["device"] for row in rows.values() if "cached" in row}
+    packages = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")
+    return {
+        "device": " and ".join(sorted(devices)),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """The work that every contender does: one model's shape, one batch, the same modules adapted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
+from increlora_jax.config import GrowthConfig
+from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.models.registry import abstract_model, find_spec
+from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.model import target_sizes
+from increlora_jax.recipes import recipe
 
 SHAPES = {
     "minilm-l6": AutoConfig.for_model(
@@ -51,23 +56,38 @@ SHAPES = {
     ),
     "llama-7b": LlamaConfig(pad_token_id=0),
 }
-"""Weights are random: they have no part in how long a step takes."""
+"""Random weights; a folder's are read. They have no part in how long a step takes."""
+
+SST2_EXAMPLES, SST2_BATCH = 67_349, 32
+"""Of the run whose schedule is the default one here (`--task sst2`)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One model's shape and one batch of real tokens only."""
+    """One model's shape, one batch of real tokens only, and the SST-2 recipe's growth."""
 
-    name: str
-    batch: int
-    length: int
-    dtype: str
-    rank: int
+    name: str = "minilm-l6"
+    batch: int = 32
+    length: int = 64
+    dtype: str = "float32"
+    rank: int = 8
+    top_h: int | None = None
+    lora_dropout: float = 0.0
+
+    @property
+    def folder(self) -> Path | None:
+        """Where weights are read from, if they are."""
+        return None if self.name in SHAPES else Path(self.name)
 
     @property
     def config(self) -> PretrainedConfig:
         """The shape, of SHAPES or of a Hugging Face folder."""
         return SHAPES.get(self.name) or AutoConfig.from_pretrained(Path(self.name))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What increlora_jax knows of the architecture."""
+        return find_spec(self.config)
 
     @property
     def tokens(self) -> int:
@@ -78,7 +98,30 @@ class Work:
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every adapted module, by the path it has here and in PyTorch."""
         model = abstract_model(self.config, num_labels=2)
-        return target_sizes(model, find_spec(self.config).target_modules, (), {})
+        return target_sizes(model, self.spec.target_modules, (), {})
+
+    @property
+    def recipe(self) -> dict[str, float]:
+        """The settings of `--task sst2` at this rank."""
+        return recipe("sst2", self.rank)
+
+    @property
+    def steps(self) -> int:
+        """Of a whole run by the recipe."""
+        return int(self.recipe["num_train_epochs"]) * ceil(SST2_EXAMPLES / SST2_BATCH)
+
+    def growth(self, **changes: object) -> GrowthConfig:
+        """The recipe's growth, with what is to be otherwise."""
+        names = {field.name for field in fields(GrowthConfig)}
+        chosen = {name: value for name, value in self.recipe.items() if name in names}
+        chosen |= {"target_rank": self.rank} | ({"top_h": self.top_h} if self.top_h else {})
+        return GrowthConfig(**{**chosen, **changes})  # type: ignore[arg-type]
+
+    def plan(self, growth: GrowthConfig, steps: int) -> GrowthPlan:
+        """What will happen to the ranks."""
+        shared = "initial_rank target_rank target_total_rank top_h init_warmup incre_interval"
+        settings = {name: getattr(growth, name) for name in f"{shared} incre_rank_num".split()}
+        return plan_growth(self.sizes, steps=steps, max_rank=growth.max_rank_rule, **settings)
 
     def numbers(self) -> dict[str, np.ndarray]:
         """The batch."""

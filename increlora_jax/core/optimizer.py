@@ -13,9 +13,9 @@ from increlora_jax.core.schedule import Number
 
 
 class Trainable(NamedTuple):
-    """Everything the optimizer moves: adapters by module, and whole parameters by path."""
+    """Everything the optimizer moves: adapters by module or group, whole parameters by path."""
 
-    adapter: dict[str, Adapter]
+    adapter: dict[Any, Adapter]
     head: dict[str, Array]
 
 
@@ -29,7 +29,7 @@ class SlotAdamState(NamedTuple):
     nu: Any
 
 
-def births(params: Trainable, slots: dict[str, Slots]) -> Trainable:
+def births(params: Trainable, slots: dict[Any, Slots]) -> Trainable:
     """The step of birth of every entry of `params`, shaped to broadcast against its leaf."""
     adapter = {name: _adapter_births(slots[name]) for name in params.adapter}
     return Trainable(adapter, {path: jnp.zeros((), jnp.int32) for path in params.head})

@@ -64,7 +64,9 @@ def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ..
     x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
     inner, d_update = _from_rows(x_rows, hidden, dy_rows, update)
     dx = _matmul(inner, update.A.T).reshape(x.shape)
-    return dx, d_update, None if evidence is None else _outer(x_rows, dy_rows, evidence)
+    gradient = None if evidence is None else _outer(x_rows, dy_rows, evidence)
+    # Together, lest a compiler leave the update for later and keep x and dy of all layers for it.
+    return jax.lax.optimization_barrier((dx, d_update, gradient))
 
 
 _product.defvjp(_product_forward, _product_backward)

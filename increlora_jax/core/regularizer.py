@@ -1,5 +1,7 @@
 """Orthogonality: what keeps the components of an update apart."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,7 +19,7 @@ def orthogonality(adapter: Adapter, slots: Slots) -> Float[Array, "*stack 2"]:
     return jnp.stack([_distance(gram_a, present), _distance(gram_b, present)], axis=-1)
 
 
-def mean_orthogonality(adapters: dict[str, Adapter], slots: dict[str, Slots]) -> Float[Array, ""]:
+def mean_orthogonality(adapters: dict[Any, Adapter], slots: dict[Any, Slots]) -> Float[Array, ""]:
     """Average the distances over the 2M matrices of M modules."""
     distances = [orthogonality(adapters[name], slots[name]).reshape(-1) for name in adapters]
     return jnp.mean(jnp.concatenate(distances))

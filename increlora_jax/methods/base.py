@@ -10,9 +10,10 @@ from jaxtyping import Array
 from increlora_jax.core.adapter import Adapter, Score, Slots
 from increlora_jax.nn.parts import Parts
 
-Adapters = dict[str, Adapter]
-SlotsOf = dict[str, Slots]
-Evidence = dict[str, Array]
+Adapters = dict[Any, Adapter]
+"""By module, or by group of modules."""
+SlotsOf = dict[Any, Slots]
+Evidence = dict[Any, Array]
 Info = dict[str, Array]
 Settings = Mapping[str, Any]
 
@@ -40,7 +41,8 @@ class Method(NamedTuple):
     - `regularize(adapters, slots)` is what the method adds to the loss, before its coefficient
       `regularization`.
     - `update(step, key, adapters, slots, state, evidence)` acts after the gradient; `evidence` is
-      None on steps that were not scored.
+      None on steps that were not scored. What it gets and gives by module, as `regularize` too, are
+      stacks of the modules of one shape (`core.groups`).
     - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted;
       `is_finished` once the ranks have reached the budget.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.

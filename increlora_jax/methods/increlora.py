@@ -1,8 +1,6 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
 from collections.abc import Callable
-from itertools import accumulate
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +11,7 @@ from jaxtyping import Array, Int
 from increlora_jax.config import AdapterConfig, GrowthConfig, vary
 from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
 from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
+from increlora_jax.core.groups import Key, flatten, unflatten
 from increlora_jax.core.importance import (
     IMPORTANCE_FUNCTIONS,
     Evidence,
@@ -135,22 +134,8 @@ class _Growth(NamedTuple):
             "dropout": self.adapter.lora_dropout,
         }
 
-    def _ranks(self, slots: dict[str, Slots]) -> Int[Array, " modules"]:
-        return self._flat({path: slots[path].rank for path in self.paths})
-
-    def _flat(self, values: dict[str, Array]) -> Array:
-        """One entry a module, of values [*stack] by path."""
-        return jnp.concatenate([values[path].reshape(-1) for path in self.paths])
-
-    def _by_path(self, values: Array, slots: dict[str, Slots]) -> dict[str, Array]:
-        """The inverse of `_flat`."""
-        stacks = [slots[path].is_advancing.shape for path in self.paths]
-        ends = list(accumulate(map(prod, stacks)))
-        pieces = jnp.split(values, ends[:-1])
-        return {
-            path: piece.reshape(stack)
-            for path, piece, stack in zip(self.paths, pieces, stacks, strict=True)
-        }
+    def _ranks(self, slots: dict[Key, Slots]) -> Int[Array, " modules"]:
+        return flatten({key: own.rank for key, own in slots.items()}, self.paths)
 
     def init(self, parts: Parts) -> ImportanceState:
         first = parts.adapters[self.paths[0]]
@@ -185,10 +170,10 @@ class _Growth(NamedTuple):
         self,
         step: Array,
         key: Array,
-        adapters: dict[str, Adapter],
-        slots: dict[str, Slots],
+        adapters: dict[Key, Adapter],
+        slots: dict[Key, Slots],
         state: ImportanceState,
-        evidence: dict[str, Array] | None,
+        evidence: dict[Key, Array] | None,
     ) -> base.Updated:
         """Move the averages, grow if this step is a round, and open the first reserve at step 0."""
         is_scored = evidence is not None
@@ -214,33 +199,30 @@ class _Growth(NamedTuple):
     def _raw_importance(
         self,
         key: Array,
-        adapters: dict[str, Adapter],
-        slots: dict[str, Slots],
-        evidence: dict[str, Array],
+        adapters: dict[Key, Adapter],
+        slots: dict[Key, Slots],
+        evidence: dict[Key, Array],
     ) -> Array:
         scores = {}
-        for index, path in enumerate(self.paths):
-            found, stack = evidence.get(path), slots[path].is_advancing.shape
+        for index, group in enumerate(adapters):
+            found, stack = evidence.get(group), slots[group].is_advancing.shape
             if found is None or found.ndim > len(stack):
                 scaling = self.adapter.scaling_rule(self.config.target_rank)
-                update = effective_update(adapters[path], slots[path], scaling)
-                own = jax.random.fold_in(key, index)
-                keys = jax.random.split(own, stack) if stack else own
-                score = over_stack(self.function.score, len(stack))
-                scores[path] = score(found, update, keys)
+                update = effective_update(adapters[group], slots[group], scaling)
+                keys = jax.random.split(jax.random.fold_in(key, index), stack)
+                scores[group] = over_stack(self.function.score, len(stack))(found, update, keys)
             else:  # the backward pass has left the score itself
-                scores[path] = found
-        return self._flat(scores)
+                scores[group] = found
+        return flatten(scores, self.paths)
 
     def _grants(
-        self, step: Array, importance: Array, slots: dict[str, Slots], total: Int[Array, ""]
+        self, step: Array, importance: Array, slots: dict[Key, Slots], total: Int[Array, ""]
     ) -> Int[Array, " modules"]:
         config, budget = self.config, self.plan.budget
-        reserves = {path: s.reserve.sum(axis=-1, dtype=jnp.int32) for path, s in slots.items()}
-        available = self._flat(reserves)
+        reserves = {key: own.reserve.sum(axis=-1, dtype=jnp.int32) for key, own in slots.items()}
         grants = allocate(
             importance,
-            available,
+            flatten(reserves, self.paths),
             budget - total,
             top_h=config.top_h,
             incre_rank_num=config.incre_rank_num,
@@ -257,22 +239,23 @@ class _Growth(NamedTuple):
     def _grow(
         self,
         step: Array,
-        adapters: dict[str, Adapter],
-        slots: dict[str, Slots],
+        adapters: dict[Key, Adapter],
+        slots: dict[Key, Slots],
         grants: Int[Array, " modules"],
-    ) -> tuple[dict[str, Adapter], dict[str, Slots]]:
+    ) -> tuple[dict[Key, Adapter], dict[Key, Slots]]:
         is_ahead = self.config.advance_learn
         first = jnp.where(step == 0, self.config.incre_rank_num if self.plan.rounds else 0, 0)
         adapters, slots = dict(adapters), dict(slots)
-        for path, grant in self._by_path(grants, slots).items():
+        like = {key: own.is_advancing for key, own in slots.items()}
+        for key, grant in unflatten(grants, like, self.paths).items():
             opened = open_reserve(
-                slots[path], jnp.full_like(grant, first), step, is_advance_learning=is_ahead
+                slots[key], jnp.full_like(grant, first), step, is_advance_learning=is_ahead
             )
-            adapters[path], slots[path] = grow(
-                adapters[path], opened, grant, step, is_advance_learning=is_ahead
+            adapters[key], slots[key] = grow(
+                adapters[key], opened, grant, step, is_advance_learning=is_ahead
             )
         advancing = (self._ranks(slots).sum() < self.plan.budget) & is_ahead
         return adapters, {
-            path: s._replace(is_advancing=jnp.full_like(s.is_advancing, advancing))
-            for path, s in slots.items()
+            key: own._replace(is_advancing=jnp.full_like(own.is_advancing, advancing))
+            for key, own in slots.items()
         }

@@ -20,6 +20,7 @@ from increlora_jax.models.encoder_decoder import (
     see_so_far,
 )
 from increlora_jax.models.layers import LayerFactory, get_activation
+from increlora_jax.models.remat import RematLayer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,7 +60,7 @@ class BartAttention(nnx.Module):
         )
 
 
-class BartLayer(nnx.Module):
+class BartLayer(RematLayer):
     """What the layers of both stacks have: self-attention and a feed-forward block."""
 
     def __init__(self, config: "PretrainedConfig", num_heads: int, inner: int, make: LayerFactory):
@@ -98,7 +99,7 @@ class BartEncoderLayer(BartLayer):
     def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim, make)
 
-    def __call__(
+    def apply(
         self, hidden: Float[Array, "batch length hidden"], is_seen: Bool[Array, "batch 1 1 length"]
     ) -> Float[Array, "batch length hidden"]:
         """Apply both."""
@@ -115,7 +116,7 @@ class BartDecoderLayer(BartLayer):
         self.encoder_attn = BartAttention(config, num_heads, make)
         self.encoder_attn_layer_norm = make.layer_norm(config.d_model, NORM_EPSILON)
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "#batch 1 length key"],

@@ -13,6 +13,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.attention import KeyValue, attend, split_heads
 from increlora_jax.models.heads import PredictionHead, QuestionAnswerer, Scorer, SequenceClassifier
 from increlora_jax.models.layers import LayerFactory, get_activation
+from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -158,7 +159,7 @@ class BertIntermediate(nnx.Module):
         return self.activation(self.dense(hidden))
 
 
-class BertLayer(nnx.Module):
+class BertLayer(RematLayer):
     """Attention, then a feed-forward block."""
 
     def __init__(self, config: "EncoderConfig", make: LayerFactory):
@@ -166,7 +167,7 @@ class BertLayer(nnx.Module):
         self.intermediate = BertIntermediate(config, make)
         self.output = BertOutput(config, config.intermediate_size, make)
 
-    def __call__(
+    def apply(
         self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
     ) -> Float[Array, "batch length hidden"]:
         """Apply both halves."""

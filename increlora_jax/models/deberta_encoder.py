@@ -16,6 +16,7 @@ from increlora_jax.models.attention import split_heads
 from increlora_jax.models.bert import BertIntermediate, BertOutput
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
+from increlora_jax.models.remat import RematLayer
 
 if TYPE_CHECKING:
     from transformers import DebertaV2Config
@@ -151,7 +152,7 @@ class DebertaAttention(nnx.Module):
         return self.output(self.self(hidden, is_token, positions), hidden)
 
 
-class DebertaLayer(nnx.Module):
+class DebertaLayer(RematLayer):
     """Attention, then a feed-forward block."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
@@ -159,7 +160,7 @@ class DebertaLayer(nnx.Module):
         self.intermediate = BertIntermediate(config, make)
         self.output = BertOutput(config, config.intermediate_size, make)
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         is_token: Bool[Array, "batch length"],

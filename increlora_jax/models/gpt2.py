@@ -18,6 +18,7 @@ from increlora_jax.models.causal import (
     Span,
 )
 from increlora_jax.models.layers import LayerFactory, get_activation
+from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -90,7 +91,7 @@ class GPT2MLP(nnx.Module):
         return self.dropout(self.c_proj(self.activation(self.c_fc(hidden))))
 
 
-class GPT2Block(nnx.Module):
+class GPT2Block(RematLayer):
     """Attention, then a feed-forward half, each normalised before and added to what went in."""
 
     def __init__(self, config: "GPT2Config", layer: int, make: LayerFactory):
@@ -99,7 +100,7 @@ class GPT2Block(nnx.Module):
         self.ln_2 = make.layer_norm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config, make)
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         span: Span,

@@ -18,6 +18,7 @@ from increlora_jax.files.tensors import write_tensors
 from increlora_jax.models.stored_tensor import StoredTensor
 from increlora_jax.models.tensor_files import WEIGHTS_NAME, list_tensors
 from increlora_jax.models.weight_table import Place, WeightTable, is_matched
+from increlora_jax.quantization import store_like
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -88,7 +89,8 @@ def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadRep
     """Fill a model's parameters in place from a folder, one tensor after the other.
 
     The model may be abstract (`nnx.eval_shape`): what the file does not give stays as it is and is
-    named in the report. Tensors are cast to the dtype of the model's parameters.
+    named in the report. Tensors are cast to the dtype of the model's parameters, and quantised one
+    by one where those are (`quantization.store_quantized`).
 
     Raises:
       InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a file
@@ -221,7 +223,7 @@ def _fill(variable: nnx.Variable, tensor: StoredTensor, place: Place) -> None:
     parameter = variable.get_value()
     value = _allocate(parameter.shape, parameter.dtype)
     tensor.read_into(value.T if place.is_transposed else value)
-    variable.set_value(jax.device_put(value))
+    variable.set_value(store_like(parameter, jax.device_put(value)))
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

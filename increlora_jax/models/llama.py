@@ -22,6 +22,7 @@ from increlora_jax.models.causal import (
     Span,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -222,7 +223,7 @@ class LlamaMLP(nnx.Module):
         return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-class LlamaDecoderLayer(nnx.Module):
+class LlamaDecoderLayer(RematLayer):
     """Attention, then a feed-forward half, each normalised before and added to what went in."""
 
     def __init__(self, config: "PretrainedConfig", layer: int, layout: Layout, make: LayerFactory):
@@ -231,7 +232,7 @@ class LlamaDecoderLayer(nnx.Module):
         self.post_attention_layernorm = make.rms_norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config, layout, make)
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         rotation: Rotation,

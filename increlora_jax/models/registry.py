@@ -28,6 +28,7 @@ from increlora_jax.models.roberta import ROBERTA
 from increlora_jax.models.sentencepiece import restore_normalization
 from increlora_jax.models.spec import Head, ModelSpec
 from increlora_jax.models.t5 import T5
+from increlora_jax.quantization import Kind, store_quantized
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -77,17 +78,19 @@ def abstract_model(
     head: Head = "sequence_classification",
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
+    quantize: Kind = "none",
     **options: Any,
 ) -> nnx.Module:
     """Make a model of shapes and dtypes without any numbers, to plan with.
 
+    `quantize` is for the dense layers of its encoder and decoder, those adapted by default.
     `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
 
     Raises:
       InputError: the architecture, its head, or something the configuration asks for, is not done.
     """
-    build = _builder(config, head)
-    return _build_abstract(partial(build, dtype=dtype, param_dtype=param_dtype, **options))
+    build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
+    return _build_abstract(build, find_spec(config), quantize)
 
 
 def load_model(
@@ -96,11 +99,13 @@ def load_model(
     head: Head = "sequence_classification",
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
+    quantize: Kind = "none",
     seed: int = 0,
     **options: Any,
 ) -> tuple[nnx.Module, LoadReport]:
     """Load a model with a head; what the folder does not give is drawn from `seed`.
 
+    `quantize` is for the dense layers of its encoder and decoder, those adapted by default.
     `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
     Dropout is on, as in any new NNX module; `model.eval()` turns it off.
 
@@ -109,9 +114,10 @@ def load_model(
         weights do not fit it.
     """
     config = read_config(folder)
+    spec = find_spec(config)
     build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
-    model = _build_abstract(build)
-    report = load_weights(model, folder, find_spec(config).weights)
+    model = _build_abstract(build, spec, quantize)
+    report = load_weights(model, folder, spec.weights)
     rest = {
         path: variable
         for path, variable in name_variables(model, nnx.Variable).items()
@@ -146,8 +152,12 @@ def _builder(config: "PretrainedConfig", head: Head) -> Callable[..., nnx.Module
     return partial(heads[head], config)
 
 
-def _build_abstract(build: Callable[..., nnx.Module]) -> nnx.Module:
-    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+def _build_abstract(
+    build: Callable[..., nnx.Module], spec: ModelSpec, quantize: Kind
+) -> nnx.Module:
+    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    store_quantized(model, spec.target_modules, quantize)
+    return model
 
 
 def _draw(

@@ -21,6 +21,7 @@ from increlora_jax.models.encoder_decoder import (
     see_so_far,
 )
 from increlora_jax.models.layers import LayerFactory, get_activation
+from increlora_jax.models.remat import RematLayer
 
 if TYPE_CHECKING:
     from transformers import T5Config
@@ -206,7 +207,7 @@ class T5LayerFF(nnx.Module):
         return hidden + self.dropout(self.DenseReluDense(self.layer_norm(hidden)))
 
 
-class T5EncoderBlock(nnx.Module):
+class T5EncoderBlock(RematLayer):
     """Self-attention, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
@@ -214,7 +215,7 @@ class T5EncoderBlock(nnx.Module):
             [T5LayerSelfAttention(config, attention, make), T5LayerFF(config, make)]
         )
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 1 length"],
@@ -225,7 +226,7 @@ class T5EncoderBlock(nnx.Module):
         return self.layer[1](attended)
 
 
-class T5DecoderBlock(nnx.Module):
+class T5DecoderBlock(RematLayer):
     """Self-attention, attention to the source, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
@@ -237,7 +238,7 @@ class T5DecoderBlock(nnx.Module):
             ]
         )
 
-    def __call__(
+    def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "#batch 1 length key"],

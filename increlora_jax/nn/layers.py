@@ -20,6 +20,7 @@ from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
 from increlora_jax.nn.start import Start, start_small
+from increlora_jax.quantization import as_dense
 
 
 class AdapterParam(nnx.LoRAParam):
@@ -159,21 +160,23 @@ class AdaptedLayer(nnx.Module):
         return layer
 
     def merge(self) -> None:
-        """Add ΔW to the kernel and rest the adapter; the original kernel is kept for `unmerge`."""
+        """Add ΔW to the kernel and rest the adapter; the original kernel is kept for `unmerge`.
+
+        A quantised kernel becomes a plain one.
+        """
         if self.original is not None:
             raise ValueError("this layer is merged already")
-        kernel = self.kernel[...]
+        kernel = self.kernel.get_value()
         self.original = nnx.Variable(kernel)
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
-        self.kernel[...] = (kernel + self._as_kernel(self.adapter.update.delta)).astype(
-            kernel.dtype
-        )
+        merged = as_dense(kernel) + self._as_kernel(self.adapter.update.delta)
+        self.kernel.set_value(merged.astype(kernel.dtype))
 
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
         if self.original is None:
             raise ValueError("this layer is not merged")
-        self.kernel[...] = self.original[...]
+        self.kernel.set_value(self.original.get_value())
         self.original = nnx.data(None)
 
     def _add_adapter(self, x: Array, y: Array) -> Array:

@@ -12,6 +12,7 @@ from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
 from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.quantization import as_dense
 
 
 class Parts(NamedTuple):
@@ -90,8 +91,9 @@ class ModuleSkeleton(NamedTuple):
         return model
 
     def merge(self, parts: Parts) -> nnx.Module:
-        """Make a plain NNX model."""
-        return detach(merge(self.assemble(parts)))
+        """Make a plain NNX model, whose kernels are plain too."""
+        base = {path: as_dense(value) for path, value in parts.base.items()}
+        return detach(merge(self.assemble(parts._replace(base=base))))
 
     def with_alpha(self, alpha: Any) -> "ModuleSkeleton":
         """Take another α; see `Skeleton`."""

@@ -1,5 +1,6 @@
 """How many parameters a model trains, and the rank of every module."""
 
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ def report(parts: Parts) -> TrainableReport:
         active=active,
         buffer=_count(parts.adapters),
         head=_count(parts.head),
-        base=_count(parts.base),
+        base=sum(prod(value.shape) for value in parts.base.values()),
         ranks=ranks,
         full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
     )

@@ -24,6 +24,7 @@ CONFIG = "adapter_config.json"
 CONFIG_KINDS: dict[str, Any] = {
     "method": str,
     "base_model": str,
+    "quantize_base": str,
     "task": str,
     "labels": list[str] | None,
     "identity": dict[str, str],

@@ -62,8 +62,9 @@ class Layout:
     """Says of every array of a run over which axes of `mesh` it is divided.
 
     A parameter lies as the table `rules` says of its path, and so do its moments. Of an adapter, A
-    has its kernel's inputs where the kernel has them, and B its outputs. All else (slots, λ,
-    averages, key, counts) is the same on every device: so each of them computes the same growth.
+    has its kernel's inputs where the kernel has them, and B its outputs. Of a quantised kernel, the
+    values lie as the kernel would, the scales as its outputs. All else (slots, λ, averages, key,
+    counts) is the same on every device: so each of them computes the same growth.
     """
 
     mesh: Mesh
@@ -165,6 +166,11 @@ class Layout:
                 return self.everywhere
             case (*_, DictKey(key=str(name))):
                 return self._divide(name, leaf.shape, self._axes_of(name))
+            case (*_, DictKey(key=str(name)), GetAttrKey(name="values")):
+                return self._divide(name, leaf.shape, self._axes_of(name))
+            case (*_, DictKey(key=str(name)), GetAttrKey(name="scale")):
+                _, outputs = (*self._axes_of(name), None, None)[:2]
+                return self._divide(f"{name}.scale", leaf.shape, (None, outputs))
             case _:
                 return self.everywhere
 

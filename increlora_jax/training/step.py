@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from increlora_jax.config import VARIABLE, TrainingConfig, vary
+from increlora_jax.core.groups import Groups
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.schedule import SHAPES, rate_at
 from increlora_jax.errors import InputError
@@ -115,6 +116,8 @@ class Trainer(NamedTuple):
         """Gradient in; regularizer, optimizer, score and growth done."""
         _, key = _step_keys(state)
         own = self._of(state)
+        groups = Groups(state.params.adapter)
+        state, gradients = groups.pack((state, gradients))
         orth, pull = own._regularization(state)
         total = jax.tree.map(jnp.add, gradients.params, pull)
         born = births(state.params, state.slots)
@@ -149,7 +152,7 @@ class Trainer(NamedTuple):
             "learning_rate": own.rate(state.step, jnp.zeros((), jnp.int32)),
             **updated.info,
         }
-        return kept, info
+        return groups.unpack(kept), info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
         """What `call` makes of the whole model, without dropout."""

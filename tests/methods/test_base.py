@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.core.groups import Groups
 from increlora_jax.methods.base import Method, fixed_method
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
@@ -31,15 +32,16 @@ def test_every_method_fills_in_the_protocol(name):
     assert method.name == name
     assert method.description
     begun = start(method, steps=9)
-    params, slots = begun.state.params, begun.state.slots
+    own = begun.state.params.adapter
+    adapters, slots = Groups(own).pack((own, begun.state.slots))
     updated = method.update(
-        jnp.asarray(1), jax.random.key(0), params.adapter, slots, begun.state.method, None
+        jnp.asarray(1), jax.random.key(0), adapters, slots, begun.state.method, None
     )
     assert jax.tree.structure(updated[:3]) == jax.tree.structure(
-        (params.adapter, slots, begun.state.method)
+        (adapters, slots, begun.state.method)
     )
-    assert method.regularize(params.adapter, slots).shape == ()
-    assert set(method.probes(params.adapter, False)) <= set(params.adapter)
+    assert method.regularize(adapters, slots).shape == ()
+    assert set(method.probes(own, False)) <= set(own)
 
 
 @pytest.mark.parametrize("name", ["lora", "head", "full"])

@@ -6,6 +6,7 @@ from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, effective_update
+from increlora_jax.core.groups import Groups
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
@@ -46,11 +47,14 @@ class Game:
         if scores is not None:
             evidence = dict(zip(self.modules, map(jnp.float32, scores), strict=len(scores) > 0))
         key = jax.random.fold_in(self.key, step)
-        updated = self.method.update(
-            jnp.asarray(step), key, self.adapters, self.slots, self.state, evidence
-        )
-        self.adapters, self.slots, self.state, info = updated
+        self.adapters, self.slots, self.state, info = self.update(step, key, evidence)
         return info
+
+    def update(self, step, key, evidence):
+        groups = Groups(self.adapters)
+        adapters, slots, evidence = groups.pack((self.adapters, self.slots, evidence))
+        step = jnp.asarray(step)
+        return groups.unpack(self.method.update(step, key, adapters, slots, self.state, evidence))
 
     def words(self):
         """The state of every slot of every module, as letters."""
@@ -171,9 +175,7 @@ def test_a_summed_gradient_is_scored_after_the_sum(name):
         G = np.asarray(evidence[module])
         both = np.abs(weight * G).sum() if name == "sensitivity" else np.linalg.norm(G)
         expected.append(both / np.sqrt(G.size))
-    updated = game.method.update(
-        jnp.asarray(1), jax.random.key(0), game.adapters, game.slots, game.state, evidence
-    )
+    updated = game.update(1, jax.random.key(0), evidence)
     np.testing.assert_allclose(updated.info["importance"], expected, rtol=1e-5)
 
 

@@ -22,6 +22,7 @@ from increlora_jax.nn.storage import (
 SAID = {
     "method": "increlora",
     "base_model": "some/where",
+    "quantize_base": "nf4",
     "task": "sst2",
     "labels": ["schön", "bad"],
     "identity": {"base model": "abc"},

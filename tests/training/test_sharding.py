@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from increlora_jax.core.adapter import Adapter
 from increlora_jax.errors import InputError
+from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.training.sharding import AXES, Layout, make_mesh
 from increlora_jax.training.state import TrainState
 from tests.meshes import BAD, ENVIRONMENT, LAYERS, RULES, SAVED
@@ -110,6 +111,14 @@ def test_runs_that_train_together_are_divided_as_each_alone_and_settings_not_at_
         PartitionSpec(None, "fsdp", None), PartitionSpec(None), PartitionSpec(None, None, "tensor")
     )
     assert specs.settings["beta1"] == specs.step == PartitionSpec(None)
+
+
+def test_a_quantised_kernel_is_divided_as_a_plain_one_and_its_scales_by_outputs():
+    kernel = QuantizedKernel(shape(64, 8), shape(3, 8), "nf4")
+    layout = abstract(fsdp=4, tensor=2)
+    found = layout.shardings({"layers.0.kernel": kernel})["layers.0.kernel"]
+    assert found.values.spec == PartitionSpec("fsdp", "tensor")
+    assert found.scale.spec == PartitionSpec(None, "tensor")
 
 
 def test_one_process_has_all_rows():

@@ -1,0 +1,85 @@
+"""How much of a training step the host's Python takes: the demo's own run, a tiny model."""
+
+import argparse
+import cProfile
+import pstats
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from increlora_jax.compilation_cache import use_compilation_cache
+from increlora_jax.compose import Run, plan_run, prepare_run
+from increlora_jax.parsing import parse_run
+from increlora_jax.training.checkpoint import Checkpoints, Keep
+from increlora_jax.training.clock import Clock
+from increlora_jax.training.logging import RunLog
+from increlora_jax.training.loop import Loop, Schedule
+from increlora_jax.training.preemption import Stop
+from increlora_jax.training.progress import Progress
+
+STEPS = 752
+"""Of the demo; it is scored at every step up to 220, and all is compiled a few steps later."""
+
+SCORED, UNSCORED = range(20, 220), range(300, 740)
+
+
+def main() -> None:
+    """Print milliseconds a step of the main thread's processor time, or where they go."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", type=int, default=0, help="lines of cProfile's table")
+    lines = parser.parse_args().profile
+    use_compilation_cache(None)
+    run = prepare_run(plan_run(parse_run(["--task", "demo", "--max-steps", str(STEPS)])))
+    profile = cProfile.Profile(time.thread_time) if lines else None
+    with tempfile.TemporaryDirectory() as folder:
+        host, wall = measure(run, Path(folder), profile)
+    if profile:
+        sys.stdout.write(f"{len(UNSCORED)} steps\n")
+        pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(lines)
+        return
+    for name, steps in {"scored": SCORED, "unscored": UNSCORED}.items():
+        low, middle, high = quantiles(host[steps.start : steps.stop], n=4)
+        sys.stdout.write(
+            f"{name} steps: host {middle:.2f} ms ({low:.2f} to {high:.2f}), "
+            f"wall {median(wall[steps.start : steps.stop]):.2f} ms\n"
+        )
+
+
+def measure(
+    run: Run, folder: Path, profile: cProfile.Profile | None
+) -> tuple[list[float], list[float]]:
+    """Milliseconds from one step's start to the next: of the main thread's processor, and wall.
+
+    XLA computes on threads of its own and waiting costs no processor time. So what the main thread
+    uses is the host's share: making the batch, dispatch, reading numbers late, writing the log.
+    """
+    stamps: list[tuple[float, float]] = []
+
+    def batch_at(step: int) -> dict[str, Any]:
+        stamps.append((time.thread_time(), time.perf_counter()))
+        if profile and step == UNSCORED.start:
+            profile.enable()
+        if profile and step == UNSCORED.stop:
+            profile.disable()
+        return run.batch_at(step)
+
+    checkpoints = Checkpoints(folder, Keep(1), {})
+    with RunLog(folder, STEPS, tensorboard=False) as log, checkpoints:
+        schedule = Schedule(STEPS, STEPS, 1, 10 * STEPS, 0)
+        parts = (run.trainer, run.plan.layout, run.evaluator, batch_at, lambda state, is_best: None)
+        loop = Loop(*parts, schedule, checkpoints, log, Clock(), Stop())
+        loop.run(run.first_state(), run.parts.base, Progress())
+    host, wall = zip(*stamps, strict=True)
+    return _between(host), _between(wall)
+
+
+def _between(stamps: tuple[float, ...]) -> list[float]:
+    return [1e3 * (after - before) for before, after in pairwise(stamps)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Our side: this project's training step, on a batch that lies on the device."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from schedule import compress, scored_steps
+from work import Work
+
+import increlora_jax as il
+from increlora_jax.models.registry import load_model
+from increlora_jax.training.loss import sequence_loss
+
+Told = dict[str, Any]
+Run = Callable[[int], Told]
+"""Does so many training steps, waits for the last, and tells its numbers."""
+
+
+class Training:
+    """A model under training by a method; each step is scored or not."""
+
+    def __init__(
+        self, work: Work, make_method: Callable[..., il.Method], growth: il.GrowthConfig, steps: int
+    ):
+        model = _load(work) if work.folder else _draw(work)
+        self.method = make_method(
+            model,
+            targets=list(work.sizes),
+            adapter=il.AdapterConfig(lora_dropout=work.lora_dropout),
+            growth=growth,
+            is_trained=il.parameter_selector(model, work.spec.modules_to_save),
+        )
+        config = il.TrainingConfig(
+            learning_rate=work.recipe["learning_rate"], weight_decay=work.recipe["weight_decay"]
+        )
+        trainer, self.state, self._base = il.prepare(
+            model, self.method, config, total_steps=steps, loss=sequence_loss(is_regression=False)
+        )
+        self._step = jax.jit(trainer.step, static_argnames="is_scored", donate_argnames="state")
+        self._batch = jax.device_put(work.numbers())
+
+    def step(self, count: int, *, is_scored: bool) -> Told:
+        """Do so many steps and wait for the last, whose numbers are returned."""
+        for _ in range(count):
+            self.state, info = self._step(self.state, self._base, self._batch, is_scored=is_scored)
+        return jax.block_until_ready(info)
+
+    def program(self, *, is_scored: bool) -> str:
+        """The compiled step, as text."""
+        arguments = (self.state, self._base, self._batch)
+        return self._step.lower(*arguments, is_scored=is_scored).compile().as_text()
+
+
+def increlora(work: Work, max_rank: str = "auto") -> Training:
+    """Growth by the recipe, at its start; how long a step takes depends on no mask."""
+    make = partial(il.increlora, steps=work.steps)
+    return Training(work, make, work.growth(max_rank=max_rank), work.steps)
+
+
+def lora(work: Work) -> Training:
+    """LoRA of the final rank from the start."""
+    return Training(work, il.lora, work.growth(), work.steps)
+
+
+def run_increlora(work: Work, *, is_scored: bool, max_rank: str = "auto") -> Run:
+    """Steps of one kind."""
+    training = increlora(work, max_rank)
+    return partial(training.step, is_scored=is_scored)
+
+
+def run_lora(work: Work) -> Run:
+    """LoRA's steps."""
+    return partial(lora(work).step, is_scored=False)
+
+
+def run_whole_schedule(work: Work) -> Run:
+    """Go through a whole run in few steps (see `compress`), grown and scored as it is planned.
+
+    Two steps of practice come before, one of each kind.
+    """
+    growth, steps = compress(work)
+    training = Training(work, partial(il.increlora, steps=steps), growth, steps)
+    start = jax.tree.map(jnp.copy, training.state)
+    kinds = [True, False, *scored_steps(work, growth, steps, lag=0)]
+    done = 0
+
+    def run(count: int) -> Told:
+        nonlocal done
+        for _ in range(count):
+            if done == 2:
+                training.state = start
+            info = training.step(1, is_scored=kinds[done])
+            done += 1
+        return info | {"rank_budget": training.method.rank_budget}
+
+    return run
+
+
+def _load(work: Work) -> nnx.Module:
+    dtype = jnp.dtype(work.dtype)
+    assert work.folder
+    return load_model(work.folder, num_labels=2, dtype=dtype, param_dtype=dtype)[0]
+
+
+def _draw(work: Work) -> nnx.Module:
+    """Draw random weights in one compiled program, so that none exists twice."""
+    dtype = jnp.dtype(work.dtype)
+    build = partial(work.spec.heads["sequence_classification"], work.config, num_labels=2)
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return build(dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+    numbers = jax.jit(lambda key: nnx.state(make(nnx.Rngs(key))))(jax.random.key(0))
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))), numbers)

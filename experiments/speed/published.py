@@ -1,0 +1,123 @@
+"""What the published IncreLoRA pays at every step: a reconstruction of its costs, not its code.
+
+Written from the description of what that code does. Every adapted layer multiplies by a dense ΔW,
+which a hook rebuilds from A, λ and B of all components grown so far and of the reserve. Every
+step takes the dense gradient ∂L/∂ΔW and scores |ΔW ∘ ∂L/∂ΔW|, module by module, into dictionaries
+of averages. Each component is a parameter of its own, and what is born in one round is a group of
+AdamW. Components do not grow here: they are there from the start, as many as at the end of a run.
+"""
+
+from collections import defaultdict
+from itertools import count
+from typing import Any
+
+import torch
+from pytorch import Run, Training, load_base
+from torch import nn
+from torch.nn import functional
+from work import Work
+
+BETA = 0.85
+ALPHA = 16.0
+STANDARD_DEVIATION = 0.02
+
+
+class DenseUpdate(nn.Module):
+    """A frozen layer beside x·ΔWᵀ, ΔW = s · B diag(λ) A as a matrix [outputs, inputs]."""
+
+    def __init__(self, base: nn.Linear, births: list[int]):
+        super().__init__()
+        self.base = base
+        inputs, outputs = base.in_features, base.out_features
+        draw = {"device": base.weight.device, "dtype": torch.float32}
+        scale = STANDARD_DEVIATION
+        self.A = nn.ParameterList(scale * torch.randn(n, inputs, **draw) for n in births)
+        self.lam = nn.ParameterList(torch.full((n,), 1e-5, **draw) for n in births)
+        self.B = nn.ParameterList(scale * torch.randn(outputs, n, **draw) for n in births)
+        self.rank = sum(births[:-1])  # the last is the reserve
+        self.register_forward_pre_hook(DenseUpdate.rebuild)
+
+    def rebuild(self, arguments: Any) -> None:
+        """Multiply the components out; the gradient of the product is kept for the score."""
+        self.stacked_A, self.stacked_B = torch.cat(list(self.A)), torch.cat(list(self.B), dim=1)
+        coefficients = torch.cat(list(self.lam)) * (ALPHA / self.rank)
+        self.delta = (self.stacked_B * coefficients) @ self.stacked_A
+        self.delta.retain_grad()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply by the frozen and by the dense matrix."""
+        return self.base(x) + functional.linear(x, self.delta.to(x.dtype))
+
+    def orthogonality(self) -> torch.Tensor:
+        """‖AAᵀ − I‖_F + ‖BᵀB − I‖_F."""
+        eye = torch.eye(len(self.stacked_A), device=self.delta.device)
+        grams = (self.stacked_A @ self.stacked_A.T, self.stacked_B.T @ self.stacked_B)
+        return sum((torch.linalg.norm(gram - eye) for gram in grams), torch.zeros(()))
+
+
+def run_published(work: Work) -> Run:
+    """Steps that pay what the published code pays."""
+    model = load_base(work, "sdpa")
+    model.requires_grad_(False)
+    for name, module in model.named_modules():
+        if name.rpartition(".")[-1] in work.spec.modules_to_save:
+            module.requires_grad_(True)
+    layers = {name: _replace(model, name, births(work)) for name in work.sizes}
+    averages: dict[str, dict[str, Any]] = {"sensitivity": {}, "uncertainty": {}}
+    coefficient = work.growth().reg_orth_coef / (2 * len(layers))
+
+    def add_loss() -> torch.Tensor:
+        return coefficient * sum(layer.orthogonality() for layer in layers.values())
+
+    optimizer = torch.optim.AdamW(_groups(model, layers, work), lr=work.recipe["learning_rate"])
+    return Training(
+        work,
+        model,
+        optimizer,
+        add_loss=add_loss,
+        after_backward=lambda step: score(layers, averages),
+    ).run
+
+
+def births(work: Work) -> list[int]:
+    """How many components a module of mean rank is given at a time, the reserve last."""
+    growth = work.growth()
+    each = growth.incre_rank_num
+    whole, rest = divmod(work.rank - growth.initial_rank, each)
+    return [growth.initial_rank, *[each] * whole, *([rest] if rest else []), each]
+
+
+@torch.no_grad()
+def score(layers: dict[str, DenseUpdate], averages: dict[str, dict[str, Any]]) -> None:
+    """Move each module's average importance and its uncertainty."""
+    means, doubts = averages["sensitivity"], averages["uncertainty"]
+    for name, layer in layers.items():
+        delta = layer.delta
+        found = (delta * delta.grad).abs().sum() / delta.numel() ** 0.5
+        means[name] = BETA * means.get(name, 0.0) + (1 - BETA) * found
+        off = (found - means[name]).abs()
+        doubts[name] = BETA * doubts.get(name, 0.0) + (1 - BETA) * off
+
+
+def _replace(model: nn.Module, name: str, sizes: list[int]) -> DenseUpdate:
+    parent, _, last = name.rpartition(".")
+    layer = DenseUpdate(model.get_submodule(name), sizes)
+    setattr(model.get_submodule(parent), last, layer)
+    return layer
+
+
+def _groups(
+    model: nn.Module, layers: dict[str, DenseUpdate], work: Work
+) -> list[dict[str, list[nn.Parameter]]]:
+    """One group of the parameters there at the start, and one for each round's components."""
+    rounds = len(work.plan(work.growth(), work.steps).rounds)
+    groups: dict[int, list[nn.Parameter]] = defaultdict(list)
+    late: set[nn.Parameter] = set()
+    turn = count()
+    for layer in layers.values():
+        for components in zip(layer.A, layer.lam, layer.B, strict=True):
+            late |= set(components)
+            groups[1 + next(turn) % rounds] += components
+    groups[0] = [p for p in model.parameters() if p.requires_grad and p not in late]
+    decay = work.recipe["weight_decay"]
+    return [{"params": group, "weight_decay": decay} for _, group in sorted(groups.items())]

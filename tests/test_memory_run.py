@@ -1,0 +1,101 @@
+"""A quantised base and layers that are computed again, through the commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from increlora_jax import train
+from increlora_jax.errors import InputError
+from increlora_jax.evaluate import evaluate
+from increlora_jax.models.bert import BERT
+from increlora_jax.models.hf import name_variables, save_weights
+from increlora_jax.models.registry import load_model
+from increlora_jax.nn.storage import read_adapter_config
+from increlora_jax.parsing import parse_run
+from increlora_jax.quantization import as_dense
+
+
+def spread_out(model_folder, kind, folder):
+    """The same model with plain kernels that hold what the quantised ones stand for."""
+    shutil.copytree(model_folder, folder)
+    model, _ = load_model(model_folder, num_labels=2, quantize=kind)
+    for variable in name_variables(model, nnx.Param).values():
+        variable.set_value(as_dense(variable.get_value()))
+    save_weights(model, folder, BERT.weights)
+    return folder
+
+
+def read_losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def read_results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(short_words, tmp_path_factory):
+    """A run on a base of 4 bits, its layers computed again."""
+    folder = tmp_path_factory.mktemp("quantised") / "run"
+    words = [*short_words, "--quantize-base", "int4", "--remat", "full"]
+    train.main([*words, "--output-dir", str(folder)])
+    return folder
+
+
+def test_a_quantised_run_is_the_run_of_what_its_base_stands_for(
+    finished, short_words, tiny_model, tmp_path
+):
+    plain = spread_out(tiny_model, "int4", tmp_path / "plain")
+    words = [*short_words, "--model", str(plain), "--output-dir", str(tmp_path / "run")]
+    train.main(words)
+    expected, got = read_results(tmp_path / "run"), read_results(finished)
+    assert got["rounds"] == expected["rounds"]
+    assert got["metrics"] == expected["metrics"]
+    # Dropout is the same; 14 steps on, float32 products in another order are not.
+    np.testing.assert_allclose(read_losses(finished), read_losses(tmp_path / "run"), rtol=1e-3)
+
+
+def test_it_is_evaluated_on_the_base_it_was_trained_on(finished):
+    assert evaluate(finished) == read_results(finished)["metrics"]
+    assert read_adapter_config(finished / "adapter")["quantize_base"] == "int4"
+
+
+def test_it_goes_on_with_the_same_base_only_and_computes_again_what_it_likes(finished, short_words):
+    words = [*short_words, "--output-dir", str(finished), "--quantize-base"]
+    with pytest.raises(InputError, match=r"quantize_base \(int4 there, nf4 here\)"):
+        train.train(parse_run([*words, "nf4"]))
+    again = train.train(parse_run([*words, "int4", "--remat", "none"]))
+    assert again == read_results(finished)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--method", "full"], ["--modules-to-save", "classifier", "bert.encoder.layer.0.output"]],
+)
+def test_what_is_trained_is_not_quantised(words, short_words, tmp_path):
+    config = parse_run(
+        [*short_words, *words, "--quantize-base", "int8", "--output-dir", str(tmp_path / "run")]
+    )
+    with pytest.raises(InputError, match=r"layer\.0\.\S+\.kernel would be trained in full"):
+        train.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
+def test_a_quantised_base_is_divided_over_devices(kind, short_words, tmp_path):
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    for mesh in ("data=4", "fsdp=2,tensor=2"):
+        words = [*short_words, "--quantize-base", kind, "--mesh", mesh, "--max-steps", "8"]
+        command = [sys.executable, "-m", "increlora_jax.train", *words]
+        subprocess.run([*command, "--output-dir", str(tmp_path / mesh)], env=flags, check=True)
+    one, other = (tmp_path / mesh for mesh in ("data=4", "fsdp=2,tensor=2"))
+    assert read_results(one)["rounds"] == read_results(other)["rounds"]
+    np.testing.assert_allclose(read_losses(one), read_losses(other), rtol=1e-3)
