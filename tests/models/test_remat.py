@@ -124,9 +124,11 @@ def test_every_repeated_layer_takes_part_and_none_unasked(family):
     model, _ = make_model(family, jnp.float32)
     layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, RematLayer)]
     assert len(layers) == (2 if family in ("t5", "bart") else 1)
-    for remat, count in (("none", 0), ("full", len(layers))):
+    barriers = {}  # one around each layer that is computed again, besides those of the adapters
+    for remat in ("none", "full"):
         program = lower(begin(family, remat, jnp.float32), rows_of(0), is_scored=False)
-        assert program.as_text().count("barrier") == count
+        barriers[remat] = program.as_text().count("barrier")
+    assert barriers["full"] - barriers["none"] == len(layers)
 
 
 DEEP = {
