@@ -17,6 +17,7 @@ from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run
+from increlora_jax.process_memory import keep_freed_memory
 from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
     ADAPTER,
@@ -63,6 +64,7 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
 
 def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     clock = Clock()
+    keep_freed_memory()
     folder = Path(config.output_dir)
     held = Held(by_first(lambda: look_into(folder, config).value))
     use_compilation_cache(config.training.compilation_cache_dir)

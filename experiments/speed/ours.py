@@ -14,6 +14,8 @@ import increlora_jax as il
 from increlora_jax.models.registry import load_model
 from increlora_jax.training.loss import sequence_loss
 
+il.keep_freed_memory()  # as the training command does
+
 Told = dict[str, Any]
 Run = Callable[[int], Told]
 """Does so many training steps, waits for the last, and tells its numbers."""

@@ -114,8 +114,7 @@ class Trainer(NamedTuple):
 
     def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Gradient in; regularizer, optimizer, score and growth done."""
-        _, key = _step_keys(state)
-        own = self._of(state)
+        key, own = _step_keys(state)[1], self._of(state)
         groups = Groups(state.params.adapter)
         state, gradients = groups.pack((state, gradients))
         orth, pull = own._regularization(state)
