@@ -21,7 +21,8 @@ KINDS = (
     (r"core/regularizer\.py:", "orthogonality"),
     (r"core/optimizer\.py:|/optax/(?!losses)", "optimizer, clip"),
     (r"core/importance\.py:|adapter\.py:.*(spread|score)", SCORE),
-    (r"core/product\.py:_sum_", BASE),  # x · (W + ΔW)
+    # x · (W + ΔW); a backward pass of one's own has the source of the call.
+    (r"core/product\.py:(_sum_|apply_sum)", BASE),
     (r"core/product\.py:(?!_outer|_matmul)|core/adapter\.py:", ADAPTER),
     (r"core/allocator\.py:|methods/increlora\.py:", "growth"),
     (r"models/attention\.py:|relative_positions\.py:", "attention"),
@@ -101,10 +102,10 @@ def kind_of(operation: Operation, dense: set[tuple[int, ...]]) -> str:
     if any("core/product.py:" in frame for frame in operation.frames):
         if operation.shape in dense:
             kind = SCORE if is_backward else ADAPTER  # ∂L/∂ΔW; W + ΔW
-        elif operation.shape and min(operation.shape) < min(min(shape) for shape in dense):
+        elif len(operation.shape) == 2 and min(operation.shape) < min(map(min, dense)):
             kind = ADAPTER  # an axis of slots
     if kind == "attention":
-        return "attention products" if "dot_general" in operation.name else "attention softmax"
+        return "attention products" if "dot_general" in operation.name else "attention, the rest"
     if kind in (BASE, ADAPTER):
         return f"{kind}, {'backward' if is_backward else 'forward'}"
     if kind == "other" and operation.opcode in ("copy", "transpose"):

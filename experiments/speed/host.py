@@ -16,7 +16,8 @@ from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
-from increlora_jax.training.logging import RunLog
+from increlora_jax.training.journal import Journal
+from increlora_jax.training.logging import Bar, RunLog
 from increlora_jax.training.loop import Loop, Schedule
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
@@ -67,12 +68,15 @@ def measure(
             profile.disable()
         return run.batch_at(step)
 
-    checkpoints = Checkpoints(folder, Keep(1), {})
-    with RunLog(folder, STEPS, tensorboard=False) as log, checkpoints:
-        schedule = Schedule(STEPS, STEPS, 1, 10 * STEPS, 0)
-        parts = (run.trainer, run.plan.layout, run.evaluator, batch_at, lambda state, is_best: None)
-        loop = Loop(*parts, schedule, checkpoints, log, Clock(), Stop())
-        loop.run(run.first_state(), run.parts.base, Progress())
+    schedule = Schedule(STEPS, STEPS, 1, 10 * STEPS, 0)
+    checkpoints = Checkpoints(folder / "checkpoints", Keep(1), {})
+    with RunLog(folder, tensorboard=False) as log, Bar(STEPS) as bar, checkpoints:
+        journal = Journal(Progress(), log, schedule, run.trainer.method, bar.say)
+        loop = Loop(
+            *(run.trainer, run.plan.layout, run.evaluator, batch_at, lambda *_: None, schedule),
+            *(checkpoints, [journal], bar, Clock(), Stop()),
+        )
+        loop.run(run.first_state(), run.parts.base)
     host, wall = zip(*stamps, strict=True)
     return _between(host), _between(wall)
 
