@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
     for name in ("absl", "asyncio"):  # what Orbax logs of a failed write is raised, and said once
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    keep_freed_memory()
     stop = Stop()
     with fail_clearly(), stop.listening():
         train(parse_run(argv), stop)
@@ -64,7 +65,6 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
 
 def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     clock = Clock()
-    keep_freed_memory()
     folder = Path(config.output_dir)
     held = Held(by_first(lambda: look_into(folder, config).value))
     use_compilation_cache(config.training.compilation_cache_dir)
