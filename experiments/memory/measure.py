@@ -188,11 +188,10 @@ def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
     return int(lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes)
 
 
-def plan(words: argparse.Namespace) -> Iterator[str]:
-    """Tell of every storage and policy what is known before anything runs."""
-    yield f"{words.model}, {words.batch} × {words.length} tokens, bfloat16; GiB"
+def settings_of(words: argparse.Namespace) -> Iterator[Setting]:
+    """Every storage of the base with every policy."""
     for quantize, remat in product(words.quantize_base, words.remat):
-        setting = Setting(
+        yield Setting(
             words.model,
             quantize,
             remat,
@@ -201,9 +200,15 @@ def plan(words: argparse.Namespace) -> Iterator[str]:
             words.importance,
             layers=words.layers,
         )
+
+
+def plan(words: argparse.Namespace) -> Iterator[str]:
+    """Tell of every storage and policy what is known before anything runs."""
+    yield f"{words.model}, {words.batch} × {words.length} tokens, bfloat16; GiB"
+    for setting in settings_of(words):
         begun = begin(setting, is_drawn=False)
         line = (
-            f"{quantize:5} {remat:5} base {bytes_of(begun.base) / GIB:6.2f}  "
+            f"{setting.quantize:5} {setting.remat:5} base {bytes_of(begun.base) / GIB:6.2f}  "
             f"state {bytes_of(begun.state) / GIB:5.2f}  kept {kept_bytes(begun) / GIB:6.2f}"
         )
         if words.compile:
@@ -215,16 +220,7 @@ def plan(words: argparse.Namespace) -> Iterator[str]:
 
 def run(words: argparse.Namespace) -> Iterator[str]:
     """Train with random weights until the budget is spent and beyond; tell what it has taken."""
-    for quantize, remat in product(words.quantize_base, words.remat):
-        setting = Setting(
-            words.model,
-            quantize,
-            remat,
-            words.batch,
-            words.length,
-            words.importance,
-            layers=words.layers,
-        )
+    for setting in settings_of(words):
         begun = begin(setting, is_drawn=True)
         method, state = begun.trainer.method, begun.state
         jitted = jit_step(begun.trainer, begun.layout, state)
@@ -241,8 +237,8 @@ def run(words: argparse.Namespace) -> Iterator[str]:
         memory = "not told by this backend" if peak is None else f"{peak / GIB:.2f} GiB"
         rate = setting.batch * setting.length / min(seconds)
         yield (
-            f"{setting.model} {quantize} {remat}: peak memory {memory}; ranks {ranks[0]} → "
-            f"{ranks[-1]}; {rate:.0f} tokens/s; loss {float(info['loss']):.4f}"
+            f"{setting.model} {setting.quantize} {setting.remat}: peak memory {memory}; "
+            f"ranks {ranks[0]} → {ranks[-1]}; {rate:.0f} tokens/s; loss {float(info['loss']):.4f}"
         )
 
 

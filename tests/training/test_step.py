@@ -443,23 +443,3 @@ def test_states_with_settings_of_their_own_train_together_as_they_do_alone(float
 def test_a_setting_that_cannot_vary_is_named(single):
     with pytest.raises(InputError, match=r"top_h cannot differ .* learning_rate"):
         single.trainer.init(single.parts, 0, {"top_h": 2})
-
-
-def test_runs_that_train_together_share_one_base():
-    """Activations are made for each, kernels never where products stay apart: with few rows."""
-    begun = begin(growth={"max_rank": "4"})  # narrower than the kernels
-    state = stack([begun.trainer.init(begun.parts, seed) for seed in range(5)])
-    batch = jax.tree.map(lambda leaf: np.stack([leaf] * 5), batch_of(rows=3))
-    step = jax.vmap(partial(begun.trainer.step, is_scored=False), in_axes=(0, None, 0))
-    program = jax.make_jaxpr(step)(state, begun.parts.base, batch)
-    made = {variable.aval.shape for variable in variables_of(program)}
-    assert (5, 3, WIDTH) in made
-    assert made.isdisjoint({(5, *begun.parts.base[f"{name}.kernel"].shape) for name in MODULES})
-
-
-def variables_of(jaxpr):
-    for equation in jaxpr.eqns:
-        yield from equation.outvars
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            if hasattr(inner, "eqns"):
-                yield from variables_of(inner)
