@@ -37,6 +37,7 @@ from increlora_jax.tasks.batching import batch_at, batch_length, length_buckets,
 from increlora_jax.tasks.encoding import Encoded, encode
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.evaluation import Evaluator
+from increlora_jax.training.journal import Schedule
 from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
 from increlora_jax.training.state import TrainState, stack
@@ -55,6 +56,19 @@ class Plan:
     epoch_steps: int
     method: Method
     layout: Layout
+
+    @property
+    def schedule(self) -> Schedule:
+        """When what is done."""
+        training = self.config.training
+        return Schedule(
+            self.total_steps,
+            training.eval_steps or self.epoch_steps,
+            training.logging_steps,
+            training.save_steps,
+            training.max_skipped_steps,
+            training.steps_per_execution,
+        )
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -122,20 +136,30 @@ class Run:
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """Make the rows of an optimizer step's batch that fall to this process.
 
-        The batches of runs that train together are stacked, padded to the longest. Under
-        accumulation there is an axis of micro-batches before that of the rows.
+        The batches of a block of steps, and of the runs that train together, are padded to the
+        longest of them; those of the runs are stacked. Under accumulation there is an axis of
+        micro-batches before that of the rows.
         """
         training = self.plan.config.training
         size = training.train_batch_size * training.gradient_accumulation_steps
         seeds = [member.config.training.seed for member in self.plan.members]
-        choice: Any = {"step": step, "batch_size": size}
         length = max(
-            batch_length(self.encoded_train, seed=seed, buckets=self.buckets, **choice)
+            batch_length(
+                self.encoded_train, seed=seed, step=at, batch_size=size, buckets=self.buckets
+            )
+            for at in self.plan.schedule.block(step)
             for seed in seeds
         )
         rows = self._own_rows()
         each = [
-            batch_at(self.encoded_train, seed=seed, buckets=(length,), rows=rows.ravel(), **choice)
+            batch_at(
+                self.encoded_train,
+                seed=seed,
+                step=step,
+                batch_size=size,
+                buckets=(length,),
+                rows=rows.ravel(),
+            )
             for seed in seeds
         ]
         axes = [count for count in (len(each), len(rows)) if count > 1]

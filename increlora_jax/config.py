@@ -226,6 +226,10 @@ class TrainingConfig:
     eval_batch_size: int = option(64, "examples a forward pass of evaluation")
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
+    steps_per_execution: int = option(
+        1, "steps a call of the compiled program carries out: more where a step is too short to "
+        "keep the device busy; their batches are padded to the longest of them"
+    )  # fmt: skip
     resume: bool = option(True, "go on with a run of the same settings that the folder holds")
     save_steps: int = option(500, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints kept, beside the best one")
@@ -256,7 +260,7 @@ class TrainingConfig:
         _require_each(
             self,
             "max_steps train_batch_size gradient_accumulation_steps eval_batch_size eval_steps "
-            "logging_steps save_steps save_total_limit keep_period",
+            "logging_steps steps_per_execution save_steps save_total_limit keep_period",
             lambda v: v >= 1,
             "at least 1",
         )

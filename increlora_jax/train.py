@@ -34,7 +34,7 @@ from increlora_jax.run_folder import (
 )
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
-from increlora_jax.training.journal import Journal, Schedule
+from increlora_jax.training.journal import Journal
 from increlora_jax.training.logging import Bar, RunLog
 from increlora_jax.training.loop import Loop, Outcome
 from increlora_jax.training.preemption import Stop
@@ -120,7 +120,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             run.evaluator,
             run.batch_at,
             save_adapter_of,
-            _schedule(plan),
+            plan.schedule,
             checkpoints,
             journals,
             bar,
@@ -143,7 +143,7 @@ def _open_journal(
     )
     stack.enter_context(log)
     method = plan.method.vary(member.settings)
-    return Journal(progress, log, _schedule(plan), method, bar.say, member.name)
+    return Journal(progress, log, plan.schedule, method, bar.say, member.name)
 
 
 def _write_results(
@@ -222,17 +222,6 @@ def _announce(run: Run) -> None:
     if len(run.plan.members) > 1:
         names = ", ".join(member.name for member in run.plan.members)
         say(f"{len(run.plan.members)} runs train together: {names}")
-
-
-def _schedule(plan: Plan) -> Schedule:
-    training = plan.config.training
-    return Schedule(
-        plan.total_steps,
-        training.eval_steps or plan.epoch_steps,
-        training.logging_steps,
-        training.save_steps,
-        training.max_skipped_steps,
-    )
 
 
 def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:

@@ -99,3 +99,16 @@ def test_what_the_files_lack_is_noted(make_plan, minilm_dir):
 def test_a_plan_that_cannot_finish_is_refused_before_weights_are_read(make_plan, tmp_path):
     with pytest.raises(InputError, match="--max-steps"):
         make_plan("--max-steps", "5")
+
+
+def test_batches_of_a_block_of_steps_are_padded_alike(make_plan):
+    run = prepare_run(make_plan("--steps-per-execution", "4", "--max-seq-length", "24"))
+    single = prepare_run(make_plan("--max-seq-length", "24"))
+    alone = [single.batch_at(step)["input_ids"] for step in range(14)]
+    blocks = [run.batch_at(step)["input_ids"] for step in range(14)]
+    for step, ids in enumerate(blocks):
+        length = alone[step].shape[1]
+        np.testing.assert_array_equal(ids[:, :length], alone[step])
+        assert ids.shape[1] == max(
+            single.batch_at(at)["input_ids"].shape[1] for at in run.plan.schedule.block(step)
+        )

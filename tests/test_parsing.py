@@ -26,7 +26,7 @@ VALUES = {
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
-    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "resume": False,
+    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "steps_per_execution": 3, "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
     "remat": "dots", "tensorboard": True,
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",

@@ -22,6 +22,29 @@ class Schedule(NamedTuple):
     logging_steps: int
     save_steps: int
     max_skipped_steps: int
+    steps_per_execution: int = 1
+
+    def block(self, step: int) -> range:
+        """The steps, this one among them, that may be carried out by one call."""
+        start = step - step % self.steps_per_execution
+        return range(start, start + self.steps_per_execution)
+
+    def next_steps(self, done: int) -> range:
+        """Those of the next call: a block, or one step where a block cannot be had as a whole.
+
+        It depends on nothing that a resumed run may change, so that the same programs compute it.
+        """
+        block = self.block(done)
+        is_cut = block.stop > self.total_steps or any(self.is_evaluated(at) for at in block[1:])
+        return range(done, done + 1) if is_cut or done > block.start else block
+
+    def is_evaluated(self, done: int) -> bool:
+        """Whether an evaluation follows so many steps."""
+        return done % self.eval_steps == 0 or done == self.total_steps
+
+    def is_saved(self, done: int, saved: int) -> bool:
+        """Whether a checkpoint is due after so many steps, the last being after `saved`."""
+        return done // self.save_steps > saved // self.save_steps
 
 
 class Journal:

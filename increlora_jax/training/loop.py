@@ -21,9 +21,9 @@ from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 
 LAG = 4
-"""Steps in flight before the oldest one's numbers are read: the device never waits for the host.
+"""Calls in flight before the oldest one's numbers are read: the device never waits for the host.
 
-What the host decides by those numbers it decides LAG steps late, never earlier, whether or not it
+What the host decides by those numbers it decides LAG calls late, never earlier, whether or not it
 has seen them sooner: so a resumed run decides as one that was never stopped.
 """
 
@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
 class Loop:
     """Trains the run of every journal over `batch_at(step)`; for several, all arrays are stacked.
 
+    The batches of the steps of a block (`Schedule.block`), which one call carries out, are to be of
+    one shape.
     `keep(index, state, is_best)` saves the last or the best adapter of one of them.
     """
 
@@ -73,7 +75,8 @@ class Loop:
         self._clock = clock
         self._stop = stop
         self._programs: dict[Any, Any] = {}
-        self._pending: deque[tuple[int, Any]] = deque()
+        self._pending: deque[tuple[range, Any]] = deque()
+        self._calls = 0
 
     def run(self, state: TrainState, base: Base) -> tuple[TrainState, list[Outcome]]:
         """Train from where the journals stand to the last step; keep the best and last adapters.
@@ -105,56 +108,71 @@ class Loop:
 
     def _train_all(self) -> None:
         self._after(self._done)
-        for step in range(self._done, self._schedule.total_steps):
-            self._stop.check_step(step)
-            self._train(step)
-            self._after(step + 1)
+        while self._done < self._schedule.total_steps:
+            self._stop.check_call(self._calls)
+            self._train(self._schedule.next_steps(self._done))
+            self._after(self._done)
 
     def _after(self, done: int) -> None:
         """Evaluate and save where that is due after `done` steps, and has not been done."""
-        is_due = done % self._schedule.eval_steps == 0 or done == self._schedule.total_steps
-        if is_due and done > self._evaluated:
+        if self._schedule.is_evaluated(done) and done > self._evaluated:
             self._evaluate(done)
         is_new_best = done > 0 and any(j.progress.best_step == done for j in self._journals)
-        if done % self._schedule.save_steps == 0 or is_new_best:
+        if is_new_best or self._schedule.is_saved(done, self._saved):
             self._save()
 
-    def _train(self, step: int) -> None:
-        axis = len(self._state.members) + int(self._trainer.accumulation > 1)
-        batch = self._layout.batch(self._batch_at(step), axis)
-        # One score for all: what a run does not want changes nothing of it.
-        is_scored = any(j.is_scored(step, known_before=step - LAG) for j in self._journals)
-        program = self._program(batch, is_scored)
+    def _train(self, steps: range) -> None:
+        batch = self._batch(steps)
+        program = self._program(batch, self._is_scored(steps), is_block=len(steps) > 1)
         self._state, info = program(self._state, self._base, batch)
-        self._done = step + 1
-        self._pending.append((step, info))
-        if step == self._first:
+        self._done, self._calls = steps.stop, self._calls + 1
+        self._pending.append((steps, info))
+        if steps.start == self._first:
             jax.block_until_ready(info)
             self._clock.mark_first_step()
         while len(self._pending) > LAG:
             self._read_oldest()
 
-    def _program(self, batch: Any, is_scored: bool) -> Any:
+    def _batch(self, steps: range) -> dict[str, jax.Array]:
+        """The batches of the steps on the devices; of several steps they are stacked."""
+        axis = len(self._state.members) + int(self._trainer.accumulation > 1)
+        own = [self._batch_at(step) for step in steps]
+        if len(own) == 1:
+            return self._layout.batch(own[0], axis)
+        return self._layout.batch(jax.tree.map(lambda *arrays: np.stack(arrays), *own), axis + 1)
+
+    def _is_scored(self, steps: range) -> bool:
+        """One score for all: what a run or a step does not want changes nothing of it."""
+        block = self._schedule.block(steps.start)
+        known = block.start - LAG * len(block)
+        return any(j.is_scored(step, known_before=known) for j in self._journals for step in block)
+
+    def _program(self, batch: Any, is_scored: bool, *, is_block: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
         key = (batch["input_ids"].shape, is_scored)
         if key not in self._programs:
             self._drain()
             with self._clock.paused():
-                jitted = jit_step(self._trainer, self._layout, self._state)
+                jitted = jit_step(self._trainer, self._layout, self._state, is_block=is_block)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
         return self._programs[key]
 
     def _read_oldest(self) -> None:
-        step, info = self._pending.popleft()
+        steps, info = self._pending.popleft()
         told = jax.device_get(info)
+        # The clock of training starts after the first call.
+        is_timed = steps.start > self._first
+        for place, step in enumerate(steps):
+            self._read(step, _pick(told, place) if len(steps) > 1 else told, is_timed)
+
+    def _read(self, step: int, told: Info, is_timed: bool) -> None:
         each = [
-            {name: value[index] for name, value in told.items()} if self._state.members else told
+            _pick(told, index) if self._state.members else told
             for index in range(len(self._journals))
         ]
-        # The clock of training starts after the first step.
         for journal, numbers in zip(self._journals, each, strict=True):
-            journal.read(step, numbers, is_timed=step > self._first)
+            journal.read(step, numbers, is_timed=is_timed)
         losses, ranks = ([n[name].item() for n in each] for name in ("loss", "total_rank"))
         speeds = map(self._tokens_per_second, self._journals)
         self._bar.step(losses, ranks, sum(speeds))
@@ -203,10 +221,15 @@ class Loop:
         )
 
 
-def jit_step(trainer: Trainer, layout: Layout, state: TrainState) -> Any:
+def _pick(told: Info, index: int) -> Info:
+    return {name: value[index] for name, value in told.items()}
+
+
+def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: bool = False) -> Any:
     """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
 
-    What the step tells, the count of real tokens with it, lies on every device.
+    What the step tells, the count of real tokens with it, lies on every device. Of a block, batches
+    and what is told have a first axis of steps.
     """
 
     def step(
@@ -217,7 +240,10 @@ def jit_step(trainer: Trainer, layout: Layout, state: TrainState) -> Any:
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
             return new, info | {"tokens": _count_tokens(batch)}
 
-        return over_members(state, of_one, None, 0)(state, base, batch)
+        step_all = over_members(state, of_one, None, 0)
+        if is_block:
+            return jax.lax.scan(lambda state, batch: step_all(state, base, batch), state, batch)
+        return step_all(state, base, batch)
 
     return jax.jit(
         step,

@@ -76,7 +76,7 @@ class Stop:
             self._is_deferred = False
 
     def check(self) -> None:
-        """Stop here if asked to; several processes must agree first (`check_step`).
+        """Stop here if asked to; several processes must agree first (`check_call`).
 
         Raises:
           Preempted: a signal has come.
@@ -84,13 +84,13 @@ class Stop:
         if self._signum is not None and jax.process_count() == 1:
             raise Preempted(self._signum)
 
-    def check_step(self, step: int) -> None:
-        """As `check`, once a step: all processes stop at the same one."""
+    def check_call(self, call: int) -> None:
+        """As `check`, before each call of the step, counted: all processes stop at the same one."""
         self.check()
         # Without the service there is nobody to agree with.
         has_service = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
         can_agree = jax.process_count() > 1 and has_service
-        if can_agree and multihost_utils.reached_preemption_sync_point(step):
+        if can_agree and multihost_utils.reached_preemption_sync_point(call):
             raise Preempted(signal.SIGTERM)
 
     def compile(self, lowered: Any) -> Any:

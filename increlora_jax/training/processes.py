@@ -30,7 +30,7 @@ def joined(is_distributed: bool) -> Iterator[None]:
     if not is_distributed:
         yield
         return
-    # Carries a SIGTERM that any process gets to all of them; see `Stop.check_step`.
+    # Carries a SIGTERM that any process gets to all of them; see `Stop.check_call`.
     jax.config.update("jax_enable_preemption_service", True)
     try:
         jax.distributed.initialize(**_part_by_hand())

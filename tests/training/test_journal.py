@@ -13,6 +13,28 @@ from increlora_jax.training.progress import Progress
 SCHEDULE = Schedule(10, 5, 3, 5, max_skipped_steps=1)
 
 
+def calls(schedule, done=0):
+    """Where the calls begin that carry out the steps after `done`."""
+    begun = []
+    while done < schedule.total_steps:
+        begun.append(done)
+        done = schedule.next_steps(done).stop
+    return begun
+
+
+def test_a_call_carries_out_a_block_that_no_evaluation_cuts():
+    schedule = SCHEDULE._replace(total_steps=14, eval_steps=6, steps_per_execution=4)
+    assert calls(schedule) == [0, 4, 5, 6, 7, 8, 12, 13]
+    assert calls(schedule, done=6) == [6, 7, 8, 12, 13]
+    assert calls(schedule._replace(eval_steps=4, total_steps=12)) == [0, 4, 8]
+    assert calls(SCHEDULE) == list(range(10))
+
+
+def test_a_checkpoint_is_due_as_soon_as_its_step_is_passed():
+    assert [done for done in (4, 5, 6) if SCHEDULE.is_saved(done, saved=0)] == [5, 6]
+    assert [done for done in (8, 9, 10) if SCHEDULE.is_saved(done, saved=8)] == [10]
+
+
 def method_of(budget=5):
     """A method that wants the optimizer's step 8 scored unless its budget is spent."""
     method = fixed_method("x", "", attach=lambda model, rngs: model, is_trained=trains_nothing)

@@ -13,11 +13,12 @@ from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
-from increlora_jax.training.journal import Journal, NonFiniteError, Schedule
+from increlora_jax.training.journal import Journal, NonFiniteError
 from increlora_jax.training.logging import METRICS_FILE, Bar, RunLog
 from increlora_jax.training.loop import LAG, Loop
 from increlora_jax.training.preemption import Preempted, Stop
 from increlora_jax.training.progress import Progress
+from tests.tiny import assert_same
 
 STEPS, EVAL_STEPS = 14, 6
 
@@ -56,7 +57,7 @@ def trainer_in(folder, run):
         place = {"step": progress.step, "kept_bytes": progress.log_bytes}
         bar, log = Bar(STEPS, is_silent=True), RunLog(folder, tensorboard=False, **place)
         with log, checkpoints:
-            schedule = Schedule(STEPS, EVAL_STEPS, logging_steps, 4, patience)
+            schedule = schedule_of(run, patience)._replace(logging_steps=logging_steps)
             journal = Journal(progress, log, schedule, run.trainer.method, bar.say)
             loop = Loop(
                 *(run.trainer, run.plan.layout, run.evaluator, batch_at, keep, schedule),
@@ -68,6 +69,10 @@ def trainer_in(folder, run):
 
     train.kept = kept
     return train
+
+
+def schedule_of(run, patience):
+    return run.plan.schedule._replace(save_steps=4, max_skipped_steps=patience)
 
 
 def lines_of(folder, split):
@@ -149,16 +154,16 @@ def test_an_interrupt_keeps_what_was_reached(train, run):
 
 
 class SignalAt(Stop):
-    """A stop that is asked for by the real signal at a step."""
+    """A stop that is asked for by the real signal before a call."""
 
-    def __init__(self, step):
+    def __init__(self, call):
         super().__init__()
-        self._step = step
+        self._call = call
 
-    def check_step(self, step):
-        if step == self._step:
+    def check_call(self, call):
+        if call == self._call:
             signal.raise_signal(signal.SIGTERM)
-        super().check_step(step)
+        super().check_call(call)
 
 
 def resume(train, folder, run, **options):
@@ -192,6 +197,49 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(train, run, whole, tmp_p
     assert {n: getattr(outcome, n) for n in of_the_run} == {
         n: getattr(untouched, n) for n in of_the_run
     }
+
+
+@pytest.fixture(scope="module")
+def blocks(short_words):
+    """The same run, but that one call carries out four steps."""
+    return prepare_run(plan_run(parse_run([*short_words, "--steps-per-execution", "4"])))
+
+
+def test_steps_of_one_call_are_those_of_as_many(blocks, whole, tmp_path):
+    folder, expected, untouched = whole
+    state, outcome = trainer_in(tmp_path, blocks)()
+    assert outcome.rounds == untouched.rounds
+    assert outcome.step_compilations == 2  # of four steps and of one
+    numbers = [[line["loss"] for line in lines_of(f, "train")] for f in (tmp_path, folder)]
+    np.testing.assert_allclose(*numbers, rtol=1e-4)  # float32 sums in another order
+    assert_same(state.slots, expected.slots)
+
+
+def test_a_bad_step_within_a_call_is_passed_over_alone(blocks, tmp_path):
+    def batch_at(step):
+        batch = blocks.batch_at(step)
+        if step in (2, 9):
+            batch["weight"] = np.zeros_like(batch["weight"])
+        return batch
+
+    state, outcome = trainer_in(tmp_path, blocks)(batch_at, patience=1)
+    assert outcome.skipped == [2, 9]
+    assert (state.step, outcome.rounds.keys()) == (STEPS - 2, {3, 5, 7})
+
+
+@pytest.mark.parametrize("call", [1, 4, 6])
+def test_a_run_of_several_steps_a_call_goes_on_after_a_preemption(blocks, tmp_path, call):
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    expected, untouched = trainer_in(folders[0], blocks)()
+    train, stop = trainer_in(folders[1], blocks), SignalAt(call)
+    with stop.listening(), pytest.raises(Preempted):
+        train(stop=stop)
+    state, outcome = resume(train, folders[1], blocks)
+    assert_same_state(state, expected)
+    assert outcome.rounds == untouched.rounds
+    assert len({(folder / METRICS_FILE).read_bytes() for folder in folders}) == 1
 
 
 def test_an_evaluation_cut_short_is_made_up_for(train, run, whole, tmp_path):
@@ -260,7 +308,7 @@ def pair(short_words):
 
 def train_pair(pair, folder, batch_at, patience):
     """Train both; give the outcomes and what was kept: (index, step, is_best)."""
-    kept, schedule = [], Schedule(STEPS, EVAL_STEPS, 1, 4, patience)
+    kept, schedule = [], schedule_of(pair, patience)
     bar = Bar(STEPS, is_silent=True)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", Keep(2), {}))
@@ -280,6 +328,19 @@ def train_pair(pair, folder, batch_at, patience):
             return *loop.run(pair.first_state(), pair.parts.base), kept
         except NonFiniteError as error:
             return error, None, kept
+
+
+def test_two_runs_share_calls_of_several_steps(short_words, pair, tmp_path):
+    words = [*short_words, "--seed", "42", "--seeds", "7,8", "--steps-per-execution", "4"]
+    blocks = prepare_run(plan_run(parse_run(words)))
+    told = []
+    for name, runs in {"blocks": blocks, "single": pair}.items():
+        (tmp_path / name).mkdir()
+        state, outcomes, _ = train_pair(runs, tmp_path / name, runs.batch_at, patience=0)
+        told.append((state.slots, [outcome.rounds for outcome in outcomes]))
+    (slots, rounds), (expected, expected_rounds) = told
+    assert rounds == expected_rounds
+    assert_same(slots, expected)
 
 
 def spoil(pair, index, steps):

@@ -29,10 +29,10 @@ def test_a_deferred_signal_waits_for_the_next_check():
     stop = Stop()
     with stop.listening():
         with stop.deferred():
-            stop.check_step(0)
+            stop.check_call(0)
             send(signal.SIGTERM)
             with pytest.raises(Preempted, match="SIGTERM"):
-                stop.check_step(1)
+                stop.check_call(1)
         with pytest.raises(Preempted):
             stop.check()
 
@@ -47,7 +47,7 @@ def test_afterwards_signals_are_whose_they_were():
 
 def test_nobody_asks_where_nobody_listens():
     Stop().check()
-    Stop().check_step(0)
+    Stop().check_call(0)
 
 
 def lower_something_long(start):
