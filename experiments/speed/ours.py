@@ -11,6 +11,7 @@ from schedule import compress, scored_steps
 from work import Work
 
 import increlora_jax as il
+from increlora_jax.core.adapter import init_slots
 from increlora_jax.models.registry import load_model
 from increlora_jax.training.loss import sequence_loss
 
@@ -50,6 +51,11 @@ class Training:
             self.state, info = self._step(self.state, self._base, self._batch, is_scored=is_scored)
         return jax.block_until_ready(info)
 
+    def open_slots(self, rank: int) -> None:
+        """Make so many slots of every module active, and none of them a reserve."""
+        slots = {name: init_slots(own.active.size, rank) for name, own in self.state.slots.items()}
+        self.state = self.state._replace(slots=jax.tree.map(jnp.copy, slots))  # no buffer twice
+
     def program(self, *, is_scored: bool) -> str:
         """The compiled step, as text."""
         arguments = (self.state, self._base, self._batch)
@@ -57,9 +63,11 @@ class Training:
 
 
 def increlora(work: Work, max_rank: str = "auto") -> Training:
-    """Growth by the recipe, at its start; how long a step takes depends on no mask."""
+    """Growth by the recipe, with every module at the final rank already."""
     make = partial(il.increlora, steps=work.steps)
-    return Training(work, make, work.growth(max_rank=max_rank), work.steps)
+    training = Training(work, make, work.growth(max_rank=max_rank), work.steps)
+    training.open_slots(work.rank)
+    return training
 
 
 def lora(work: Work) -> Training:

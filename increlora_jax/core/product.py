@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
 
+FEW = 16
+"""Slots of a buffer below which none are left out of a product."""
+
 
 def apply_update(
     x: Float[Array, "*batch inputs"], update: Update, probe: Float[Array, "..."] | None = None
@@ -89,7 +92,7 @@ def _sum_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
     x_rows, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
     gradient = _outer(x_rows, dy_rows, summed.dtype)  # of a frozen kernel nobody asks for it
     if evidence is None:
-        _, d_update = _from_rows(x_rows, x_rows @ update.A, dy_rows, update)
+        d_update = _from_used_slots(x_rows, dy_rows, update)
     else:
         d_update = _from_gradient(gradient, update)
     dx = (dy_rows @ summed.T).reshape(x.shape)
@@ -108,6 +111,30 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
     d_A = _outer(inner, x, update.A.dtype).T  # this way round the wide side is contiguous
     d_B = _outer(hidden * coefficients.astype(x.dtype), dy, update.B.dtype)
     return inner, _cotangents(d_A, d_coefficients, d_B, update)
+
+
+def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
+    """The cotangents, from half of the slots where the others are all dormant, as most often.
+
+    Those of a dormant slot count for nothing: its λ̂ is 0 whatever its λ.
+    """
+
+    def first(count: int, x: Array, dy: Array, update: Update) -> Update:
+        A, lam_hat, B = update.A[:, :count], update.lam_hat[:count], update.B[:count]
+        _, found = _from_rows(x, x @ A, dy, update._replace(A=A, lam_hat=lam_hat, B=B))
+        more = (0, update.lam_hat.size - count)
+        return found._replace(
+            A=jnp.pad(found.A, ((0, 0), more)),
+            lam_hat=jnp.pad(found.lam_hat, more),
+            B=jnp.pad(found.B, (more, (0, 0))),
+        )
+
+    slots = update.lam_hat.size
+    if slots < FEW:
+        return first(slots, x, dy, update)
+    is_used = (update.slots.active | update.slots.reserve)[slots // 2 :].any()
+    all_of_them, half = partial(first, slots), partial(first, slots // 2)
+    return jax.lax.cond(is_used, all_of_them, half, x, dy, update)
 
 
 def _from_gradient(gradient: Array, update: Update) -> Update:
