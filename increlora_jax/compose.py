@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
@@ -33,9 +32,10 @@ from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.tasks.base import TaskData
-from increlora_jax.tasks.batching import batch_at, batch_length, length_buckets, steps_per_epoch
+from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
 from increlora_jax.tasks.registry import load_task
+from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Schedule
 from increlora_jax.training.loss import sequence_loss
@@ -133,47 +133,20 @@ class Run:
         state = stack(states)
         return self.plan.layout.place(state, len(state.members))
 
-    def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """Make the rows of an optimizer step's batch that fall to this process.
-
-        The batches of a block of steps, and of the runs that train together, are padded to the
-        longest of them; those of the runs are stacked. Under accumulation there is an axis of
-        micro-batches before that of the rows.
-        """
-        training = self.plan.config.training
-        size = training.train_batch_size * training.gradient_accumulation_steps
-        seeds = [member.config.training.seed for member in self.plan.members]
-        length = max(
-            batch_length(
-                self.encoded_train, seed=seed, step=at, batch_size=size, buckets=self.buckets
-            )
-            for at in self.plan.schedule.block(step)
-            for seed in seeds
+    @cached_property
+    def batch_at(self) -> Batches:
+        """Makes the training batch of a step."""
+        task, training = self.plan.config.task, self.plan.config.training
+        return Batches(
+            self.encoded_train,
+            [member.config.training.seed for member in self.plan.members],
+            batch_size=training.train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            buckets=self.buckets,
+            own_rows=self.plan.layout.own_rows(training.train_batch_size),
+            block=self.plan.schedule.block,
+            is_packed=task.packing,
         )
-        rows = self._own_rows()
-        each = [
-            batch_at(
-                self.encoded_train,
-                seed=seed,
-                step=step,
-                batch_size=size,
-                buckets=(length,),
-                rows=rows.ravel(),
-            )
-            for seed in seeds
-        ]
-        axes = [count for count in (len(each), len(rows)) if count > 1]
-        return {
-            name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
-            for name, array in each[0].items()
-        }
-
-    def _own_rows(self) -> np.ndarray:
-        """Which rows of a batch are this process's [accumulation, rows]."""
-        training = self.plan.config.training
-        size, times = training.train_batch_size, training.gradient_accumulation_steps
-        rows = np.arange(size * times).reshape(times, size)
-        return rows[:, self.plan.layout.own_rows(size)]
 
 
 def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
@@ -211,6 +184,8 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     )
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
+    if task.packing:
+        _check_packing(model, layout)
     return Plan(config, members_of(config), data, folder, steps, epoch_steps, method, layout)
 
 
@@ -222,6 +197,20 @@ def _check_frozen(model: nnx.Module, method: Method) -> None:
                 f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
                 "choose another --method than full, or other --modules-to-save"
             )
+
+
+def _check_packing(model: Any, layout: Layout) -> None:
+    """See that the model reads packed rows, and that no device lacks the row of an example."""
+    if not model.can_pack:
+        raise InputError(
+            f"--packing: {type(model).__name__} does not read several examples in a row, only "
+            "sequence classifiers of BERT, RoBERTa and DeBERTa without a convolution; leave it out"
+        )
+    if layout.blocks > 1:
+        raise InputError(
+            "--packing is not done where --mesh divides the rows of a batch, over data or fsdp; "
+            "leave one of them out"
+        )
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:

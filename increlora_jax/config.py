@@ -101,6 +101,10 @@ class TaskConfig:
         False, "pad every batch to --max-seq-length: one shape; with --seeds or --sweep each run "
         "then draws the dropout that it draws alone"
     )  # fmt: skip
+    packing: bool = option(
+        False, "put short examples of a training batch into one row, one after another: the same "
+        "loss of fewer tokens; for BERT, RoBERTa and DeBERTa"
+    )  # fmt: skip
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
     quantize_base: Literal["none", "int8", "int4", "nf4"] = option(

@@ -64,7 +64,10 @@ def results_of_all(
     how = f" (mean ± sample standard deviation of {seeds} seeds)" if seeds > 1 else ""
     summary = "; ".join(map(_say_variant, variants, told)) + how
     speed = sum(outcome.tokens_per_second for outcome in outcomes)
-    whole = _tail(plan, outcomes[0]._replace(tokens_per_second=speed))
+    shares = [o.padding_share for o in outcomes if o.padding_share is not None]
+    padding = float(np.mean(shares)) if shares else None
+    of_all = outcomes[0]._replace(tokens_per_second=speed, padding_share=padding)
+    whole = _tail(plan, of_all)
     return {**_head(plan), "summary": summary, "variants": told, **whole}
 
 
@@ -120,6 +123,7 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),
+        "padding_share": outcome.padding_share and round(outcome.padding_share, 4),
         "identity": plan.identity,
         "versions": _versions(),
     }

@@ -1,8 +1,13 @@
 """A run laid out and made ready, without the command around it."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
+from transformers import GPT2Config
 
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
@@ -112,3 +117,20 @@ def test_batches_of_a_block_of_steps_are_padded_alike(make_plan):
         assert ids.shape[1] == max(
             single.batch_at(at)["input_ids"].shape[1] for at in run.plan.schedule.block(step)
         )
+
+
+def test_packing_is_refused_for_a_model_that_judges_by_the_last_token(make_plan, tmp_path):
+    config = GPT2Config(vocab_size=99, n_embd=32, n_layer=1, n_head=4, pad_token_id=0)
+    config.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"--packing: GPT2ForSequenceClassification does not read"):
+        make_plan("--packing", "--model", str(tmp_path / "gpt2"))
+
+
+def test_packing_is_refused_where_devices_share_the_rows(short_run):
+    command = [sys.executable, "-m", "increlora_jax.train", *short_run, "--packing"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = subprocess.run(
+        [*command, "--mesh", "data=2"], env=os.environ | flags, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "--packing is not done where --mesh divides the rows" in ended.stderr

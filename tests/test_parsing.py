@@ -13,8 +13,8 @@ from increlora_jax.recipes import RECIPES
 # One value a flag, other than its default and than every recipe's.
 VALUES = {
     "task": "text", "data_dir": "data", "problem_type": "regression", "model": "folder",
-    "max_seq_length": 77, "pad_to_max_length": True, "cls_dropout": 0.25, "dtype": "bfloat16",
-    "quantize_base": "nf4",
+    "max_seq_length": 77, "pad_to_max_length": True, "packing": True, "cls_dropout": 0.25,
+    "dtype": "bfloat16", "quantize_base": "nf4",
     "method": "lora", "target_modules": ["query", "key"], "exclude_modules": [r".*\.[0-3]\..*"],
     "modules_to_save": ["classifier"], "lora_alpha": 7.5, "lora_dropout": 0.25, "scaling": "rsqrt",
     "growth": False, "initial_rank": 3, "target_rank": 6.5, "target_total_rank": 99, "top_h": 21,

@@ -139,6 +139,17 @@ def test_without_dropout_batches_of_other_lengths_agree_too(whole, finish, still
     assert rounds(alone[0]) != rounds(alone[1])
 
 
+def test_packed_runs_grow_and_learn_as_padded_ones(whole, finish, still):
+    together = finish("packed", *still, "--packing", "--seeds", "41,42")
+    for seed in ("41", "42"):
+        packed, padded = (folder / f"seed-{seed}" for folder in (together, whole))
+        for name in ("rounds", "ranks", "metrics"):
+            assert read(packed)[name] == read(padded)[name]
+        assert column(packed, "tokens") == column(padded, "tokens")
+        np.testing.assert_allclose(column(packed, "loss"), column(padded, "loss"), RTOL, ATOL)
+    assert 0 < read(together)["padding_share"] < read(whole)["padding_share"]
+
+
 def test_a_sweep_ends_as_its_runs_do_alone(finish, still):
     flags = [*still, "--pad-to-max-length"]
     swept = finish("swept", *flags, "--sweep", "learning_rate=5e-3,2e-2", "lora_alpha=8,16")

@@ -18,23 +18,27 @@ from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
 from increlora_jax.training.logging import Bar, RunLog
-from increlora_jax.training.loop import Loop, Schedule
+from increlora_jax.training.loop import Loop
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
 
 STEPS = 752
 """Of the demo; it is scored at every step up to 220, and all is compiled a few steps later."""
 
-SCORED, UNSCORED = range(20, 220), range(300, 740)
+SCORED, UNSCORED = range(32, 208), range(304, 736)
 
 
 def main() -> None:
     """Print milliseconds a step of the main thread's processor time, or where they go."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", type=int, default=0, help="lines of cProfile's table")
-    lines = parser.parse_args().profile
+    parser.add_argument("--steps-per-execution", type=int, default=1, choices=(1, 2, 4, 8, 16))
+    options = parser.parse_args()
+    lines, each = options.profile, options.steps_per_execution
     use_compilation_cache(None)
-    run = prepare_run(plan_run(parse_run(["--task", "demo", "--max-steps", str(STEPS)])))
+    flags = {"task": "demo", "max-steps": STEPS, "steps-per-execution": each}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    run = prepare_run(plan_run(parse_run(words)))
     profile = cProfile.Profile(time.thread_time) if lines else None
     with tempfile.TemporaryDirectory() as folder:
         host, wall = measure(run, Path(folder), profile)
@@ -43,17 +47,18 @@ def main() -> None:
         pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(lines)
         return
     for name, steps in {"scored": SCORED, "unscored": UNSCORED}.items():
-        low, middle, high = quantiles(host[steps.start : steps.stop], n=4)
+        calls = slice(steps.start, steps.stop + 1, each)
+        low, middle, high = quantiles(_between(host[calls], each), n=4)
         sys.stdout.write(
             f"{name} steps: host {middle:.2f} ms ({low:.2f} to {high:.2f}), "
-            f"wall {median(wall[steps.start : steps.stop]):.2f} ms\n"
+            f"wall {median(_between(wall[calls], each)):.2f} ms\n"
         )
 
 
 def measure(
     run: Run, folder: Path, profile: cProfile.Profile | None
-) -> tuple[list[float], list[float]]:
-    """Milliseconds from one step's start to the next: of the main thread's processor, and wall.
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The clocks at the start of each step, in seconds: of the main thread's processor, and wall.
 
     XLA computes on threads of its own and waiting costs no processor time. So what the main thread
     uses is the host's share: making the batch, dispatch, reading numbers late, writing the log.
@@ -68,7 +73,7 @@ def measure(
             profile.disable()
         return run.batch_at(step)
 
-    schedule = Schedule(STEPS, STEPS, 1, 10 * STEPS, 0)
+    schedule = run.plan.schedule._replace(eval_steps=STEPS, save_steps=10 * STEPS)
     checkpoints = Checkpoints(folder / "checkpoints", Keep(1), {})
     with RunLog(folder, tensorboard=False) as log, Bar(STEPS) as bar, checkpoints:
         journal = Journal(Progress(), log, schedule, run.trainer.method, bar.say)
@@ -78,11 +83,12 @@ def measure(
         )
         loop.run(run.first_state(), run.parts.base)
     host, wall = zip(*stamps, strict=True)
-    return _between(host), _between(wall)
+    return host, wall
 
 
-def _between(stamps: tuple[float, ...]) -> list[float]:
-    return [1e3 * (after - before) for before, after in pairwise(stamps)]
+def _between(stamps: tuple[float, ...], steps: int) -> list[float]:
+    """Milliseconds a step where there are so many steps from one stamp to the next."""
+    return [1e3 * (after - before) / steps for before, after in pairwise(stamps)]
 
 
 if __name__ == "__main__":

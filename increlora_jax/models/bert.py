@@ -13,6 +13,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.attention import KeyValue, attend, split_heads
 from increlora_jax.models.heads import PredictionHead, QuestionAnswerer, Scorer, SequenceClassifier
 from increlora_jax.models.layers import LayerFactory, get_activation
+from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
@@ -64,9 +65,12 @@ class BertEmbeddings(nnx.Module):
         self.dropout = make.dropout(config.hidden_dropout_prob)
 
     def __call__(
-        self, input_ids: Int[Array, "batch length"], token_type_ids: Int[Array, "batch length"]
+        self,
+        input_ids: Int[Array, "batch length"],
+        token_type_ids: Int[Array, "batch length"],
+        sequences: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length hidden"]:
-        """Embed the tokens.
+        """Embed the tokens; those of each of the `sequences` of a row have positions of their own.
 
         Raises:
           InputError: the sequence is longer than the position table.
@@ -78,7 +82,7 @@ class BertEmbeddings(nnx.Module):
                 "positions (max_position_embeddings); lower --max-seq-length"
             )
         words = self.word_embeddings(input_ids)
-        positions = self.position_embeddings(self.find_positions(input_ids))
+        positions = self.position_embeddings(self.find_positions(input_ids, sequences))
         summed = words + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm(summed))
 
@@ -87,13 +91,19 @@ class BertEmbeddings(nnx.Module):
         """The longest sequence that has positions."""
         return self.position_embeddings.num_embeddings
 
-    def find_positions(self, input_ids: Int[Array, "batch length"]) -> Int[Array, "... length"]:
+    def find_positions(
+        self,
+        input_ids: Int[Array, "batch length"],
+        sequences: Int[Array, "batch length"] | None = None,
+    ) -> Int[Array, "... length"]:
         """Tell which row of the position table each token has."""
-        return jnp.arange(input_ids.shape[-1])
+        if sequences is None:
+            return jnp.arange(input_ids.shape[-1])
+        return count_places(jnp.ones_like(input_ids, bool), sequences) - 1
 
 
 class BertSelfAttention(nnx.Module):
-    """Multi-head attention of every token to every token that is not padding."""
+    """Multi-head attention of every token to every token that it sees."""
 
     def __init__(self, config: "EncoderConfig", make: LayerFactory):
         self.num_heads = config.num_attention_heads
@@ -103,14 +113,16 @@ class BertSelfAttention(nnx.Module):
         self.dropout = make.dropout(config.attention_probs_dropout_prob)
 
     def __call__(
-        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "batch 1 #length length"],
     ) -> Float[Array, "batch length hidden"]:
-        """Mix the values of all tokens, softmax in float32 at least."""
+        """Mix the values of the tokens that are seen, softmax in float32 at least."""
         query, key, value = (
             split_heads(project(hidden), self.num_heads)
             for project in (self.query, self.key, self.value)
         )
-        is_seen, scale = is_token[:, None, None, :], query.shape[-1] ** -0.5
+        scale = query.shape[-1] ** -0.5
         return attend(query, KeyValue(key, value), is_seen, self.dropout, scale=scale)
 
 
@@ -139,10 +151,12 @@ class BertAttention(nnx.Module):
         self.output = BertOutput(config, config.hidden_size, make)
 
     def __call__(
-        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "batch 1 #length length"],
     ) -> Float[Array, "batch length hidden"]:
         """Attend and add."""
-        return self.output(self.self(hidden, is_token), hidden)
+        return self.output(self.self(hidden, is_seen), hidden)
 
 
 class BertIntermediate(nnx.Module):
@@ -168,10 +182,12 @@ class BertLayer(RematLayer):
         self.output = BertOutput(config, config.intermediate_size, make)
 
     def apply(
-        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "batch 1 #length length"],
     ) -> Float[Array, "batch length hidden"]:
         """Apply both halves."""
-        attended = self.attention(hidden, is_token)
+        attended = self.attention(hidden, is_seen)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -182,11 +198,13 @@ class BertEncoder(nnx.Module):
         self.layer = nnx.List([BertLayer(config, make) for _ in range(config.num_hidden_layers)])
 
     def __call__(
-        self, hidden: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "batch 1 #length length"],
     ) -> Float[Array, "batch length hidden"]:
         """Apply every layer in turn."""
         for layer in self.layer:
-            hidden = layer(hidden, is_token)
+            hidden = layer(hidden, is_seen)
         return hidden
 
 
@@ -216,9 +234,13 @@ class BertModel(nnx.Module):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
+        *,
+        is_packed: bool = False,
     ) -> Float[Array, "batch length hidden"]:
-        """Encode each token as one vector."""
-        return self.encoder(self.embeddings(input_ids, token_type_ids), attention_mask > 0)
+        """Encode each token as one vector; packed, the mask numbers the sequences of a row."""
+        sequences = attention_mask if is_packed else None
+        embedded = self.embeddings(input_ids, token_type_ids, sequences)
+        return self.encoder(embedded, find_seen(attention_mask, is_packed=is_packed))
 
 
 class PooledBertModel(BertModel):
@@ -233,6 +255,11 @@ class BertForSequenceClassification(SequenceClassifier):
     """BERT with a linear head on its pooler."""
 
     body_name, make_body = "bert", PooledBertModel
+
+    @property
+    def can_pack(self) -> bool:
+        """Always."""
+        return True
 
     def add_classifier(
         self, config: "BertConfig", num_labels: int, rate: float, make: LayerFactory

@@ -74,6 +74,11 @@ class DebertaForSequenceClassification(SequenceClassifier):
     body_name, make_body = "deberta", DebertaModel
     rate_names = ("cls_dropout", "hidden_dropout_prob")
 
+    @property
+    def can_pack(self) -> bool:
+        """Without a convolution, which would mix neighbours in a row."""
+        return self.body.encoder.conv is None
+
     def add_classifier(
         self, config: "DebertaV2Config", num_labels: int, rate: float, make: LayerFactory
     ) -> None:

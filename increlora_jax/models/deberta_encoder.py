@@ -15,6 +15,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.attention import split_heads
 from increlora_jax.models.bert import BertIntermediate, BertOutput
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
 from increlora_jax.models.remat import RematLayer
 
@@ -49,28 +50,34 @@ class DebertaEmbeddings(nnx.Module):
         input_ids: Int[Array, "batch length"],
         is_token: Bool[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
+        sequences: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length hidden"]:
-        """Embed the tokens; padding becomes 0.
+        """Embed the tokens; padding becomes 0. `sequences` of a row have positions of their own.
 
         Raises:
           InputError: the sequence is longer than the table of absolute positions.
         """
         summed = self.word_embeddings(input_ids)
         if self.position_embeddings is not None:
-            summed += self._embed_positions(self.position_embeddings, input_ids.shape[-1])
+            summed += self._embed_positions(self.position_embeddings, input_ids, sequences)
         if self.token_type_embeddings is not None:
             summed += self.token_type_embeddings(token_type_ids)
         if self.embed_proj is not None:
             summed = self.embed_proj(summed)
         return self.dropout(self.LayerNorm(summed) * is_token[..., None])
 
-    def _embed_positions(self, table: nnx.Embed, length: int) -> jax.Array:
+    def _embed_positions(
+        self, table: nnx.Embed, input_ids: jax.Array, sequences: jax.Array | None
+    ) -> jax.Array:
+        length = input_ids.shape[-1]
         if length > table.num_embeddings:
             raise InputError(
                 f"a sequence of {length} tokens is longer than the model's {table.num_embeddings} "
                 "positions (max_position_embeddings); lower --max-seq-length"
             )
-        return table(jnp.arange(length))
+        if sequences is None:
+            return table(jnp.arange(length))
+        return table(count_places(jnp.ones_like(input_ids, bool), sequences) - 1)
 
 
 class DebertaSelfAttention(nnx.Module):
@@ -94,10 +101,10 @@ class DebertaSelfAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "batch length hidden"],
-        is_token: Bool[Array, "batch length"],
+        is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
     ) -> Float[Array, "batch length hidden"]:
-        """Mix the values of all tokens, softmax in float32 at least."""
+        """Mix the values of the tokens that are seen, softmax in float32 at least."""
         rows = self.pos_dropout(positions.rows)
         query, row_query = self._project("query", "p2c", hidden, rows)
         key, row_key = self._project("key", "c2p", hidden, rows)
@@ -110,8 +117,7 @@ class DebertaSelfAttention(nnx.Module):
             scores += positions.score_position_to_content(key, row_query, wide)
         scores *= (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
         # A row of padding attends to all alike, as PyTorch has it, and never becomes NaN.
-        is_pair = is_token[:, None, :, None] & is_token[:, None, None, :]
-        scores = jnp.where(is_pair, scores, jnp.finfo(wide).min)
+        scores = jnp.where(is_seen, scores, jnp.finfo(wide).min)
         weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
 
@@ -145,11 +151,11 @@ class DebertaAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "batch length hidden"],
-        is_token: Bool[Array, "batch length"],
+        is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
     ) -> Float[Array, "batch length hidden"]:
         """Attend and add."""
-        return self.output(self.self(hidden, is_token, positions), hidden)
+        return self.output(self.self(hidden, is_seen, positions), hidden)
 
 
 class DebertaLayer(RematLayer):
@@ -163,11 +169,11 @@ class DebertaLayer(RematLayer):
     def apply(
         self,
         hidden: Float[Array, "batch length hidden"],
-        is_token: Bool[Array, "batch length"],
+        is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
     ) -> Float[Array, "batch length hidden"]:
         """Apply both halves."""
-        attended = self.attention(hidden, is_token, positions)
+        attended = self.attention(hidden, is_seen, positions)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -210,13 +216,19 @@ class DebertaEncoder(nnx.Module):
         self.conv = DebertaConvolution(config, make) if _convolution_width(config) > 0 else None
 
     def __call__(
-        self, embedded: Float[Array, "batch length hidden"], is_token: Bool[Array, "batch length"]
+        self,
+        embedded: Float[Array, "batch length hidden"],
+        attention_mask: Int[Array, "batch length"],
+        *,
+        is_packed: bool = False,
     ) -> Float[Array, "batch length hidden"]:
-        """Apply every layer in turn."""
+        """Apply every layer in turn; packed, the mask numbers the sequences of a row."""
+        is_token = attention_mask > 0
+        is_seen = find_seen(attention_mask, is_packed=is_packed) & is_token[:, None, :, None]
         positions = self._relative_positions(embedded.shape[1])
         hidden = embedded
         for index, layer in enumerate(self.layer):
-            hidden = layer(hidden, is_token, positions)
+            hidden = layer(hidden, is_seen, positions)
             if index == 0 and self.conv is not None:
                 hidden = self.conv(embedded, hidden, is_token)
         return hidden
@@ -244,10 +256,13 @@ class DebertaModel(nnx.Module):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
+        *,
+        is_packed: bool = False,
     ) -> Float[Array, "batch length hidden"]:
-        """Encode each token."""
-        is_token = attention_mask > 0
-        return self.encoder(self.embeddings(input_ids, is_token, token_type_ids), is_token)
+        """Encode each token; packed, the mask numbers the sequences of a row."""
+        sequences = attention_mask if is_packed else None
+        embedded = self.embeddings(input_ids, attention_mask > 0, token_type_ids, sequences)
+        return self.encoder(embedded, attention_mask, is_packed=is_packed)
 
 
 def embedding_size(config: "DebertaV2Config") -> int:

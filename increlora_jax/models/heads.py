@@ -9,18 +9,25 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from increlora_jax.errors import InputError
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
+from increlora_jax.models.packing import take_firsts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
 class Tokens(NamedTuple):
-    """The sequences that a model is given; `attention_mask` is 1 on tokens and 0 on padding."""
+    """The sequences that a model is given; `attention_mask` is 1 on tokens and 0 on padding.
+
+    With `firsts` they are packed, several in a row that the mask numbers from 1 on: `firsts` tells
+    for each of them the place of its first token, counted over all rows.
+    """
 
     input_ids: Int[Array, "batch length"]
     attention_mask: Int[Array, "batch length"]
     token_type_ids: Int[Array, "batch length"]
+    firsts: Int[Array, " sequences"] | None = None
 
 
 class HeadedModel(nnx.Module):
@@ -72,9 +79,16 @@ class HeadedModel(nnx.Module):
         """The model without its head."""
         return getattr(self, self.body_name)
 
+    @property
+    def can_pack(self) -> bool:
+        """Whether it reads packed sequences, and judges each by its first token."""
+        return False
+
     def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
-        """Read whole sequences."""
-        return self.body(*tokens)
+        """Read whole sequences; of packed ones the first tokens are left."""
+        if tokens.firsts is None:
+            return self.body(*tokens[:3])
+        return take_firsts(self.body(*tokens[:3], is_packed=True), tokens.firsts)
 
 
 class Scorer(HeadedModel):
@@ -91,13 +105,19 @@ class Scorer(HeadedModel):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
+        firsts: Int[Array, " sequences"] | None = None,
     ) -> Float[Array, "batch *length labels"]:
         """Score each sequence, or each token, padding too; `attention_mask` is 0 on padding.
 
+        With `firsts` the sequences are packed (see `Tokens`).
+
         Raises:
-          InputError: the sequences are longer than the model has positions.
+          InputError: the sequences are longer than the model has positions, or packed, and this
+            head does not read such.
         """
-        hidden = self.encode(Tokens(input_ids, attention_mask, token_type_ids))
+        if firsts is not None and not self.can_pack:
+            raise InputError(f"this {type(self).__name__} does not read packed sequences")
+        hidden = self.encode(Tokens(input_ids, attention_mask, token_type_ids, firsts))
         logits = self.compute_logits(hidden)
         return logits.astype(at_least_float32(logits.dtype))
 

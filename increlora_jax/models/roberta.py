@@ -6,7 +6,6 @@ Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, c
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -20,6 +19,7 @@ from increlora_jax.models.heads import (
     VocabularyHead,
 )
 from increlora_jax.models.layers import LayerFactory
+from increlora_jax.models.packing import count_places
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -72,10 +72,14 @@ class RobertaEmbeddings(BertEmbeddings):
         """The longest sequence that has positions."""
         return self.position_embeddings.num_embeddings - self.padding_id - 1
 
-    def find_positions(self, input_ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+    def find_positions(
+        self,
+        input_ids: Int[Array, "batch length"],
+        sequences: Int[Array, "batch length"] | None = None,
+    ) -> Int[Array, "batch length"]:
         """Count the tokens of each sequence; padding stands at `pad_token_id`."""
         is_token = input_ids != self.padding_id
-        return self.padding_id + jnp.cumsum(is_token, axis=-1) * is_token
+        return self.padding_id + count_places(is_token, sequences) * is_token
 
 
 class RobertaModel(BertModel):
@@ -104,6 +108,11 @@ class RobertaForSequenceClassification(SequenceClassifier):
     """RoBERTa with a head of two dense layers on the first token."""
 
     body_name, make_body = "roberta", RobertaModel
+
+    @property
+    def can_pack(self) -> bool:
+        """Always."""
+        return True
 
     def add_classifier(
         self, config: "RobertaConfig", num_labels: int, rate: float, make: LayerFactory

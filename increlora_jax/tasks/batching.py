@@ -35,8 +35,8 @@ def batch_length(
     encoded: Encoded, *, seed: int, step: int, batch_size: int, buckets: tuple[int, ...]
 ) -> int:
     """The bucket of a step's training batch."""
-    chosen = _choose_rows(encoded, seed, step, batch_size)
-    return _choose_bucket(int(encoded.lengths[chosen].max()), buckets)
+    chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
+    return choose_bucket(int(encoded.lengths[chosen].max()), buckets)
 
 
 def batch_at(
@@ -56,7 +56,7 @@ def batch_at(
     `weight` float32 [batch_size], which is 0 in the rows that fill up the last batch of an epoch.
     A host that wants only some `rows` of it, ascending, gets those; the length is of them all.
     """
-    chosen = _choose_rows(encoded, seed, step, batch_size)
+    chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
     return _pad_batch(encoded, chosen, batch_size, buckets, rows)
 
 
@@ -75,7 +75,8 @@ def evaluation_batches(
         yield indices, _pad_batch(encoded, indices, batch_size, buckets, rows)
 
 
-def _choose_rows(encoded: Encoded, seed: int, step: int, batch_size: int) -> np.ndarray:
+def choose_examples(encoded: Encoded, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Tell which examples a step's training batch has; fewer than its size at an epoch's end."""
     epoch, position = divmod(step, steps_per_epoch(len(encoded), batch_size))
     order = _shuffle(len(encoded), seed, epoch)
     return order[position * batch_size : (position + 1) * batch_size]
@@ -96,7 +97,7 @@ def _pad_batch(
     rows: np.ndarray | None,
 ) -> Batch:
     rows = np.arange(batch_size) if rows is None else rows
-    length = _choose_bucket(int(encoded.lengths[indices].max()), buckets)
+    length = choose_bucket(int(encoded.lengths[indices].max()), buckets)
     batch = {
         "input_ids": np.full((len(rows), length), encoded.pad_id, np.int32),
         "attention_mask": np.zeros((len(rows), length), np.int32),
@@ -118,7 +119,12 @@ def _pad_batch(
     return batch
 
 
-def _choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:
+def choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:
+    """Choose the shortest bucket that holds an example.
+
+    Raises:
+      InputError: none does.
+    """
     holding = [bucket for bucket in buckets if bucket >= longest]
     if not holding:
         raise InputError(

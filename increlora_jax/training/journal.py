@@ -81,7 +81,7 @@ class Journal:
         return any(self._method.is_scored(at, is_finished) for at in possible)
 
     def read(self, step: int, numbers: Any, *, is_timed: bool) -> None:
-        """Note what a step came to; `is_timed` if its tokens count for the speed.
+        """Note what a step came to; `is_timed` if its tokens count for speed and padding.
 
         Raises:
             NonFiniteError: too many steps in a row were not finite.
@@ -93,7 +93,9 @@ class Journal:
         else:
             self._note_skipped(step, numbers)
         tokens = int(numbers["tokens"])
-        progress.tokens += tokens if is_timed else 0
+        if is_timed:
+            progress.tokens += tokens
+            progress.places += int(numbers["places"])
         self._note_growth(step, numbers)
         shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
         shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}

@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
     seconds: float
     seconds_to_first_step: float
     tokens_per_second: float
+    padding_share: float | None  # of all tokens; None if no step was timed
 
 
 class Loop:
@@ -218,6 +219,7 @@ class Loop:
             self._clock.seconds,
             self._clock.to_first_step,
             self._tokens_per_second(journal),
+            1 - progress.tokens / progress.places if progress.places else None,
         )
 
 
@@ -228,8 +230,8 @@ def _pick(told: Info, index: int) -> Info:
 def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: bool = False) -> Any:
     """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
 
-    What the step tells, the count of real tokens with it, lies on every device. Of a block, batches
-    and what is told have a first axis of steps.
+    What the step tells, the counts of real tokens and of places for them with it, lies on every
+    device. Of a block, batches and what is told have a first axis of steps.
     """
 
     def step(
@@ -238,7 +240,8 @@ def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: b
         def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
-            return new, info | {"tokens": _count_tokens(batch)}
+            places = jnp.int32(batch["input_ids"].size)
+            return new, info | {"tokens": _count_tokens(batch), "places": places}
 
         step_all = over_members(state, of_one, None, 0)
         if is_block:
@@ -256,4 +259,6 @@ def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: b
 
 def _count_tokens(batch: dict[str, jax.Array]) -> jax.Array:
     """The tokens of real examples; padding, in rows or of rows, does not count."""
+    if "firsts" in batch:  # packed, the mask has numbers, and rows have no weight
+        return jnp.sum(batch["attention_mask"] > 0)
     return jnp.sum(batch["attention_mask"] * (batch["weight"] > 0)[..., None])

@@ -12,7 +12,8 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def call_model(model: nnx.Module, batch: Batch) -> Float[Array, "batch labels"]:
     """The logits of a batch, in at least float32."""
-    logits = model(*(batch[name] for name in MODEL_INPUTS))
+    packed = {"firsts": batch["firsts"]} if "firsts" in batch else {}
+    logits = model(*(batch[name] for name in MODEL_INPUTS), **packed)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

@@ -18,6 +18,7 @@ class Progress:
       skipped_in_a_row: How many of them up to now without a good one between.
       spent: The first step after which the budget was spent.
       tokens: Real tokens in the training steps that `training_seconds` spans.
+      places: All tokens in them, padding too.
       seconds, training_seconds: Wall time of the whole run, and of its training steps.
       log_bytes: The length of `metrics.jsonl`.
     """
@@ -32,6 +33,7 @@ class Progress:
     skipped_in_a_row: int = 0
     spent: int | None = None
     tokens: int = 0
+    places: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     log_bytes: int = 0

@@ -132,9 +132,9 @@ class Layout:
         Raises:
             InputError: they cannot, and why.
         """
-        if rows % self._blocks:
+        if rows % self.blocks:
             raise InputError(
-                f"{flag} {rows} cannot be divided over {self._blocks} devices (data × fsdp of "
+                f"{flag} {rows} cannot be divided over {self.blocks} devices (data × fsdp of "
                 "--mesh); give a multiple of it, or another mesh"
             )
 
@@ -149,7 +149,8 @@ class Layout:
         return jax.make_array_from_process_local_data(self._of_rows(axis), own)
 
     @property
-    def _blocks(self) -> int:
+    def blocks(self) -> int:
+        """Among how many groups of devices the rows of a batch are divided."""
         return prod(self.mesh.shape[axis] for axis in ROWS)
 
     def _of_rows(self, axis: int) -> NamedSharding:

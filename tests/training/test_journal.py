@@ -60,7 +60,7 @@ def open_journal(tmp_path):
 def numbers(rank=(1, 1), *, is_finite=True, tokens=7):
     named = {"loss": 0.5 if is_finite else np.nan, "orth_loss": 0.25, "grad_norm": 2.0}
     named |= {"learning_rate": 0.1, "total_rank": sum(rank), "is_finite": is_finite}
-    return named | {"tokens": tokens, "rank": np.array(rank)}
+    return named | {"tokens": tokens, "places": 2 * tokens, "rank": np.array(rank)}
 
 
 def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal):
@@ -92,7 +92,7 @@ def test_only_steps_that_are_timed_count_for_the_speed(open_journal):
     journal, _ = open_journal()
     journal.read(0, numbers(tokens=100), is_timed=False)
     journal.read(1, numbers(tokens=20), is_timed=True)
-    assert journal.progress.tokens == 20
+    assert (journal.progress.tokens, journal.progress.places) == (20, 40)
 
 
 def test_every_nth_step_and_the_last_are_logged(open_journal, tmp_path):

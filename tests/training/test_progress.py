@@ -17,6 +17,7 @@ def test_everything_survives_json():
         skipped_in_a_row=1,
         spent=18,
         tokens=12_345,
+        places=54_321,
         seconds=1.5,
         training_seconds=1.25,
         log_bytes=678,

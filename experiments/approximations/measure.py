@@ -1,0 +1,85 @@
+"""What options that are not exact do to the growth and the metric of a real task."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from increlora_jax.parsing import parse_run
+from increlora_jax.train import train
+
+STEPS = 900
+FLAGS = {
+    "task": "sst2",
+    "max-steps": STEPS,
+    "eval-steps": STEPS,
+    "max-seq-length": 64,
+    "target-rank": 2,
+    "top-h": 9,
+    "init-warmup": 0,
+    "incre-interval": 200,
+    "warmup-steps": 60,
+    "learning-rate": 1e-3,
+    "modules-to-save": "classifier",
+}
+"""MiniLM's 36 modules get 36 slots in rounds 200, 400, 600 and 800."""
+
+EXACT = ["--score-window", str(STEPS)]
+VARIANTS = {
+    "scored at every step": EXACT,
+    "the default window, 169": [],
+    "window of 64": ["--score-window", "64"],
+    "window of 16": ["--score-window", "16"],
+    "window of 4": ["--score-window", "4"],
+    "packing": [*EXACT, "--packing"],
+    "4 steps a call": [*EXACT, "--steps-per-execution", "4"],
+    "bfloat16": [*EXACT, "--dtype", "bfloat16"],
+    "another seed": [*EXACT, "--seed", "42"],
+}
+
+
+def main() -> None:
+    """Train every variant and print how it ended, beside the first of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of the base model")
+    parser.add_argument("--data-dir", required=True, help="folder of SST-2")
+    parser.add_argument("--output-dir", type=Path, required=True, help="of all runs; they resume")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    words = parser.parse_args()
+    shared = FLAGS | {"model": words.model, "data-dir": words.data_dir, "seed": 41}
+    common = [str(word) for name, value in shared.items() for word in (f"--{name}", value)]
+    exact: dict[str, Any] = {}
+    for name in words.only:
+        folder = words.output_dir / name.replace(" ", "-").replace(",", "")
+        told = train(parse_run([*common, *VARIANTS[name], "--output-dir", str(folder)]))
+        exact = exact or told
+        sys.stdout.write(compare(name, told, exact) + "\n")
+        sys.stdout.flush()
+
+
+def compare(name: str, told: dict[str, Any], exact: dict[str, Any]) -> str:
+    """A row of the table: what it grew and reached, and how much growth both share."""
+    both = Counter(grants(told)) & Counter(grants(exact))
+    shared = " + ".join(
+        str(sum(count for (at, _), count in both.items() if at == step)) for step in exact["rounds"]
+    )
+    ranks = sum(min(told["ranks"][m] - 1, exact["ranks"][m] - 1) for m in exact["ranks"])
+    return (
+        f"| {name} | {told['metrics']['accuracy']:.4f} | {shared} | {ranks} of "
+        f"{exact['rank_budget'] - len(exact['ranks'])} | {told['padding_share']:.0%} |"
+    )
+
+
+def grants(told: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every slot that was given, as (step, module)."""
+    return [
+        (step, module)
+        for step, growth in told["rounds"].items()
+        for module, count in growth.items()
+        for _ in range(count)
+    ]
+
+
+if __name__ == "__main__":
+    main()

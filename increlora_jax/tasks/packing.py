@@ -1,0 +1,74 @@
+"""Training batches whose examples share rows, one after another: fewer places, the same loss.
+
+As those of `batching`, each is a pure function of (seed, step), and has the same examples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from increlora_jax.tasks.batching import Batch
+from increlora_jax.tasks.encoding import Encoded
+
+
+def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
+    """Spread examples over rows, the longest first, each into the first row that has room.
+
+    Returns:
+      The examples of each row; first-fit decreasing needs at most 11/9 of the fewest rows, and one.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for example in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[example])
+        place = next((p for p, free in enumerate(room) if free >= length), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(row_length)
+        rows[place].append(int(example))
+        room[place] -= length
+    return rows
+
+
+def count_rows(needed: int, batch_size: int) -> int:
+    """Round up to eighths of the batch size, so that batches are of few shapes."""
+    step = -(-batch_size // 8)
+    return -(-needed // step) * step
+
+
+def pack_batch(
+    encoded: Encoded,
+    examples: np.ndarray,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    shape: tuple[int, int],
+) -> Batch:
+    """Build a batch of `shape` [rows, length] that holds the examples as `rows` spreads them.
+
+    It has `input_ids`, `attention_mask` and `token_type_ids` int32 [rows, length], of which the
+    mask numbers the examples of a row from 1 on and is 0 on padding; and of every example, in
+    order, `firsts` int32 [batch_size], the place of its first token counted over all rows, `labels`
+    and `weight` as in `batching.batch_at`.
+    """
+    batch = {
+        "input_ids": np.full(shape, encoded.pad_id, np.int32),
+        "attention_mask": np.zeros(shape, np.int32),
+        "token_type_ids": np.zeros(shape, np.int32),
+        "firsts": np.zeros(batch_size, np.int32),
+        "labels": np.zeros(batch_size, encoded.labels.dtype),
+        "weight": np.zeros(batch_size, np.float32),
+    }
+    for row, members in enumerate(rows):
+        begin = 0
+        for number, place in enumerate(members, start=1):
+            tokens = slice(*encoded.offsets[examples[place] : examples[place] + 2])
+            own = row, slice(begin, begin + tokens.stop - tokens.start)
+            batch["input_ids"][own] = encoded.token_ids[tokens]
+            batch["attention_mask"][own] = number
+            batch["token_type_ids"][own] = encoded.token_types[tokens]
+            batch["firsts"][place] = row * shape[1] + begin
+            begin = own[1].stop
+    batch["labels"][: len(examples)] = encoded.labels[examples]
+    batch["weight"][: len(examples)] = 1.0
+    return batch

@@ -1,0 +1,104 @@
+"""The training batches of one run, or of several that train together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from increlora_jax.tasks.batching import (
+    Batch,
+    batch_at,
+    batch_length,
+    choose_bucket,
+    choose_examples,
+)
+from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.packing import count_rows, pack_batch, pack_lengths
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Makes the batch of a step, of the rows that fall to this process.
+
+    Those of several runs are stacked, and under accumulation there is an axis of micro-batches
+    before that of the rows. The batches of all runs and of a block of steps are of one shape.
+
+    Attributes:
+      encoded: the training split.
+      seeds: of the data order of each run.
+      batch_size: examples of a micro-batch.
+      accumulation: micro-batches of an optimizer step.
+      buckets: the lengths that batches are padded to.
+      own_rows: of a micro-batch, ascending.
+      block: the steps, one given among them, whose batches are of one shape.
+      is_packed: whether several examples share a row.
+    """
+
+    encoded: Encoded
+    seeds: Sequence[int]
+    batch_size: int
+    accumulation: int
+    buckets: tuple[int, ...]
+    own_rows: np.ndarray
+    block: Callable[[int], range]
+    is_packed: bool
+
+    def __call__(self, step: int) -> Batch:
+        """Make the batch of an optimizer step."""
+        each = self._pack_each(step) if self.is_packed else self._pad_each(step)
+        axes = [count for count in (len(self.seeds), self.accumulation) if count > 1]
+        return {
+            name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
+            for name, array in each[0].items()
+        }
+
+    @property
+    def _size(self) -> int:
+        return self.batch_size * self.accumulation
+
+    def _pad_each(self, step: int) -> list[Batch]:
+        """One batch a run, of all its micro-batches."""
+        length = max(
+            batch_length(
+                self.encoded, seed=seed, step=at, batch_size=self._size, buckets=self.buckets
+            )
+            for at in self.block(step)
+            for seed in self.seeds
+        )
+        begins = self.batch_size * np.arange(self.accumulation)
+        rows = (begins[:, None] + self.own_rows).ravel()
+        return [
+            batch_at(
+                self.encoded,
+                seed=seed,
+                step=step,
+                batch_size=self._size,
+                buckets=(length,),
+                rows=rows,
+            )
+            for seed in self.seeds
+        ]
+
+    def _pack_each(self, step: int) -> list[Batch]:
+        """One batch a run and micro-batch."""
+        length = choose_bucket(int(self.encoded.lengths.max()), self.buckets)
+        parts = {at: self._micro_batches(at) for at in self.block(step)}
+        spread = {
+            at: [pack_lengths(self.encoded.lengths[examples], length) for examples in each]
+            for at, each in parts.items()
+        }
+        needed = max(len(rows) for each in spread.values() for rows in each)
+        shape = (count_rows(needed, self.batch_size), length)
+        return [
+            pack_batch(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
+            for examples, rows in zip(parts[step], spread[step], strict=True)
+        ]
+
+    def _micro_batches(self, step: int) -> list[np.ndarray]:
+        """The examples of every micro-batch of every run."""
+        chosen = (
+            choose_examples(self.encoded, seed=seed, step=step, batch_size=self._size)
+            for seed in self.seeds
+        )
+        begins = range(0, self._size, self.batch_size)
+        return [examples[at : at + self.batch_size] for examples in chosen for at in begins]

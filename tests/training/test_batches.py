@@ -1,0 +1,72 @@
+"""Training batches of runs, cut up, stacked and packed."""
+
+import numpy as np
+import pytest
+
+from increlora_jax.tasks.batching import choose_examples
+from increlora_jax.training.batches import Batches
+from tests.tasks.test_batching import encoded_of
+
+LENGTHS = np.random.default_rng(0).integers(1, 15, 50)
+
+
+@pytest.fixture
+def make():
+    """Make the batches of one run of 8 examples a step, but for what is given."""
+
+    def make(**options):
+        chosen = {
+            "seeds": (7,),
+            "batch_size": 8,
+            "accumulation": 1,
+            "buckets": (8, 16),
+            "own_rows": np.arange(options.get("batch_size", 8)),
+            "block": lambda step: range(step, step + 1),
+            "is_packed": True,
+        }
+        return Batches(encoded_of(LENGTHS), **chosen | options)
+
+    return make
+
+
+def examples_of(batch):
+    return set(batch["labels"][batch["weight"] > 0].tolist())
+
+
+def test_packed_batches_have_the_examples_of_their_step_in_fewer_rows(make):
+    batches, padded = make(), make(is_packed=False)
+    for step in range(7):
+        batch = batches(step)
+        expected = choose_examples(batches.encoded, seed=7, step=step, batch_size=8)
+        assert examples_of(batch) == set(expected.tolist())
+        np.testing.assert_array_equal(batch["labels"], padded(step)["labels"])
+        assert batch["input_ids"].shape[1] == 16  # holds the longest of all examples
+        assert batch["input_ids"].shape[0] < 8
+        assert (batch["attention_mask"] > 0).sum() == LENGTHS[expected].sum()
+
+
+def test_packed_batches_of_a_block_and_of_several_runs_are_of_one_shape(make):
+    def block(step):
+        return range(step - step % 4, step - step % 4 + 4)
+
+    together = make(seeds=(7, 8), block=block)
+    shapes = [together(step)["input_ids"].shape for step in range(8)]
+    alone = [make(seeds=(seed,)) for seed in (7, 8)]
+    for begin in (0, 4):
+        needed = max(b(at)["input_ids"].shape[0] for b in alone for at in range(begin, begin + 4))
+        assert shapes[begin : begin + 4] == [(2, needed, 16)] * 4
+    for index, batches in enumerate(alone):
+        np.testing.assert_array_equal(together(5)["labels"][index], batches(5)["labels"])
+        rows = batches(5)["input_ids"].shape[0]
+        np.testing.assert_array_equal(
+            together(5)["input_ids"][index, :rows], batches(5)["input_ids"]
+        )
+
+
+def test_micro_batches_are_packed_one_by_one(make):
+    whole, cut = make()(6), make(batch_size=2, accumulation=4)(6)
+    assert whole["weight"].sum() == 2  # the end of the epoch: of four micro-batches one is full
+    assert cut["firsts"].shape == (4, 2)
+    np.testing.assert_array_equal(cut["labels"].ravel(), whole["labels"])
+    np.testing.assert_array_equal(cut["weight"].ravel(), whole["weight"])
+    assert not cut["attention_mask"][1:].any()
