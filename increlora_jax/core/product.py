@@ -116,7 +116,8 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
 def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
     """The cotangents, from half of the slots where the others are all dormant, as most often.
 
-    Those of a dormant slot count for nothing: its λ̂ is 0 whatever its λ.
+    Those of a dormant slot count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` both kinds
+    are computed, and one is taken.
     """
 
     def first(count: int, x: Array, dy: Array, update: Update) -> Update:

@@ -294,6 +294,28 @@ def test_cotangents_of_the_sum_are_those_of_both_products(x, kernel, update, dy,
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("states", ["aar" + 13 * "d", 8 * "a" + "r" + 7 * "d", 15 * "d" + "a"])
+def test_slots_left_out_of_a_wide_buffer_change_no_cotangent(
+    x, kernel, dy, states, make_adapter, make_slots
+):
+    slots = make_slots(states)
+    update = effective_update(make_adapter(IN, len(states), OUT), slots, Scaling(16))
+    # As a reserve that counts: at 1e-5 an omission would hide below the tolerance.
+    update = update._replace(lam_hat=jnp.where(slots.reserve, 0.5, update.lam_hat))
+
+    def both(x, kernel, update):
+        return x @ kernel + apply_update(x, update)
+
+    (dx, _, got), (expected_dx, _, expected) = (
+        jax.vjp(function, x, kernel, update)[1](dy) for function in (apply_sum, both)
+    )
+    is_used = np.asarray(slots.active | slots.reserve)
+    pairs = [(dx, expected_dx), (got.A, expected.A), (got.B, expected.B)]
+    pairs += [(got.scale, expected.scale), (got.lam_hat[is_used], expected.lam_hat[is_used])]
+    for one, other in pairs:
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_backward_pass_of_a_scored_sum_multiplies_its_rows_twice(x, kernel, update, dy):
     """dy · (W + ΔW)ᵀ and xᵀ · dy; what else it multiplies is no larger than the kernel."""
 
