@@ -240,7 +240,7 @@ def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: b
         def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
-            places = jnp.int32(batch["input_ids"].size)
+            places = jnp.int32(batch["attention_mask"].size)
             return new, info | {"tokens": _count_tokens(batch), "places": places}
 
         step_all = over_members(state, of_one, None, 0)
