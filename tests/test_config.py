@@ -21,8 +21,7 @@ GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
 AT_LEAST_ONE = (
     "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank max_steps "
     "train_batch_size gradient_accumulation_steps eval_batch_size eval_steps logging_steps "
-    "steps_per_execution "
-    "save_steps save_total_limit keep_period"
+    "steps_per_execution save_steps save_total_limit keep_period"
 )
 POSITIVE = "lora_alpha target_rank learning_rate adam_epsilon max_grad_norm num_train_epochs"
 AT_LEAST_ZERO = "init_warmup reg_orth_coef warmup_steps weight_decay seed max_skipped_steps"
