@@ -116,13 +116,15 @@ def test_only_every_nth_step_and_the_last_are_written(train, tmp_path):
 
 
 def test_padding_is_not_counted_as_tokens(train, run, tmp_path):
-    train()
+    _, outcome = train()
     counted = [line["tokens"] for line in lines_of(tmp_path, "train")]
     real = [
         int(batch["attention_mask"][batch["weight"] > 0].sum())
         for batch in map(run.batch_at, range(STEPS))
     ]
     assert counted == real
+    places = [run.batch_at(step)["input_ids"].size for step in range(1, STEPS)]  # those timed
+    assert outcome.padding_share == pytest.approx(1 - sum(real[1:]) / sum(places))
 
 
 @pytest.mark.parametrize("bad", [3, STEPS - 1])
