@@ -9,7 +9,7 @@ from increlora_jax.parsing import parse_run
 from increlora_jax.results import results_of_all, summarize
 from increlora_jax.training.loop import Outcome
 
-OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0)
+OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0, 0.25)
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def test_seeds_have_a_mean_and_the_deviation_of_the_sample(plan_of, tmp_path):
     assert variant["best_metrics"]["accuracy"]["sample_standard_deviation"] == 0
     assert variant["total_rank"] == [0, 1, 2]
     assert told["train_tokens_per_second"] == 30.0
+    assert told["padding_share"] == 0.25
     assert summarize(told, tmp_path) == (
         "accuracy 0.6000 ± 0.1000 (mean ± sample standard deviation of 3 seeds); 12 s; "
         f"see {tmp_path}/results.json"
