@@ -71,11 +71,12 @@ def start(
     dtype: Any = jnp.float32,
     model: nnx.Module | None = None,
     loss: Any = cross_entropy,
+    is_called_once: bool = False,
     **training: Any,
 ) -> Start:
     """Attach `method` to a model and make everything ready for `steps` steps."""
     model = method.attach(MLP(dtype) if model is None else model, nnx.Rngs(1))
-    skeleton, parts = split(model, method.is_trained)
+    skeleton, parts = split(model, method.is_trained, is_called_once=is_called_once)
     config = TrainingConfig(**({"learning_rate": 0.02, "warmup_steps": 2} | training))
     trainer = build_trainer(
         skeleton,

@@ -130,7 +130,8 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
     for path, variable in name_variables(model, nnx.Variable).items():
         if is_drawn or method.is_trained(path) or not isinstance(variable, nnx.Param):
             variable.set_value(draw(path, variable.get_value()))
-    skeleton, parts = split(method.attach(model, nnx.Rngs(0)), method.is_trained)
+    adapted = method.attach(model, nnx.Rngs(0))
+    skeleton, parts = split(adapted, method.is_trained, is_called_once=True)
     training = TrainingConfig(warmup_steps=1)
     trainer = build_trainer(
         skeleton, method, sequence_loss(False), training, total_steps=setting.steps

@@ -40,7 +40,10 @@ class Training:
             learning_rate=work.recipe["learning_rate"], weight_decay=work.recipe["weight_decay"]
         )
         trainer, self.state, self._base = il.prepare(
-            model, self.method, config, total_steps=steps, loss=sequence_loss(is_regression=False)
+            *(model, self.method, config),
+            total_steps=steps,
+            loss=sequence_loss(is_regression=False),
+            is_called_once=True,
         )
         self._step = jax.jit(trainer.step, static_argnames="is_scored", donate_argnames="state")
         self._batch = jax.device_put(work.numbers())

@@ -125,9 +125,15 @@ def spread_probe(
     """
     if probe is None or probe.ndim != update.scale.ndim:
         return probe
+    scores = over_stack(needed(score), probe.ndim)
+    return _spread(scores, probe, jax.lax.stop_gradient(update))
+
+
+def needed(score: Score | None) -> Score:
+    """The score of a scalar probe, which must be given."""
     if score is None:
         raise ValueError("a scalar probe needs the score whose value its cotangent carries")
-    return _spread(over_stack(score, probe.ndim), probe, jax.lax.stop_gradient(update))
+    return score
 
 
 def over_stack(function: Callable[..., Any], depth: int) -> Callable[..., Any]:

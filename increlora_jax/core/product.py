@@ -1,30 +1,37 @@
 """The products of a forward pass with an update, and what their backward pass leaves behind."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from increlora_jax.core.adapter import Update
+from increlora_jax.core.adapter import Score, Update, needed
 
 FEW = 16
 """Slots of a buffer below which none are left out of a product."""
 
 
 def apply_update(
-    x: Float[Array, "*batch inputs"], update: Update, probe: Float[Array, "..."] | None = None
+    x: Float[Array, "*batch inputs"],
+    update: Update,
+    probe: Float[Array, "..."] | None = None,
+    score: Score | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """Compute s · ((x·A) ∘ λ̂) · B in factored form.
 
     `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance:
-    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots]. Without a probe no dense
-    gradient is ever formed. `spread_probe` makes a dense probe whose cotangent ends as a score.
+    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots], and `score(∂L/∂ΔW, update)`
+    for a probe [], which is right where the update is applied once in a forward pass: ∂L/∂ΔW is
+    then gone before the backward pass comes to the next product (else: `spread_probe`). Without a
+    probe no dense gradient is ever formed.
+
+    Raises:
+        ValueError: a scalar probe without the score whose value its cotangent carries.
     """
-    if probe is not None and probe.ndim == 1:
-        return _product(None, x, update._replace(lam_hat=update.lam_hat + probe), None)
-    return _product(None if probe is None else probe.dtype, x, update, probe)
+    reading, update, probe = _read_probe(update, probe, score)
+    return _product(reading, x, update, probe)
 
 
 def apply_sum(
@@ -32,15 +39,40 @@ def apply_sum(
     kernel: Float[Array, "inputs outputs"],
     update: Update,
     probe: Float[Array, "..."] | None = None,
+    score: Score | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product; `probe` as in `apply_update`.
+    """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product; as `apply_update` otherwise.
 
     The gradients stay factored, but on a scored step: there all of them follow from G = ∂L/∂ΔW.
     For kernels of the adapter's own precision only, lest the sum round ΔW away.
     """
-    if probe is not None and probe.ndim == 1:
-        return _sum(None, x, kernel, update._replace(lam_hat=update.lam_hat + probe), None)
-    return _sum(None if probe is None else probe.dtype, x, kernel, update, probe)
+    reading, update, probe = _read_probe(update, probe, score)
+    return _sum(reading, x, kernel, update, probe)
+
+
+class Reading(NamedTuple):
+    """What a probe's cotangent is: ∂L/∂ΔW itself, or its score; in which precision."""
+
+    dtype: Any
+    score: Score | None
+
+    def __call__(self, gradient: Array, update: Update) -> Array:
+        """Read it off ∂L/∂ΔW."""
+        found = gradient if self.score is None else self.score(gradient, update)
+        return found.astype(self.dtype)
+
+
+def _read_probe(
+    update: Update, probe: Array | None, score: Score | None
+) -> tuple[Reading | None, Update, Array | None]:
+    """How a probe is read; one of slots is added to λ̂, whose own cotangent it then shares."""
+    if probe is None:
+        return None, update, None
+    if probe.ndim == 1:
+        return None, update._replace(lam_hat=update.lam_hat + probe), None
+    if probe.ndim == 0:
+        return Reading(probe.dtype, needed(score)), update, probe
+    return Reading(probe.dtype, None), update, probe
 
 
 def is_sum_cheaper(rows: int, update: Update) -> bool:
@@ -50,53 +82,56 @@ def is_sum_cheaper(rows: int, update: Update) -> bool:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(evidence: Any, x: Array, update: Update, probe: Array | None) -> Array:
-    return _product_forward(evidence, x, update, probe)[0]
+def _product(reading: Reading | None, x: Array, update: Update, probe: Array | None) -> Array:
+    return _product_forward(reading, x, update, probe)[0]
 
 
 def _product_forward(
-    evidence: Any, x: Array, update: Update, probe: Array | None
+    reading: Reading | None, x: Array, update: Update, probe: Array | None
 ) -> tuple[Array, Any]:
     coefficients = update.scale * update.lam_hat
     hidden = _matmul(x, update.A)
     return _matmul(hidden * coefficients.astype(x.dtype), update.B), (x, hidden, update)
 
 
-def _product_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
+def _product_backward(reading: Reading | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
     x, hidden, update = residuals
     x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
     inner, d_update = _from_rows(x_rows, hidden, dy_rows, update)
     dx = _matmul(inner, update.A.T).reshape(x.shape)
-    gradient = None if evidence is None else _outer(x_rows, dy_rows, evidence)
-    # Together, lest a compiler leave the update for later and keep x and dy of all layers for it.
-    return jax.lax.optimization_barrier((dx, d_update, gradient))
+    found = None
+    if reading is not None:
+        found = reading(_outer(x_rows, dy_rows, reading.dtype), update)
+    # Together, lest a compiler leave the update or the score for later, and keep x and dy, or the
+    # dense gradient, of all layers for it.
+    return jax.lax.optimization_barrier((dx, d_update, found))
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(evidence: Any, x: Array, kernel: Array, update: Update, probe: Array | None) -> Array:
-    return _sum_forward(evidence, x, kernel, update, probe)[0]
+def _sum(
+    reading: Reading | None, x: Array, kernel: Array, update: Update, probe: Array | None
+) -> Array:
+    return _sum_forward(reading, x, kernel, update, probe)[0]
 
 
 def _sum_forward(
-    evidence: Any, x: Array, kernel: Array, update: Update, probe: Array | None
+    reading: Reading | None, x: Array, kernel: Array, update: Update, probe: Array | None
 ) -> tuple[Array, Any]:
     summed = kernel + update.delta
     return x @ summed, (x, summed, update)
 
 
-def _sum_backward(evidence: Any, residuals: Any, dy: Array) -> tuple[Any, ...]:
+def _sum_backward(reading: Reading | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
     x, summed, update = residuals
     x_rows, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
     gradient = _outer(x_rows, dy_rows, summed.dtype)  # of a frozen kernel nobody asks for it
-    if evidence is None:
-        d_update = _from_used_slots(x_rows, dy_rows, update)
-    else:
-        d_update = _from_gradient(gradient, update)
     dx = (dy_rows @ summed.T).reshape(x.shape)
-    return dx, gradient, d_update, None if evidence is None else gradient.astype(evidence)
+    if reading is None:
+        return dx, gradient, _from_used_slots(x_rows, dy_rows, update), None
+    return dx, gradient, _from_gradient(gradient, update), reading(gradient, update)
 
 
 _sum.defvjp(_sum_forward, _sum_backward)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from increlora_jax.core.adapter import (
     Adapter,
     Scaling,
+    Score,
     Slots,
     Update,
     effective_update,
@@ -55,7 +56,8 @@ class LowRankAdapter(nnx.Module):
             setattr(self, name, SlotState(value))
         self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
-        self.probe: Array | None = nnx.data(None)  # see `core.product.apply_update`
+        self.probe: Array | None = nnx.data(None)  # both: see `core.product.apply_update`
+        self.score: Score | None = None
 
     @property
     def parameters(self) -> Adapter:
@@ -78,7 +80,7 @@ class LowRankAdapter(nnx.Module):
         Raises:
             InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
-        return apply_update(self.dropout(x), self._one_update(), self.probe)
+        return apply_update(self.dropout(x), self._one_update(), self.probe, self.score)
 
     def is_best_summed(self, rows: int, dtype: Any) -> bool:
         """Whether to add ΔW to the kernel of a product of so many rows, with nothing lost by it.
@@ -92,7 +94,7 @@ class LowRankAdapter(nnx.Module):
 
     def apply_sum(self, x: Array, kernel: Array) -> Array:
         """Compute x · (W + ΔW), without dropout."""
-        return apply_sum(x, kernel, self._one_update(), self.probe)
+        return apply_sum(x, kernel, self._one_update(), self.probe, self.score)
 
     def _one_update(self) -> Update:
         update = self.update

@@ -40,13 +40,17 @@ def attach(model: Any, targets: Targets, **settings: Any) -> Any:
     return _way(model).attach(model, targets, **settings)
 
 
-def split(model: Any, is_trained: Callable[[str], bool]) -> tuple[Skeleton, Parts]:
+def split(
+    model: Any, is_trained: Callable[[str], bool], *, is_called_once: bool = False
+) -> tuple[Skeleton, Parts]:
     """Take a model, adapted or not, apart into its skeleton and its arrays.
 
-    `is_trained(path)` says which of its own parameters learn in full.
+    `is_trained(path)` says which of its own parameters learn in full; `is_called_once` is for NNX
+    modules, see `nn.parts.split`.
     """
-    way = parts if isinstance(model, nnx.Module) else _way(model)
-    return way.split(model, is_trained)
+    if isinstance(model, nnx.Module):
+        return parts.split(model, is_trained, is_called_once=is_called_once)
+    return _way(model).split(model, is_trained)
 
 
 def parameter_selector(model: Any, names: Targets) -> Callable[[str], bool]:
