@@ -16,6 +16,7 @@ import numpy as np
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
+from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.progress import Progress
@@ -83,10 +84,12 @@ def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
     if variant == "resumed":
         first, _ = checkpoints.newest()
         state = checkpoints.restore(first, state)
-    jitted, program, told = jit_step(begun.trainer, layout, state), None, []
+    rest = AtRest(layout, state)
+    state = rest.pack(state)
+    jitted, program, told = jit_step(begun.trainer, layout, state, rest=rest), None, []
     for step in range(first, STEPS):
         if variant == "saved" and step == SAVED:
-            checkpoints.save(state, Progress(step=step))
+            checkpoints.save(rest.unpack(state), Progress(step=step))
             checkpoints.wait()
         batch = rows_of(step, is_bad=variant == "bad" and step in BAD)
         if accumulation > 1:
@@ -96,6 +99,7 @@ def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
         program = program or jitted.lower(state, base, placed, is_scored=True).compile()
         state, info = program(state, base, placed)
         told.append(jax.device_get(info))
+    state = rest.unpack(state)
     return {
         "first": first,
         "loss": [float(info["loss"]) for info in told],

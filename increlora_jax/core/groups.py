@@ -5,6 +5,7 @@ one is thousands of kernels a step, which take longer to start than to run.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,13 +17,26 @@ Key = tuple[str, ...]
 """The names of the modules of a group, in order."""
 
 
-class Groups:
-    """Which modules are stacked: those whose arrays have the same shapes and dtypes."""
+def by_name(packed: dict[Any, Any]) -> dict[str, Any]:
+    """The inverse of stacking a dictionary, for which the names of the groups suffice."""
+    return {
+        name: jax.tree.map(lambda leaf, place=place: leaf[place], together)
+        for key, together in packed.items()
+        for place, name in enumerate(key)
+    }
 
-    def __init__(self, arrays: dict[str, Any]):
+
+class Groups:
+    """Which modules are stacked: those whose arrays have the same shapes and dtypes.
+
+    `kinds` may say more of each module in which those of a group must agree.
+    """
+
+    def __init__(self, arrays: dict[str, Any], kinds: dict[str, Any] | None = None):
         found = defaultdict(list)
         for name, own in arrays.items():
-            found[tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(own))].append(name)
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(own))
+            found[shapes, kinds and kinds[name]].append(name)
         self.keys: tuple[Key, ...] = tuple(map(tuple, found.values()))
         self._names = frozenset(arrays)
 
@@ -32,17 +46,14 @@ class Groups:
 
     def unpack(self, tree: Any) -> Any:
         """The inverse of `pack`."""
-        return _map_dicts(self._unpack, frozenset(self.keys), tree)
+        return _map_dicts(by_name, frozenset(self.keys), tree)
+
+    def pack_away(self, modules: dict[str, Any]) -> dict[Key, Any]:
+        """Stack a dictionary's modules and take them out of it, so that few are there twice."""
+        return {key: _stack([modules.pop(name) for name in key]) for key in self.keys}
 
     def _pack(self, modules: dict[str, Any]) -> dict[Key, Any]:
-        return {key: jax.tree.map(_stack, *(modules[name] for name in key)) for key in self.keys}
-
-    def _unpack(self, groups: dict[Key, Any]) -> dict[str, Any]:
-        return {
-            name: jax.tree.map(lambda leaf, place=place: leaf[place], groups[key])
-            for key in self.keys
-            for place, name in enumerate(key)
-        }
+        return {key: _stack([modules[name] for name in key]) for key in self.keys}
 
 
 def _map_dicts(function: Any, keys: frozenset[Any], tree: Any) -> Any:
@@ -52,8 +63,8 @@ def _map_dicts(function: Any, keys: frozenset[Any], tree: Any) -> Any:
     return jax.tree.map(lambda node: function(node) if is_one(node) else node, tree, is_leaf=is_one)
 
 
-def _stack(*leaves: Array) -> Array:
-    return jnp.stack(leaves)
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def flatten(values: dict[Key, Array], names: tuple[str, ...]) -> Array:

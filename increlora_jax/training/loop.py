@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from increlora_jax.core.groups import Groups
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
+from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
@@ -87,7 +89,8 @@ class Loop:
             Preempted: after saving a checkpoint of what was reached.
             WriteError: a checkpoint or a log cannot be written.
         """
-        self._state, self._base = state, base
+        self._rest = AtRest(self._layout, state)
+        self._state, self._base = self._rest.pack(state), base
         before = self._journals[0].progress
         self._done = self._first = self._saved = before.step
         self._evaluated = before.evaluated
@@ -105,7 +108,11 @@ class Loop:
             self._keep_last()
             raise
         self._keep_last()
-        return self._state, [self._outcome(journal) for journal in self._journals]
+        return self._whole(), [self._outcome(journal) for journal in self._journals]
+
+    def _whole(self) -> TrainState:
+        """The state by module."""
+        return self._rest.unpack(self._state)
 
     def _train_all(self) -> None:
         self._after(self._done)
@@ -154,7 +161,8 @@ class Loop:
         if key not in self._programs:
             self._drain()
             with self._clock.paused():
-                jitted = jit_step(self._trainer, self._layout, self._state, is_block=is_block)
+                args = (self._trainer, self._layout, self._state)
+                jitted = jit_step(*args, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
         return self._programs[key]
@@ -185,15 +193,17 @@ class Loop:
     def _evaluate(self, done: int) -> None:
         self._drain()
         with self._clock.paused():
-            metrics = self._evaluator.metrics_of_each(self._state, self._base, self._stop)
+            state = self._whole()
+            metrics = self._evaluator.metrics_of_each(state, self._base, self._stop)
             for index, journal in enumerate(self._journals):
                 if journal.note_metrics(done, metrics[index]):
-                    self._keep(index, self._state.pick(index), True)
+                    self._keep(index, state.pick(index), True)
         self._evaluated = done
 
     def _keep_last(self) -> None:
+        state = self._whole()
         for index in range(len(self._journals)):
-            self._keep(index, self._state.pick(index), False)
+            self._keep(index, state.pick(index), False)
 
     def _save(self) -> None:
         if self._saved == self._done:
@@ -201,7 +211,7 @@ class Loop:
         self._drain()
         times = self._clock.seconds, self._clock.training_seconds
         progress = [journal.close_at(self._done, *times) for journal in self._journals]
-        self._checkpoints.save(self._state, *progress)
+        self._checkpoints.save(self._whole(), *progress)
         self._saved = self._done
 
     def _tokens_per_second(self, journal: Journal) -> float:
@@ -227,21 +237,31 @@ def _pick(told: Info, index: int) -> Info:
     return {name: value[index] for name, value in told.items()}
 
 
-def jit_step(trainer: Trainer, layout: Layout, state: TrainState, *, is_block: bool = False) -> Any:
+def jit_step(
+    trainer: Trainer,
+    layout: Layout,
+    state: TrainState,
+    *,
+    is_block: bool = False,
+    rest: AtRest | None = None,
+) -> Any:
     """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
 
-    What the step tells, the counts of real tokens and of places for them with it, lies on every
-    device. Of a block, batches and what is told have a first axis of steps.
+    With `rest` the state is one at rest. What the step tells, the counts of real tokens
+    and of places for them with it, lies on every device. Of a block, batches and what is told have
+    a first axis of steps.
     """
+    groups = rest.groups if rest else Groups({})
 
     def step(
         state: TrainState, base: Base, batch: Any, *, is_scored: bool
     ) -> tuple[TrainState, Info]:
         def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
+            state = groups.unpack(state)
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
             places = jnp.int32(batch["attention_mask"].size)
-            return new, info | {"tokens": _count_tokens(batch), "places": places}
+            return groups.pack(new), info | {"tokens": _count_tokens(batch), "places": places}
 
         step_all = over_members(state, of_one, None, 0)
         if is_block:

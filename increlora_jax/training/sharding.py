@@ -63,7 +63,8 @@ class Layout:
 
     A parameter lies as the table `rules` says of its path, and so do its moments. Of an adapter, A
     has its kernel's inputs where the kernel has them, and B its outputs. Of a quantised kernel, the
-    values lie as the kernel would, the scales as its outputs. All else (slots, λ, averages, key,
+    values lie as the kernel would, the scales as its outputs. A stack (`core.groups`) lies as the
+    first of it would. All else (slots, λ, averages, key,
     counts) is the same on every device: so each of them computes the same growth.
     """
 
@@ -157,6 +158,14 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, ROWS))
 
     def _sharding(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for place, key in enumerate(path):
+            if isinstance(key, DictKey) and isinstance(key.key, tuple):  # of what lies alike
+                one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+                first = (*path[:place], DictKey(key.key[0]), *path[place + 1 :])
+                return NamedSharding(self.mesh, PartitionSpec(None, *self._lie(first, one).spec))
+        return self._lie(path, leaf)
+
+    def _lie(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         match path:
             case (*_, DictKey(key=str(module)), GetAttrKey(name="A" | "B" as name)):
                 inputs, outputs = (*self._axes_of(f"{module}.kernel"), None, None)[:2]

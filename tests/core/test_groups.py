@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from increlora_jax.core.groups import Groups, flatten, unflatten
+from increlora_jax.core.groups import Groups, by_name, flatten, unflatten
 from increlora_jax.core.optimizer import Trainable
 
 
@@ -59,3 +59,20 @@ def test_flat_values_are_in_the_order_of_names(adapters):
     assert flat.tolist() == [4, 5, 3, 1, 2]
     back = unflatten(flat, packed, ("d", "c", "a", "b"))
     jax.tree.map(np.testing.assert_array_equal, back, packed)
+
+
+def test_kinds_keep_modules_of_one_shape_apart(adapters):
+    groups = Groups(adapters, {"a": 1, "b": 1, "c": 2, "d": 1})
+    assert groups.keys == (("a",), ("b",), ("c",), ("d",))
+
+
+def test_names_suffice_to_take_stacks_apart(adapters):
+    back = by_name(Groups(adapters).pack(adapters))
+    jax.tree.map(np.testing.assert_array_equal, back, adapters)
+
+
+def test_packing_away_leaves_nothing_twice(adapters):
+    groups, whole = Groups(adapters), dict(adapters)
+    packed = groups.pack_away(adapters)
+    assert adapters == {}
+    jax.tree.map(np.testing.assert_array_equal, packed, groups.pack(whole))

@@ -99,6 +99,19 @@ def test_what_is_adapted_in_a_stack_or_whole_is_divided_as_its_kernel():
     }
 
 
+def test_a_stack_of_what_lies_alike_is_divided_as_the_first_of_it():
+    layout = abstract(fsdp=2, tensor=2)
+    names = ("layers.0", "layers.2")
+    tree = {
+        "adapters": {names: Adapter(shape(5, 6, 2), shape(5, 2), shape(5, 2, 8))},
+        "base": {("layers.1.kernel",): shape(1, 6, 8)},
+    }
+    specs = jax.tree.map(lambda s: s.spec, layout.shardings(tree))
+    assert PartitionSpec(None, "fsdp", None) == specs["adapters"][names].A
+    assert PartitionSpec(None, None, "tensor") == specs["adapters"][names].B
+    assert specs["base"]["layers.1.kernel",] == PartitionSpec(None, "tensor", "fsdp")
+
+
 def test_runs_that_train_together_are_divided_as_each_alone_and_settings_not_at_all():
     layout = abstract(fsdp=2, tensor=2)
     state = TrainState(
