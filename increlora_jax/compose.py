@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs; what `train` and `evaluate` share."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
+from increlora_jax.core.groups import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.members import Member, members_of
 from increlora_jax.methods.base import Method
@@ -20,6 +22,7 @@ from increlora_jax.methods.registry import build_method
 from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.identity import identify_model, identify_tokenizer
+from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import (
     abstract_model,
     draw_parameters,
@@ -231,7 +234,10 @@ def prepare_run(plan: Plan) -> Run:
     encoded = {name: encode(dev, tokenizer, length) for name, dev in plan.data.dev.items()}
     with plan.layout.loading():
         skeleton, starts, notes = _load_parts(plan)
-    base = plan.layout.place(starts[0].base)
+    base = starts[0].base
+    if config.training.scan_layers:
+        base = _stack_layers(base)
+    base = plan.layout.place(base)
     starts = tuple(parts._replace(base=base) for parts in starts)
     trainer = build_trainer(
         skeleton,
@@ -241,6 +247,12 @@ def prepare_run(plan: Plan) -> Run:
         total_steps=plan.total_steps,
     )
     return Run(plan, trainer, starts, encoded, notes, tokenizer)
+
+
+def _stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
+    """Put each array of all layers into one, as a loop over layers takes it; empties `base`."""
+    kinds = {name: re.sub(r"\.\d+\.", ".#.", name, count=1) for name in base}
+    return Groups(base, kinds).pack_away(base)
 
 
 def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:
@@ -255,8 +267,10 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
     quantize = plan.config.task.quantize_base
     model, report = load_model(plan.folder, seed=seeds[0], quantize=quantize, **options)
     set_remat(model, plan.config.training.remat)
+    if plan.config.training.scan_layers:
+        set_scanned(model)
     plan.method.attach(model, nnx.Rngs(seeds[0]))
-    skeleton, parts = split(model, plan.method.is_trained)
+    skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
     starts = {seeds[0]: parts}
     for seed in seeds:
         if seed not in starts:

@@ -49,6 +49,7 @@ FREE = frozenset(
         "keep_period",
         "max_skipped_steps",
         "remat",
+        "scan_layers",
         "tensorboard",
         "compilation_cache_dir",
         "distributed",
@@ -246,6 +247,10 @@ class TrainingConfig:
         "what of a layer is computed again in the backward pass, to save memory: nothing, "
         "all but its dense products, or all of it",
     )
+    scan_layers: bool = option(
+        False, "make layers that are alike one loop: compiled sooner, and slower where activations "
+        "are kept for the backward pass; good with --remat"
+    )  # fmt: skip
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"

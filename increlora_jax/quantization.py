@@ -39,15 +39,15 @@ class QuantizedKernel:
     an int4 depends on the backend, and its ahead-of-time programs do not take it.
     """
 
-    values: Int8[Array, "inputs outputs"] | UInt8[Array, "pairs outputs"]
-    scale: Float[Array, "tiles outputs"]
+    values: Int8[Array, "*stack inputs outputs"] | UInt8[Array, "*stack pairs outputs"]
+    scale: Float[Array, "*stack tiles outputs"]
     kind: Kind
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """The kernel's."""
-        rows, outputs = self.values.shape
-        return rows if self.kind == "int8" else 2 * rows, outputs
+    def shape(self) -> tuple[int, ...]:
+        """The kernel's; that of a stack of kernels has further axes before."""
+        *stack, rows, outputs = self.values.shape
+        return *stack, rows if self.kind == "int8" else 2 * rows, outputs
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -1,4 +1,4 @@
-"""A quantised base and layers that are computed again, through the commands."""
+"""A quantised base, layers that are computed again and layers as a loop, through the commands."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax import train
+from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.evaluate import evaluate
 from increlora_jax.models.bert import BERT
@@ -19,6 +20,7 @@ from increlora_jax.models.registry import load_model
 from increlora_jax.nn.storage import read_adapter_config
 from increlora_jax.parsing import parse_run
 from increlora_jax.quantization import as_dense
+from tests.tiny import assert_same
 
 
 def spread_out(model_folder, kind, folder):
@@ -42,9 +44,9 @@ def read_results(folder):
 
 @pytest.fixture(scope="module")
 def finished(short_words, tmp_path_factory):
-    """A run on a base of 4 bits, its layers computed again."""
+    """A run on a base of 4 bits, its layers computed again, and one loop."""
     folder = tmp_path_factory.mktemp("quantised") / "run"
-    words = [*short_words, "--quantize-base", "int4", "--remat", "full"]
+    words = [*short_words, "--quantize-base", "int4", "--remat", "full", "--scan-layers"]
     train.main([*words, "--output-dir", str(folder)])
     return folder
 
@@ -65,6 +67,15 @@ def test_a_quantised_run_is_the_run_of_what_its_base_stands_for(
 def test_it_is_evaluated_on_the_base_it_was_trained_on(finished):
     assert evaluate(finished) == read_results(finished)["metrics"]
     assert read_adapter_config(finished / "adapter")["quantize_base"] == "int4"
+
+
+def test_a_loop_over_layers_takes_each_array_of_all_of_them_as_one(short_run):
+    run = prepare_run(plan_run(parse_run([*short_run, "--quantize-base", "int8", "--scan-layers"])))
+    plain = prepare_run(plan_run(parse_run([*short_run, "--quantize-base", "int8"])))
+    names = [f"bert.encoder.layer.{layer}.output.dense.kernel" for layer in range(2)]
+    assert run.parts.base[tuple(names)].values.shape[0] == 2
+    assert sorted(name for key in run.parts.base for name in key) == sorted(plain.parts.base)
+    assert_same(run.parts.frozen(), plain.parts.base)
 
 
 def test_it_goes_on_with_the_same_base_only_and_computes_again_what_it_likes(finished, short_words):

@@ -19,6 +19,7 @@ from increlora_jax.models.encoder_decoder import (
     see_earlier,
     see_so_far,
 )
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.remat import RematLayer
 
@@ -120,8 +121,8 @@ class BartDecoderLayer(BartLayer):
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "#batch 1 length key"],
-        memory: Memory,
         cache: Cache,
+        memory: Memory,
     ) -> tuple[Float[Array, "batch length hidden"], Memory]:
         """Apply all three; give this layer's memory with the new tokens in it."""
         hidden, seen = self.attend_self(hidden, is_seen, memory.target, cache.position)
@@ -185,9 +186,7 @@ class BartEncoder(BartStack):
         """
         self.check_length(words.shape[1])
         hidden = self.add_positions(words)
-        for layer in self.layers:
-            hidden = layer(hidden, is_token[:, None, None, :])
-        return hidden
+        return apply_layers(self.layers, hidden, is_token[:, None, None, :])[0]
 
 
 class BartDecoder(BartStack):
@@ -234,8 +233,5 @@ class BartDecoder(BartStack):
         return self._run(hidden, see_so_far(position, room), cache)
 
     def _run(self, hidden: Array, is_seen: Array, cache: Cache) -> tuple[Array, Cache]:
-        memories = []
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            hidden, longer = layer(hidden, is_seen, memory, cache)
-            memories.append(longer)
+        hidden, memories = apply_layers(self.layers, hidden, is_seen, cache, own=cache.layers)
         return hidden, cache.move_on(memories)

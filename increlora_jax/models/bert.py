@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from increlora_jax.errors import InputError
 from increlora_jax.models.attention import KeyValue, attend, split_heads
 from increlora_jax.models.heads import PredictionHead, QuestionAnswerer, Scorer, SequenceClassifier
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.remat import RematLayer
@@ -203,9 +204,7 @@ class BertEncoder(nnx.Module):
         is_seen: Bool[Array, "batch 1 #length length"],
     ) -> Float[Array, "batch length hidden"]:
         """Apply every layer in turn."""
-        for layer in self.layer:
-            hidden = layer(hidden, is_seen)
-        return hidden
+        return apply_layers(self.layer, hidden, is_seen)[0]
 
 
 class BertPooler(nnx.Module):

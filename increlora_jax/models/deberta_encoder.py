@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from increlora_jax.errors import InputError
 from increlora_jax.models.attention import split_heads
 from increlora_jax.models.bert import BertIntermediate, BertOutput
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
@@ -226,12 +227,10 @@ class DebertaEncoder(nnx.Module):
         is_token = attention_mask > 0
         is_seen = find_seen(attention_mask, is_packed=is_packed) & is_token[:, None, :, None]
         positions = self._relative_positions(embedded.shape[1])
-        hidden = embedded
-        for index, layer in enumerate(self.layer):
-            hidden = layer(hidden, is_seen, positions)
-            if index == 0 and self.conv is not None:
-                hidden = self.conv(embedded, hidden, is_token)
-        return hidden
+        hidden, rest = embedded, list(self.layer)
+        if self.conv is not None:
+            hidden = self.conv(embedded, rest.pop(0)(hidden, is_seen, positions), is_token)
+        return apply_layers(rest, hidden, is_seen, positions)[0]
 
     def _relative_positions(self, length: int) -> RelativePositions:
         choice = find_table_rows(length, self.position_buckets, self.max_relative_positions)

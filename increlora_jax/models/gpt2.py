@@ -17,6 +17,7 @@ from increlora_jax.models.causal import (
     CausalSequenceClassifier,
     Span,
 )
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
@@ -104,7 +105,7 @@ class GPT2Block(RematLayer):
         self,
         hidden: Float[Array, "batch length hidden"],
         span: Span,
-        past: KeyValue | None,
+        past: KeyValue | None = None,
     ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
         attended, past = self.attn(self.ln_1(hidden), span, past)
@@ -147,11 +148,8 @@ class GPT2Model(nnx.Module):
                 f"{limit} positions (n_positions); lower --max-seq-length or max_new_tokens"
             )
         hidden = self.drop(self.wte(input_ids) + self.wpe(span.positions))
-        layers = []
-        for index, block in enumerate(self.h):
-            hidden, layer = block(hidden, span, past[index] if past else None)
-            layers.append(layer)
-        return self.ln_f(hidden), tuple(layers)
+        hidden, grown = apply_layers(self.h, hidden, span, own=past)
+        return self.ln_f(hidden), tuple(grown)
 
 
 class GPT2LMHeadModel(CausalLM):

@@ -21,6 +21,7 @@ from increlora_jax.models.causal import (
     CausalSequenceClassifier,
     Span,
 )
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.remat import RematLayer
 from increlora_jax.models.spec import ModelSpec
@@ -237,7 +238,7 @@ class LlamaDecoderLayer(RematLayer):
         hidden: Float[Array, "batch length hidden"],
         rotation: Rotation,
         span: Span,
-        past: KeyValue | None,
+        past: KeyValue | None = None,
     ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
         attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past)
@@ -272,11 +273,9 @@ class LlamaModel(nnx.Module):
         past: tuple[KeyValue, ...] | None = None,
     ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
         """Read tokens after the past; return their states, and the past with them in it."""
-        hidden, grown = self.embed_tokens(input_ids), []
+        hidden = self.embed_tokens(input_ids)
         rotation = Rotation.at(span.positions, np.array(self.frequencies), hidden.dtype)
-        for index, layer in enumerate(self.layers):
-            hidden, layer_past = layer(hidden, rotation, span, past[index] if past else None)
-            grown.append(layer_past)
+        hidden, grown = apply_layers(self.layers, hidden, rotation, span, own=past)
         return self.norm(hidden), tuple(grown)
 
 

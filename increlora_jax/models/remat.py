@@ -22,10 +22,12 @@ class RematLayer(nnx.Module):
     Attributes:
       apply: computes the layer, of the states that it changes and of what it looks at.
       remat: what of that is computed again.
+      is_scanned: whether it may be one pass of a loop over layers (`layer_loop`).
     """
 
     apply: ClassVar[Callable[..., Any]]
     remat: Remat = "none"
+    is_scanned: bool = False
 
     def __call__(self, hidden: Float[Array, "batch length hidden"], *seen: Any) -> Any:
         """Compute the layer, and as much of it again in the backward pass as `remat` says."""

@@ -20,6 +20,7 @@ from increlora_jax.models.encoder_decoder import (
     see_earlier,
     see_so_far,
 )
+from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.remat import RematLayer
 
@@ -243,8 +244,8 @@ class T5DecoderBlock(RematLayer):
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "#batch 1 length key"],
         bias: Float[Array, "1 heads length key"],
-        memory: Memory,
         cache: Cache,
+        memory: Memory,
     ) -> tuple[Float[Array, "batch length hidden"], Memory]:
         """Apply all three; give this block's memory with the new tokens in it."""
         hidden, seen = self.layer[0](hidden, is_seen, bias, memory.target, cache.position)
@@ -270,8 +271,7 @@ class T5Encoder(nnx.Module):
         """Apply every block in turn."""
         bias = self.block[0].layer[0].SelfAttention.bias_all(embedded.shape[1])
         hidden = self.dropout(embedded)
-        for block in self.block:
-            hidden = block(hidden, is_token[:, None, None, :], bias)
+        hidden, _ = apply_layers(self.block, hidden, is_token[:, None, None, :], bias)
         return self.dropout(self.final_layer_norm(hidden))
 
 
@@ -317,8 +317,7 @@ class T5Decoder(nnx.Module):
     def _run(
         self, embedded: Array, is_seen: Array, bias: Array, cache: Cache
     ) -> tuple[Array, Cache]:
-        hidden, memories = self.dropout(embedded), []
-        for block, memory in zip(self.block, cache.layers, strict=True):
-            hidden, longer = block(hidden, is_seen, bias, memory, cache)
-            memories.append(longer)
+        hidden, memories = apply_layers(
+            self.block, self.dropout(embedded), is_seen, bias, cache, own=cache.layers
+        )
         return self.dropout(self.final_layer_norm(hidden)), cache.move_on(memories)

@@ -9,9 +9,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
+from increlora_jax.core.groups import by_name
 from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.quantization import as_dense
 
 
@@ -21,7 +23,12 @@ class Parts(NamedTuple):
     adapters: dict[str, Adapter]
     slots: dict[str, Slots]
     head: dict[str, Array]
-    base: dict[str, Array]
+    base: dict[Any, Array]  # by path; or all of it in stacks, by the paths of each (`core.groups`)
+
+    def frozen(self) -> dict[str, Array]:
+        """The base by the path it has in the model."""
+        is_stacked = any(isinstance(key, tuple) for key in self.base)
+        return by_name(self.base) if is_stacked else self.base
 
     def learned(self) -> dict[str, Array]:
         """Everything but the base, by the path it has in the model."""
@@ -66,6 +73,7 @@ class ModuleSkeleton(NamedTuple):
     paths: dict[str, tuple[Any, ...]]  # every variable but the random streams
     streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
     modules: tuple[str, ...]
+    is_called_once: bool = False  # every adapted layer, in a forward pass
     alpha: Any = None  # another than the adapters' own
 
     def assemble(
@@ -83,7 +91,10 @@ class ModuleSkeleton(NamedTuple):
                 own.scaling = nnx.data(own.scaling._replace(alpha=self.alpha))
         for path, probe in (probes or {}).items():
             own = adapters[path]
-            own.probe = nnx.data(spread_probe(probe, own.update, score))
+            if self.is_called_once and not isinstance(own, ParameterAdapter):
+                own.probe, own.score = nnx.data(probe), score
+            else:
+                own.probe = nnx.data(spread_probe(probe, own.update, score))
         if key is None:
             model.eval()
         else:
@@ -92,7 +103,7 @@ class ModuleSkeleton(NamedTuple):
 
     def merge(self, parts: Parts) -> nnx.Module:
         """Make a plain NNX model, whose kernels are plain too."""
-        base = {path: as_dense(value) for path, value in parts.base.items()}
+        base = {path: as_dense(value) for path, value in parts.frozen().items()}
         return detach(merge(self.assemble(parts._replace(base=base))))
 
     def with_alpha(self, alpha: Any) -> "ModuleSkeleton":
@@ -100,7 +111,7 @@ class ModuleSkeleton(NamedTuple):
         return self._replace(alpha=alpha)
 
     def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
-        flat = {**parts.base, **parts.learned()}
+        flat = {**parts.frozen(), **parts.learned()}
         leaves = {path: flat[name] for name, path in self.paths.items()}
         root = jax.random.key(0) if key is None else key
         for index, (path, shape) in enumerate(self.streams.values()):
@@ -112,9 +123,14 @@ class ModuleSkeleton(NamedTuple):
         return leaves
 
 
-def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[ModuleSkeleton, Parts]:
+def split(
+    model: nnx.Module, is_trained: Callable[[str], bool], *, is_called_once: bool = False
+) -> tuple[ModuleSkeleton, Parts]:
     """Take a model apart; `is_trained(path)` says which of its own parameters learn in full.
 
+    `is_called_once` says that a forward pass calls every adapted layer once. The backward pass then
+    scores a layer where it comes to it, and holds no more than one dense gradient at a time; those
+    of a layer that is called several times must be summed before they are scored.
     Random streams are left out: every step makes them anew from its key.
     """
     graphdef, state = nnx.split(model)
@@ -143,7 +159,8 @@ def split(model: nnx.Module, is_trained: Callable[[str], bool]) -> tuple[ModuleS
         head,
         base,
     )
-    return ModuleSkeleton(graphdef, paths, streams, module_names(parts.slots)), parts
+    names = module_names(parts.slots)
+    return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts
 
 
 def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:

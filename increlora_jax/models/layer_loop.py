@@ -1,0 +1,78 @@
+"""The repeated layers of a model, one after another: unrolled, or as the body of one loop."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from increlora_jax.models.remat import RematLayer
+
+
+def apply_layers(
+    layers: Sequence[RematLayer],
+    hidden: Float[Array, "batch length hidden"],
+    *seen: Any,
+    own: Sequence[Any] | None = None,
+) -> tuple[Float[Array, "batch length hidden"], list[Any]]:
+    """Apply every layer in turn to what the one before it made; also give what each leaves beside.
+
+    All of them look at `seen`, and each at its entry of `own`, if there are any. Neighbours that
+    are to be scanned and differ in nothing but their arrays are the body of one loop.
+    """
+    left: list[Any] = []
+    each = [()] * len(layers) if own is None else [(one,) for one in own]
+    for first, alike in _find_runs(layers):
+        of_run = each[first : first + len(alike)]
+        if len(alike) > 1:
+            hidden, leaves = _scan(alike, hidden, seen, of_run)
+        else:
+            hidden, leaf = _apply(alike[0], hidden, *seen, *of_run[0])
+            leaves = [leaf]
+        left += leaves
+    return hidden, left
+
+
+def set_scanned(model: nnx.Module) -> None:
+    """Have every layer of a model be scanned where it can be, in place."""
+    model.set_attributes(RematLayer, is_scanned=True)
+
+
+def _find_runs(layers: Sequence[RematLayer]) -> Iterator[tuple[int, list[RematLayer]]]:
+    """Neighbours that can be scanned together, with the place of the first; else one by one."""
+
+    def kind(place: int) -> Any:
+        if not layers[place].is_scanned:
+            return place
+        graphdef, state = nnx.split(layers[place])
+        return graphdef, [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+
+    for _, places in groupby(range(len(layers)), key=kind):
+        run = list(places)
+        yield run[0], [layers[place] for place in run]
+
+
+def _scan(
+    layers: list[RematLayer], hidden: Array, seen: tuple[Any, ...], own: Sequence[tuple[Any, ...]]
+) -> tuple[Array, list[Any]]:
+    graphdef = nnx.graphdef(layers[0])
+
+    def body(hidden: Array, one: Any) -> tuple[Array, Any]:
+        state, own = one
+        return _apply(nnx.merge(graphdef, state), hidden, *seen, *own)
+
+    stacked = _stack([(nnx.state(layer), each) for layer, each in zip(layers, own, strict=True)])
+    hidden, left = jax.lax.scan(body, hidden, stacked)
+    return hidden, [jax.tree.map(lambda x, i=i: x[i], left) for i in range(len(layers))]
+
+
+def _apply(layer: RematLayer, hidden: Array, *looked_at: Any) -> tuple[Array, Any]:
+    made = layer(hidden, *looked_at)
+    return made if isinstance(made, tuple) else (made, None)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
