@@ -49,13 +49,18 @@ FREE = frozenset(
         "keep_period",
         "max_skipped_steps",
         "remat",
+        "attn_implementation",
         "tensorboard",
         "compilation_cache_dir",
         "distributed",
         "mesh",
     }
 )
-"""Settings that may differ when a run is resumed: nothing that is computed depends on them."""
+"""Settings that may differ when a run is resumed: nothing depends on them but rounding.
+
+Of these `mesh` and `attn_implementation` make sums in another order; bit for bit is a run that goes
+on with those that it began with.
+"""
 
 VARIABLE = (
     "learning_rate",
@@ -245,6 +250,11 @@ class TrainingConfig:
         "none",
         "what of a layer is computed again in the backward pass, to save memory: nothing, "
         "all but its dense products, or all of it",
+    )
+    attn_implementation: Literal["xla", "pallas"] = option(
+        "xla",
+        "what computes the attention of DeBERTa: XLA, or kernels for NVIDIA GPUs that never write "
+        "its scores to memory; these are not measured yet",
     )
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(

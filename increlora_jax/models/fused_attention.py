@@ -3,12 +3,12 @@
 A program takes a block of queries past all keys or, for the gradients of keys and values, a block
 of keys past all queries; scores, softmax and what dropout leaves exist in its registers only. XLA
 multiplies tokens with the rows of all 2L distances, as in `relative_positions`, and each pair of
-tokens reads its entry where it lies, in place of the skew. Products and scores are made again in the
-backward pass (Dao et al., arXiv 2205.14135), which keeps nothing that grows with L² but dropout's
-mask.
+tokens reads its entry where it lies, in place of the skew. The backward pass makes products and
+scores again (Dao et al., arXiv 2205.14135): nothing is kept for it that grows with L², but masks.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
+from increlora_jax.errors import InputError
 from increlora_jax.models.layers import at_least_float32
 from increlora_jax.models.relative_positions import multiply_keys, multiply_queries
 
@@ -37,16 +38,36 @@ class FusableAttention(nnx.Module):
 
     Attributes:
       attn_implementation: which of them.
-      is_interpreted: whether Pallas's interpreter carries the kernels out, on any device; for tests.
+      is_interpreted: whether Pallas's interpreter runs the kernels, on any device and slowly.
     """
 
     attn_implementation: AttentionImplementation = "xla"
     is_interpreted: bool = False
 
 
-def can_fuse(model: nnx.Module) -> bool:
-    """Tell whether a model has an attention that the kernels here compute."""
-    return any(isinstance(module, FusableAttention) for _, module in nnx.iter_modules(model))
+def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
+    """See that there are kernels for a model's attention, and one device that can run them.
+
+    Raises:
+      InputError: there are none, or not such a device.
+    """
+    flag = "--attn-implementation pallas"
+    if not any(isinstance(module, FusableAttention) for _, module in nnx.iter_modules(model)):
+        raise InputError(
+            f"{flag}: {type(model).__name__} has no attention that the kernels compute, only "
+            "DeBERTa's is; leave it out"
+        )
+    if len(devices) > 1:
+        raise InputError(
+            f"{flag} is done on one device, as the kernels cannot be divided, and --mesh has "
+            f"{len(devices)}; leave one of them out"
+        )
+    # A number of NVIDIA's, of which Triton needs Ampere's or a later one; AMD has names for it.
+    if not re.fullmatch(r"([89]|\d\d)\.\d", getattr(devices[0], "compute_capability", "")):
+        raise InputError(
+            f"{flag} needs an NVIDIA GPU of compute capability 8.0 or later, and JAX found "
+            f"{devices[0].device_kind}; leave it out, or see that JAX for CUDA is installed"
+        )
 
 
 def set_attention(
@@ -75,9 +96,9 @@ class Attended(NamedTuple):
 
     query: Float[Array, "batch length heads size"]
     key: Float[Array, "batch length heads size"]
-    value: Float[Array, "batch length heads size"]
     key_rows: Float[Array, "2*length heads size"] | None
     query_rows: Float[Array, "2*length heads size"] | None
+    value: Float[Array, "batch length heads size"]
     is_seen: Bool[Array, "batch 1 length length"]
     is_kept: Bool[Array, "batch heads length length"] | None
 
@@ -115,7 +136,7 @@ class _Pairs(NamedTuple):
 
 def _attend(settings: Settings, attended: Attended) -> tuple[jax.Array, tuple]:
     tokens = _Tokens(attended.query, attended.key, attended.value)
-    pairs = _Pairs(*_multiply_rows(*attended[:5]), attended.is_seen, attended.is_kept)
+    pairs = _Pairs(*_multiply_rows(*attended[:4]), attended.is_seen, attended.is_kept)
     batch, length, heads, _ = attended.query.shape
     wide = at_least_float32(attended.query.dtype)
     each_query = jax.ShapeDtypeStruct((batch, heads, length), wide)
@@ -127,9 +148,9 @@ def _attend(settings: Settings, attended: Attended) -> tuple[jax.Array, tuple]:
 
 def _differentiate(settings: Settings, kept: tuple, d_mixed: jax.Array) -> tuple[Attended]:
     attended, mixed, peak, total = kept
-    products, differentiate_products = jax.vjp(_multiply_rows, *attended[:5])
+    products, differentiate_products = jax.vjp(_multiply_rows, *attended[:4])
     wide = at_least_float32(mixed.dtype)
-    # What the softmax's denominator passes on: Σ over keys of weight × its gradient, dropout or not.
+    # Of the softmax's denominator: Σ over keys of a weight times its gradient, dropout or not.
     through_total = jnp.einsum("bqhd,bqhd->bhq", d_mixed.astype(wide), mixed.astype(wide))
     tokens = _Tokens(attended.query, attended.key, attended.value, d_mixed)
     pairs = _Pairs(*products, attended.is_seen, attended.is_kept, peak, total, through_total)
@@ -138,15 +159,15 @@ def _differentiate(settings: Settings, kept: tuple, d_mixed: jax.Array) -> tuple
     (d_key, d_value), d_by_key = call(
         _key_kernel, results=(tokens.key, tokens.value), pair_results=pairs.by_key
     )
-    d_query_more, d_key_more, _, *d_rows = differentiate_products((d_by_query, d_by_key))
-    return (Attended(d_query + d_query_more, d_key + d_key_more, d_value, *d_rows, None, None),)
+    by_products = Attended(*differentiate_products((d_by_query, d_by_key)), d_value, None, None)
+    return (by_products._replace(query=by_products.query + d_query, key=by_products.key + d_key),)
 
 
 attend_fused.defvjp(_attend, _differentiate)
 
 
 def _multiply_rows(
-    query: jax.Array, key: jax.Array, _: jax.Array, key_rows: Any, query_rows: Any
+    query: jax.Array, key: jax.Array, key_rows: jax.Array | None, query_rows: jax.Array | None
 ) -> tuple[jax.Array | None, jax.Array | None]:
     return (
         None if key_rows is None else multiply_queries(query, key_rows, query.dtype),
@@ -230,7 +251,7 @@ class _Tile(NamedTuple):
         triton.store(pairs.at[place], values.astype(pairs.dtype), mask=self.is_inside)
         row, column = place
         opposite = jnp.where(column < self.length, column + self.length, column - self.length)
-        # Pallas's interpreter writes, where the mask is off, what it read; here it is out of bounds.
+        # Where the mask is off, Pallas's interpreter writes what it has read: out of bounds, here.
         opposite = jnp.where(self.is_inside, opposite, 2 * self.length)
         zeros = jnp.zeros(values.shape, pairs.dtype)
         triton.store(pairs.at[row, opposite], zeros, mask=self.is_inside)

@@ -87,7 +87,7 @@ def multiply_queries(
     rows: Float[Array, "2*length heads size"],
     dtype: DTypeLike,
 ) -> Float[Array, "batch heads length 2*length"]:
-    """Multiply queries and rows: that of query i and key j stands at [.., i, length − 1 − i + j]."""
+    """Multiply queries and rows; query i has its product for key j at [i, length − 1 − i + j]."""
     return jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
 
 
@@ -96,7 +96,7 @@ def multiply_keys(
     rows: Float[Array, "2*length heads size"],
     dtype: DTypeLike,
 ) -> Float[Array, "batch heads length 2*length"]:
-    """Multiply keys and rows: that of query i and key j stands at [.., j, length + i − j]."""
+    """Multiply keys and rows; key j has its product for query i at [j, length + i − j]."""
     return jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
 
 
