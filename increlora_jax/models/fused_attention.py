@@ -70,14 +70,10 @@ def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
         )
 
 
-def set_attention(
-    model: nnx.Module, implementation: AttentionImplementation, *, is_interpreted: bool = False
-) -> None:
+def set_attention(model: nnx.Module, implementation: AttentionImplementation) -> None:
     """Say for every attention of a model what computes it, in place."""
     if implementation != "xla":
-        model.set_attributes(
-            FusableAttention, attn_implementation=implementation, is_interpreted=is_interpreted
-        )
+        model.set_attributes(FusableAttention, attn_implementation=implementation)
 
 
 class Settings(NamedTuple):
@@ -159,8 +155,20 @@ def _differentiate(settings: Settings, kept: tuple, d_mixed: jax.Array) -> tuple
     (d_key, d_value), d_by_key = call(
         _key_kernel, results=(tokens.key, tokens.value), pair_results=pairs.by_key
     )
-    by_products = Attended(*differentiate_products((d_by_query, d_by_key)), d_value, None, None)
-    return (by_products._replace(query=by_products.query + d_query, key=by_products.key + d_key),)
+    through_query, through_key, d_key_rows, d_query_rows = differentiate_products(
+        (d_by_query, d_by_key)
+    )
+    return (
+        attended._replace(
+            query=d_query + through_query,
+            key=d_key + through_key,
+            key_rows=d_key_rows,
+            query_rows=d_query_rows,
+            value=d_value,
+            is_seen=None,
+            is_kept=None,
+        ),
+    )
 
 
 attend_fused.defvjp(_attend, _differentiate)
