@@ -26,8 +26,8 @@ class Dropout(nnx.Dropout):
         if self.rate == 0.0 or self.deterministic:
             return None, 1.0
         kept = round((1 - self.rate) * LEVELS)
-        # Nothing is kept at rate 1.
-        return draw_mask(self.rngs(), kept, shape), LEVELS / max(kept, 1)
+        scale = LEVELS / max(kept, 1)  # nothing is kept at rate 1
+        return draw_mask(self.rngs(), kept, shape), scale
 
 
 def draw_mask(key: Array, level: int, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -59,11 +59,11 @@ def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
         )
     if len(devices) > 1:
         raise InputError(
-            f"{flag} is done on one device, as the kernels cannot be divided, and --mesh has "
-            f"{len(devices)}; leave one of them out"
+            f"{flag} is done on one device, as kernels are not divided, and this run has "
+            f"{len(devices)}; leave it out, or --mesh and --distributed"
         )
     # A number of NVIDIA's, of which Triton needs Ampere's or a later one; AMD has names for it.
-    if not re.fullmatch(r"([89]|\d\d)\.\d", getattr(devices[0], "compute_capability", "")):
+    if not re.fullmatch(r"([89]|\d\d)\.\d", str(getattr(devices[0], "compute_capability", ""))):
         raise InputError(
             f"{flag} needs an NVIDIA GPU of compute capability 8.0 or later, and JAX found "
             f"{devices[0].device_kind}; leave it out, or see that JAX for CUDA is installed"
@@ -196,13 +196,15 @@ def _call(
     batch, length, heads, _ = tokens.query.shape
     block = min(block, max(SMALLEST_BLOCK, pl.next_power_of_2(length)))
     outputs = (results, pair_results)
-    specs = partial(jax.tree.map, _spec_of_tokens), partial(jax.tree.map, _spec_of_pairs)
     return pl.pallas_call(
         partial(kernel, settings=settings, block=block),
         # The blocks of a head are neighbours: they read the same tokens.
         grid=(pl.cdiv(length, block), heads, batch),
-        in_specs=(specs[0](tokens), specs[1](pairs)),
-        out_specs=(specs[0](results), specs[1](pair_results)),
+        in_specs=(jax.tree.map(_spec_of_tokens, tokens), jax.tree.map(_spec_of_pairs, pairs)),
+        out_specs=(
+            jax.tree.map(_spec_of_tokens, results),
+            jax.tree.map(_spec_of_pairs, pair_results),
+        ),
         out_shape=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=settings.is_interpreted,
@@ -291,7 +293,7 @@ def _mix_kernel(
     query = _read_rows(tokens.query, places)
 
     def look_at(index: jax.Array, so_far: tuple) -> tuple:
-        peak, total, mixed = so_far
+        peak, total, result = so_far
         others = _places(index, block)
         tile = _Tile(places[:, None], others[None, :], length)
         products = _dot(query, _read_rows(tokens.key, others).T)
@@ -302,7 +304,7 @@ def _mix_kernel(
         value = _read_rows(tokens.value, others)
         kept = _drop(tile, pairs, weights, settings.kept_scale).astype(value.dtype)
         total = total * shrink + weights.sum(axis=1)
-        return new_peak, total, mixed * shrink[:, None] + _dot(kept, value)
+        return new_peak, total, result * shrink[:, None] + _dot(kept, value)
 
     # No score of a query is lower, so that no −∞ is taken from another.
     peak = jnp.full(block, jnp.finfo(wide).min, wide)
