@@ -19,6 +19,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.members import Member, members_of
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
+from increlora_jax.models.fused_attention import check_fused, set_attention
 from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.hub import resolve_model
 from increlora_jax.models.identity import identify_model, identify_tokenizer
@@ -189,6 +190,8 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     layout = _lay_out(model, spec.shardings, training)
     if task.packing:
         _check_packing(model, layout)
+    if training.attn_implementation == "pallas":
+        check_fused(model, list(layout.mesh.devices.flat))
     return Plan(config, members_of(config), data, folder, steps, epoch_steps, method, layout)
 
 
@@ -269,6 +272,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
     set_remat(model, plan.config.training.remat)
     if plan.config.training.scan_layers:
         set_scanned(model)
+    set_attention(model, plan.config.training.attn_implementation)
     plan.method.attach(model, nnx.Rngs(seeds[0]))
     skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
     starts = {seeds[0]: parts}

@@ -50,13 +50,18 @@ FREE = frozenset(
         "max_skipped_steps",
         "remat",
         "scan_layers",
+        "attn_implementation",
         "tensorboard",
         "compilation_cache_dir",
         "distributed",
         "mesh",
     }
 )
-"""Settings that may differ when a run is resumed: nothing that is computed depends on them."""
+"""Settings that may differ when a run is resumed: nothing depends on them but rounding.
+
+Of these `mesh` and `attn_implementation` make sums in another order; bit for bit is a run that goes
+on with those that it began with.
+"""
 
 VARIABLE = (
     "learning_rate",
@@ -251,6 +256,11 @@ class TrainingConfig:
         False, "make layers that are alike one loop: compiled sooner, and slower where activations "
         "are kept for the backward pass; good with --remat"
     )  # fmt: skip
+    attn_implementation: Literal["xla", "pallas"] = option(
+        "xla",
+        "what computes the attention of DeBERTa: XLA, or kernels for NVIDIA GPUs that never write "
+        "its scores to memory; these are not measured yet",
+    )
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"

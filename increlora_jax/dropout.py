@@ -18,11 +18,16 @@ class Dropout(nnx.Dropout):
 
     def __call__(self, inputs: Float[Array, "*shape"], **_: Any) -> Float[Array, "*shape"]:
         """Set entries to 0 at random, and scale the others up so that the mean stays."""
+        is_kept, scale = self.draw(inputs.shape)
+        return inputs if is_kept is None else jnp.where(is_kept, inputs * scale, 0)
+
+    def draw(self, shape: tuple[int, ...]) -> tuple[Bool[Array, "..."] | None, float]:
+        """Draw which entries are kept, None if all are, and tell what scales those up."""
         if self.rate == 0.0 or self.deterministic:
-            return inputs
+            return None, 1.0
         kept = round((1 - self.rate) * LEVELS)
-        scaled = inputs * (LEVELS / max(kept, 1))  # nothing is kept at rate 1
-        return jnp.where(draw_mask(self.rngs(), kept, inputs.shape), scaled, 0)
+        scale = LEVELS / max(kept, 1)  # nothing is kept at rate 1
+        return draw_mask(self.rngs(), kept, shape), scale
 
 
 def draw_mask(key: Array, level: int, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -46,8 +46,8 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
         InputError: the folder holds no such run, or data or adapter do not fit it.
     """
     config = _read_config(run)
-    # One process and one device will do, whatever trained the run.
-    alone = replace(config.training, distributed=False, mesh=None)
+    # One process and one device will do, and any kind of it, whatever trained the run.
+    alone = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
     config = replace(config, training=alone)
     if data_dir is not None:
         config = replace(config, task=replace(config.task, data_dir=data_dir))

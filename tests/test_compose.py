@@ -126,6 +126,11 @@ def test_packing_is_refused_for_a_model_that_judges_by_the_last_token(make_plan,
         make_plan("--packing", "--model", str(tmp_path / "gpt2"))
 
 
+def test_kernels_are_refused_for_an_attention_that_they_do_not_compute(make_plan):
+    with pytest.raises(InputError, match=r"--attn-implementation pallas: BertFor.* leave it out"):
+        make_plan("--attn-implementation", "pallas")
+
+
 def test_packing_is_refused_where_devices_share_the_rows(short_run):
     command = [sys.executable, "-m", "increlora_jax.train", *short_run, "--packing"]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

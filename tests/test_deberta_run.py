@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax import train
+from increlora_jax import compose, evaluate, train
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.models.deberta import DEBERTA, DebertaForSequenceClassification
+from increlora_jax.models.fused_attention import FusableAttention
 from increlora_jax.models.hf import read_config, save_weights
 from increlora_jax.nn.parts import split
+from increlora_jax.parsing import parse_run
 
 V3 = {
     "model_type": "deberta-v2",
@@ -67,6 +69,38 @@ def test_a_run_grows_to_its_budget_without_compiling_anew(folder, short_run, tmp
     }
     assert list(results["rounds"]) == ["2", "4", "6"]
     assert results["step_compilations"] == 2  # one length bucket: scored, and not scored
+
+
+@pytest.fixture
+def interpret(monkeypatch):
+    """Have Pallas's interpreter take the place of a GPU."""
+    monkeypatch.setattr(compose, "check_fused", lambda *_: None)
+    monkeypatch.setattr(FusableAttention, "is_interpreted", True)
+
+
+@pytest.mark.parametrize("name", ["xla", "pallas"])
+def test_the_flag_chooses_what_computes_every_attention(name, folder, short_run, interpret):
+    words = [*short_run, "--model", str(folder), "--attn-implementation", name]
+    run = compose.prepare_run(compose.plan_run(parse_run(words)))
+    modules = nnx.iter_modules(run.trainer.skeleton.assemble(run.parts))
+    attentions = [module for _, module in modules if isinstance(module, FusableAttention)]
+    assert [attention.attn_implementation for attention in attentions] == [name, name]
+
+
+@pytest.mark.slow
+def test_a_run_with_kernels_is_the_same_run(folder, short_run, tmp_path, interpret):
+    """Of two seeds, with dropout, computed again for the gradients; evaluated without kernels."""
+    words = [*short_run, "--model", str(folder), "--remat", "full", "--pad-to-max-length"]
+    words += ["--seed", "42", "--seeds", "41,42"]
+    losses = {}
+    for name in ("xla", "pallas"):
+        output = tmp_path / name
+        train.main([*words, "--attn-implementation", name, "--output-dir", str(output)])
+        lines = (output / "seed-42" / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+        told = json.loads((output / "seed-42" / "results.json").read_text())
+        assert evaluate.evaluate(output / "seed-42") == told["metrics"]
+    np.testing.assert_allclose(losses["pallas"], losses["xla"], rtol=1e-3)
 
 
 def test_the_score_of_a_projection_counts_tokens_and_positions(folder):

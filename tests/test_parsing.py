@@ -29,7 +29,7 @@ VALUES = {
     "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41,
     "steps_per_execution": 3, "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
-    "remat": "dots", "scan_layers": True, "tensorboard": True,
+    "remat": "dots", "scan_layers": True, "attn_implementation": "pallas", "tensorboard": True,
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",
 }  # fmt: skip
 TOGETHER = VALUES | {"seed": 42}  # beside `seeds`

@@ -1,14 +1,14 @@
-"""Time DeBERTa-v3-base's attention with skewed scores against picked ones.
+"""Time DeBERTa-v3-base's attention with skewed scores, with picked ones, and fused into kernels.
 
-`python experiments/deberta_attention/measure.py`; it takes whatever device JAX finds.
+`python experiments/deberta_attention/measure.py`; it takes whatever device JAX finds, and the
+kernels take part where that is an NVIDIA GPU.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from transformers import DebertaV2Config
 
 from increlora_jax.models.deberta_encoder import DebertaEncoder
+from increlora_jax.models.fused_attention import set_attention
 from increlora_jax.models.layers import LayerFactory
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
 
@@ -57,7 +58,11 @@ class PickedPositions(RelativePositions):
         return jnp.take_along_axis(scores, index, axis=-1)
 
 
-FORMS = {"skewed": RelativePositions, "picked": PickedPositions}
+FORMS = {
+    "skewed": ("xla", RelativePositions),
+    "picked": ("xla", PickedPositions),
+    "fused": ("pallas", RelativePositions),
+}
 
 
 def build(part: str, form: str, length: int, dtype: jnp.dtype) -> tuple[Callable, nnx.State]:
@@ -65,6 +70,8 @@ def build(part: str, form: str, length: int, dtype: jnp.dtype) -> tuple[Callable
     config = DebertaV2Config(**V3_BASE)
     encoder = DebertaEncoder(config, LayerFactory(0.02, dtype, dtype, nnx.Rngs(0)))
     encoder.eval()
+    implementation, positions_of = FORMS[form]
+    set_attention(encoder, implementation)
     layer = encoder.layer[0]
     module = layer if part == "layer" else layer.attention.self
     choice = find_table_rows(length, config.position_buckets, config.max_position_embeddings)
@@ -74,8 +81,9 @@ def build(part: str, form: str, length: int, dtype: jnp.dtype) -> tuple[Callable
 
     def forward(weights: nnx.State, hidden: jax.Array) -> jax.Array:
         module, rows = nnx.merge(graph, weights, streams)
-        positions = FORMS[form](rows[...], choice - first)
-        return module(hidden, jnp.ones(hidden.shape[:2], bool), positions)
+        positions = positions_of(rows[...], choice - first)
+        is_seen = jnp.ones((hidden.shape[0], 1, length, length), bool)
+        return module(hidden, is_seen, positions)
 
     return forward, weights
 
@@ -88,28 +96,35 @@ def with_backward(forward: Callable) -> Callable:
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def compare(part: str, length: int, options: argparse.Namespace) -> list[list[str]]:
+def compare(
+    part: str, length: int, forms: Sequence[str], options: argparse.Namespace
+) -> list[list[str]]:
     """Rows of the table: both directions of one part at one length."""
     dtype, batch = jnp.dtype(options.dtype), options.tokens // length
     hidden = jax.random.normal(jax.random.key(1), (batch, length, 768), dtype)
-    built = {form: build(part, form, length, dtype) for form in FORMS}
+    built = {form: build(part, form, length, dtype) for form in forms}
     rows = []
     for direction, wrap in {"forward": lambda f: f, "forward + backward": with_backward}.items():
         calls = {form: (jax.jit(wrap(f)), weights, hidden) for form, (f, weights) in built.items()}
-        _check_equal(*(run(*arguments) for run, *arguments in calls.values()))
+        _check_equal(calls)
         seconds = _measure(calls, options.repeats, CLOCKS[options.clock])
-        ratios = [p / s for s, p in zip(seconds["skewed"], seconds["picked"], strict=True)]
-        times = [f"{1e3 * statistics.median(seconds[form]):.1f}" for form in FORMS]
-        spread = statistics.quantiles(ratios, n=4)
-        middle = f"{statistics.median(ratios):.2f} ({spread[0]:.2f} to {spread[2]:.2f})"
-        rows.append([part, str(length), str(batch), direction, *times, middle])
+        times = [f"{1e3 * statistics.median(seconds[form]):.2f}" for form in forms]
+        ratios = [_compare_times(seconds[form], seconds["skewed"]) for form in forms[1:]]
+        rows.append([part, str(length), str(batch), direction, *times, *ratios])
     return rows
+
+
+def _compare_times(seconds: list[float], skewed: list[float]) -> str:
+    """Median and quartiles of the ratios to the skewed form in the same repeats."""
+    ratios = [one / other for one, other in zip(seconds, skewed, strict=True)]
+    spread = statistics.quantiles(ratios, n=4)
+    return f"{statistics.median(ratios):.2f} ({spread[0]:.2f} to {spread[2]:.2f})"
 
 
 def _measure(
     calls: dict[str, tuple], repeats: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of each repeat; the forms take turns, so that both meet the machine's bad times."""
+    """Seconds of each repeat; the forms take turns, so that all meet the machine's bad times."""
     seconds: dict[str, list[float]] = {form: [] for form in calls}
     for repeat in range(repeats):
         for form in list(calls)[:: 1 if repeat % 2 else -1]:
@@ -120,14 +135,18 @@ def _measure(
     return seconds
 
 
-def _check_equal(skewed: Any, picked: Any) -> None:
-    pairs = list(zip(jax.tree.leaves(skewed), jax.tree.leaves(picked), strict=True))
-    largest = max(float(jnp.abs(leaf).max()) for _, leaf in pairs)
-    for one, other in pairs:
-        # The forms add up in another order; 64 roundings of the largest entry are plenty.
-        tolerance = 64 * float(jnp.finfo(one.dtype).eps) * largest
-        if not jnp.allclose(one, other, rtol=0, atol=tolerance):
-            raise ValueError("the two forms do not compute the same")
+def _check_equal(calls: dict[str, tuple]) -> None:
+    # A GPU multiplies float32 with 10 bits unless told otherwise, and not all forms with the same.
+    with jax.default_matmul_precision("highest"):
+        results = {form: jax.tree.leaves(run(*given)) for form, (run, *given) in calls.items()}
+    skewed = results.pop("skewed")
+    largest = max(float(jnp.abs(leaf).max()) for leaf in skewed)
+    # The forms add up in another order; 64 roundings of the largest entry are plenty.
+    tolerance = 64 * float(jnp.finfo(skewed[0].dtype).eps) * largest
+    for form, leaves in results.items():
+        for one, other in zip(skewed, leaves, strict=True):
+            if not jnp.allclose(one, other, rtol=0, atol=tolerance):
+                raise ValueError(f"the skewed and the {form} form do not compute the same")
 
 
 def main() -> None:
@@ -144,13 +163,17 @@ def main() -> None:
     )
     options = parser.parse_args()
     out = sys.stdout
-    device = jax.devices()[0].device_kind
-    out.write(f"{device}, {options.dtype}, {options.clock} time, jax {jax.__version__}\n\n")
-    out.write("| part | length | batch | direction | skewed ms | picked ms | picked / skewed |\n")
-    out.write("|---|---|---|---|---|---|---|\n")
+    device = jax.devices()[0]
+    forms = [form for form in FORMS if form != "fused" or device.platform == "gpu"]
+    times = [f"{form} ms" for form in forms] + [f"{form} / skewed" for form in forms[1:]]
+    heads = ["part", "length", "batch", "direction", *times]
+    out.write(
+        f"{device.device_kind}, {options.dtype}, {options.clock} time, jax {jax.__version__}\n\n"
+        f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n"
+    )
     for part in ("self-attention", "layer"):
         for length in (128, 512):
-            for row in compare(part, length, options):
+            for row in compare(part, length, forms, options):
                 out.write(f"| {' | '.join(row)} |\n")
                 out.flush()
 

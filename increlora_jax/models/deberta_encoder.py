@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from increlora_jax.errors import InputError
 from increlora_jax.models.attention import split_heads
 from increlora_jax.models.bert import BertIntermediate, BertOutput
+from increlora_jax.models.fused_attention import Attended, FusableAttention, Settings, attend_fused
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.packing import count_places, find_seen
@@ -81,7 +82,7 @@ class DebertaEmbeddings(nnx.Module):
         return table(count_places(jnp.ones_like(input_ids, bool), sequences) - 1)
 
 
-class DebertaSelfAttention(nnx.Module):
+class DebertaSelfAttention(FusableAttention):
     """Attention by content, by the key's relative position (c2p) and by the query's (p2c)."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
@@ -110,17 +111,44 @@ class DebertaSelfAttention(nnx.Module):
         query, row_query = self._project("query", "p2c", hidden, rows)
         key, row_key = self._project("key", "c2p", hidden, rows)
         value = split_heads(self.value_proj(hidden), self.num_heads)
+        if self.attn_implementation == "pallas":
+            fused = self._attend_fused(query, key, value, row_key, row_query, is_seen, positions)
+            return fused.reshape(hidden.shape)
         wide = at_least_float32(query.dtype)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
         if row_key is not None:
             scores += positions.score_content_to_position(query, row_key, wide)
         if row_query is not None:
             scores += positions.score_position_to_content(key, row_query, wide)
-        scores *= (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
+        scores *= self._scale(query)
         # A row of padding attends to all alike, as PyTorch has it, and never becomes NaN.
         scores = jnp.where(is_seen, scores, jnp.finfo(wide).min)
         weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
+
+    def _attend_fused(
+        self,
+        query: Float[Array, "batch length heads size"],
+        key: Float[Array, "batch length heads size"],
+        value: Float[Array, "batch length heads size"],
+        row_key: Float[Array, "rows hidden"] | None,
+        row_query: Float[Array, "rows hidden"] | None,
+        is_seen: Bool[Array, "batch 1 length length"],
+        positions: RelativePositions,
+    ) -> Float[Array, "batch length heads size"]:
+        batch, length, heads, _ = query.shape
+        is_kept, kept_scale = self.dropout.draw((batch, heads, length, length))
+        key_rows, query_rows = (
+            None if rows is None else positions.row_of_each_distance(rows, heads)
+            for rows in (row_key, row_query)
+        )
+        return attend_fused(
+            Settings(self._scale(query), kept_scale, self.is_interpreted),
+            Attended(query, key, key_rows, query_rows, value, is_seen, is_kept),
+        )
+
+    def _scale(self, query: Float[Array, "batch length heads size"]) -> float:
+        return (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
 
     def _project(
         self,

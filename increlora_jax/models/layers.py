@@ -134,6 +134,6 @@ class LayerFactory:
             rngs=self.rngs,
         )
 
-    def dropout(self, rate: float) -> nnx.Dropout:
+    def dropout(self, rate: float) -> Dropout:
         """Make a dropout with a random stream of its own."""
         return Dropout(rate, rngs=self.rngs)

@@ -57,9 +57,8 @@ class RelativePositions(NamedTuple):
         dtype: DTypeLike,
     ) -> Float[Array, "batch heads length length"]:
         """Multiply each query i with the projected row of its distance i − j to each key j."""
-        rows = self._row_of_each_distance(projected).reshape(-1, *query.shape[2:])
-        scores = jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
-        return _skew(scores, query.shape[1] - 1)
+        rows = self.row_of_each_distance(projected, query.shape[2])
+        return _skew(multiply_queries(query, rows, dtype), query.shape[1] - 1)
 
     def score_position_to_content(
         self,
@@ -68,17 +67,37 @@ class RelativePositions(NamedTuple):
         dtype: DTypeLike,
     ) -> Float[Array, "batch heads length length"]:
         """Multiply each key j with the projected row of each query's distance i − j to it."""
-        rows = self._row_of_each_distance(projected).reshape(-1, *key.shape[2:])
-        scores = jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
-        return jnp.swapaxes(_skew(scores, key.shape[1]), -1, -2)
+        rows = self.row_of_each_distance(projected, key.shape[2])
+        return jnp.swapaxes(_skew(multiply_keys(key, rows, dtype), key.shape[1]), -1, -2)
 
-    def _row_of_each_distance(
-        self, projected: Float[Array, "rows hidden"]
-    ) -> Float[Array, "2*length hidden"]:
-        if np.array_equal(self.choice, np.arange(len(projected))):
-            return projected
-        # A gather of whole rows; beside the embeddings' it is the model's only one.
-        return projected.at[self.choice].get(mode="promise_in_bounds", indices_are_sorted=True)
+    def row_of_each_distance(
+        self, projected: Float[Array, "rows hidden"], heads: int
+    ) -> Float[Array, "2*length {heads} size"]:
+        """Pick the projected row of each distance −length … length − 1, ascending."""
+        if not np.array_equal(self.choice, np.arange(len(projected))):
+            # A gather of whole rows; beside the embeddings' it is the model's only one.
+            projected = projected.at[self.choice].get(
+                mode="promise_in_bounds", indices_are_sorted=True
+            )
+        return projected.reshape(-1, heads, projected.shape[-1] // heads)
+
+
+def multiply_queries(
+    query: Float[Array, "batch length heads size"],
+    rows: Float[Array, "2*length heads size"],
+    dtype: DTypeLike,
+) -> Float[Array, "batch heads length 2*length"]:
+    """Multiply queries and rows; query i has its product for key j at [i, length − 1 − i + j]."""
+    return jnp.einsum("bqhd,rhd->bhqr", query, rows[::-1], preferred_element_type=dtype)
+
+
+def multiply_keys(
+    key: Float[Array, "batch length heads size"],
+    rows: Float[Array, "2*length heads size"],
+    dtype: DTypeLike,
+) -> Float[Array, "batch heads length 2*length"]:
+    """Multiply keys and rows; key j has its product for query i at [j, length + i − j]."""
+    return jnp.einsum("bkhd,rhd->bhkr", key, rows, preferred_element_type=dtype)
 
 
 def _skew(x: Float[Array, "*batch length 2*length"], start: int) -> jax.Array:
