@@ -1,8 +1,11 @@
 """Fixtures for every room: shapes checked at run time, and the real data and model."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -30,12 +33,26 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.nn.targets
     import increlora_jax.nn.tree  # noqa: F401  (imported here to be hooked)
 
+# The same program of XLA's, but machine code of less effort: of the suite's time, most goes into
+# compiling what runs once. Processes that tests start compile as users' do.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory):
-    """Keep what the commands cache out of the user's folders; one for a worker's whole session."""
+    """Keep what the commands cache out of the user's folders; one for a worker's whole session.
+
+    Programs are kept from the first test on, and by the processes that tests start as well. JAX
+    keeps those that took a second; a small model's take less, and many tests compile the same.
+    """
+    from increlora_jax.compilation_cache import use_compilation_cache
+
+    seconds = 0.1
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(seconds))
+        use_compilation_cache(None)
         yield
 
 
@@ -170,3 +187,26 @@ def short_words(tiny_model, toy_data) -> list[str]:
 def short_run(short_words, tmp_path) -> list[str]:
     """The same, with a folder to run in."""
     return [*short_words, "--output-dir", str(tmp_path / "run")]
+
+
+@pytest.fixture(scope="session")
+def run_once(short_words, tmp_path_factory) -> Callable[..., Path]:
+    """Carry out that command, with more words, once a session; its folder is to be read only."""
+    from increlora_jax import train
+
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def run(*more: str) -> Path:
+        if more not in folders:
+            folder = tmp_path_factory.mktemp("once") / "run"
+            train.main([*short_words, *more, "--output-dir", str(folder)])
+            folders[more] = folder
+        return folders[more]
+
+    return run
+
+
+@pytest.fixture
+def finished(run_once, tmp_path) -> Path:
+    """What `short_run` leaves in its folder."""
+    return shutil.copytree(run_once(), tmp_path / "run")

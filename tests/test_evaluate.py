@@ -8,12 +8,6 @@ import pytest
 from increlora_jax import evaluate, train
 
 
-@pytest.fixture
-def finished(short_run, tmp_path):
-    train.main(short_run)
-    return tmp_path / "run"
-
-
 def read(folder):
     return json.loads((folder / "results.json").read_text())
 
@@ -26,9 +20,9 @@ def test_it_reproduces_the_run_from_disk(finished, capsys, adapter, key):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "head"])
-def test_it_reproduces_every_method(short_run, tmp_path, method):
-    train.main([*short_run, "--method", method])
-    assert evaluate.evaluate(tmp_path / "run") == read(tmp_path / "run")["metrics"]
+def test_it_reproduces_every_method(run_once, method):
+    folder = run_once("--method", method)
+    assert evaluate.evaluate(folder) == read(folder)["metrics"]
 
 
 def test_other_data_gives_other_metrics(finished, toy_data, tmp_path):

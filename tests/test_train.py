@@ -21,12 +21,6 @@ def read_metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def finished(short_run, tmp_path):
-    train.main(short_run)
-    return tmp_path / "run"
-
-
 def fail(capsys, words, status=2):
     """Run a command that must end with a status, and give what it said."""
     with pytest.raises(SystemExit) as end:
@@ -114,16 +108,16 @@ def test_growth_is_the_same_under_accumulation(short_run, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "head"])
-def test_every_method_trains_through_the_same_command(short_run, tmp_path, method):
-    train.main([*short_run, "--method", method])
-    results = read_results(tmp_path / "run")
+def test_every_method_trains_through_the_same_command(run_once, method):
+    folder = run_once("--method", method)
+    results = read_results(folder)
     counts = results["trainable_parameters"]
     assert results["rank_budget"] is None
     assert results["rounds"] == {}
     assert results["total_rank"] == (24 if method == "lora" else 0)
     assert (counts["active"] > 0) == (method == "lora")
     assert counts["head"] > 0
-    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["split"] == "train"]
+    losses = [line["loss"] for line in read_metrics(folder) if line["split"] == "train"]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 

@@ -1,10 +1,8 @@
-"""The metrics of GLUE, from scikit-learn and scipy."""
+"""The metrics of GLUE, from scikit-learn and scipy, which take seconds to import."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
 
 from increlora_jax.tasks.base import Split, Task
 
@@ -40,29 +38,39 @@ def score_splits(
 
 
 def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    return float(sklearn_metrics.accuracy_score(labels, predictions))
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
 
 
 def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    return float(sklearn_metrics.f1_score(labels, predictions, zero_division=0.0))
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
 
 
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
+    return float(matthews_corrcoef(labels, predictions))
 
 
 def _pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(stats.pearsonr(predictions.astype(np.float64), labels.astype(np.float64))[0])
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64))[0])
 
 
 def _spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(stats.spearmanr(predictions, labels)[0])
+    return float(spearmanr(predictions, labels)[0])
 
 
 def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:
