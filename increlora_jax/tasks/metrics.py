@@ -1,10 +1,8 @@
-"""The metrics of GLUE, from scikit-learn and scipy."""
+"""The metrics of GLUE, from scikit-learn and scipy: imported where asked for, they take 130 MB."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
 
 from increlora_jax.tasks.base import Split, Task
 
@@ -40,29 +38,37 @@ def score_splits(
 
 
 def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    return float(sklearn_metrics.accuracy_score(labels, predictions))
+    return float(np.mean(predictions == labels))
 
 
 def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    return float(sklearn_metrics.f1_score(labels, predictions, zero_division=0.0))
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
 
 
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
 
 
 def _pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(stats.pearsonr(predictions.astype(np.float64), labels.astype(np.float64))[0])
+    from scipy.stats import pearsonr
+
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64))[0])
 
 
 def _spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
     if _is_undefined(predictions, labels):
         return 0.0
-    return float(stats.spearmanr(predictions, labels)[0])
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predictions, labels)[0])
 
 
 def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:

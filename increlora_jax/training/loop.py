@@ -10,6 +10,7 @@ import numpy as np
 
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
+from increlora_jax.process_memory import return_freed_memory
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
@@ -157,6 +158,7 @@ class Loop:
                 jitted = jit_step(self._trainer, self._layout, self._state, is_block=is_block)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
+                return_freed_memory()
         return self._programs[key]
 
     def _read_oldest(self) -> None:
