@@ -17,7 +17,7 @@ from increlora_jax.nn.model import attach, parameter_selector, split
 from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import load_adapter, save_adapter
-from increlora_jax.process_memory import keep_freed_memory
+from increlora_jax.process_memory import keep_freed_memory, return_freed_memory
 from increlora_jax.training.prepare import prepare
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer, build_trainer
@@ -56,6 +56,7 @@ __all__ = [
     "parameter_selector",
     "prepare",
     "report",
+    "return_freed_memory",
     "save_adapter",
     "split",
     "unmerge",

@@ -14,8 +14,21 @@ def keep_freed_memory() -> bool:
     system, which must clear each of their pages, and go back to it after the step. To be called
     before JAX is used: its threads then share one pool.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         return False
     set_option = ctypes.CDLL(None).mallopt
     options = {_TRIM_THRESHOLD: -1, _MMAP_MAX: 0, _ARENA_MAX: 1}
     return all(set_option(option, value) for option, value in options.items())
+
+
+def return_freed_memory() -> None:
+    """Give the system what is free at the moment, where the C library is glibc.
+
+    For once a program is compiled or read: what that took, a step can make no use of.
+    """
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -17,6 +17,7 @@ ALLOWED = {
     "files": ("files", "errors"),
     "core": ("core", "errors"),
     "quantization": ("errors",),
+    "process_memory": (),
     "config": ("core", "errors"),
     "nn": ("nn", "core", "config", "files", "dropout", "quantization", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
@@ -31,13 +32,14 @@ ALLOWED = {
         "core",
         "config",
         "files",
+        "process_memory",
         "errors",
     ),
 }
 """What each room may import of the package; what is not listed composes, and may import all."""
 
 OUTSIDE = ("experiments", "tests")
-HEAVY = ("datasets", "torch", "peft")
+HEAVY = ("datasets", "torch", "peft", "scipy", "sklearn")
 NOT_IN_CORE = ("flax", "os", "io", "pathlib", "json", "yaml", "safetensors")
 
 MAX_FILE, MAX_FUNCTION = 450, 40

@@ -1,4 +1,4 @@
-"""Counted in page faults, which the machine's other work does not change."""
+"""Counted in page faults and pages held, which the machine's other work does not change."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from increlora_jax.process_memory import keep_freed_memory
+from increlora_jax.process_memory import keep_freed_memory, return_freed_memory
 
 TIMES, MIB = 5, 300
 PAGES = MIB * 2**20 // 4096
@@ -36,8 +36,32 @@ take_and_free()
 print(sum(take_and_free() for _ in range({TIMES})))
 """
 
+RETURNING = f"""
+import re
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+from increlora_jax.process_memory import keep_freed_memory, return_freed_memory
+
+
+def held():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+
+keep_freed_memory()
+blocks = [b"x" * 2**20 for _ in range({MIB})]
+above = b"x" * 2**20  # what lies below it is not given back by itself
+full = held()
+blocks.clear()
+kept = held()
+return_freed_memory()
+print(full, kept, held())
+"""
+
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc can be told to"
+)
+
+
+@needs_glibc
 def test_what_was_freed_is_taken_again_without_a_fault():
     def faults(word):
         command = [sys.executable, "-c", PROGRAM, word]
@@ -51,3 +75,13 @@ def test_what_was_freed_is_taken_again_without_a_fault():
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+    return_freed_memory()  # finds nothing to do
+
+
+@needs_glibc
+def test_what_is_free_goes_back_when_asked_for():
+    command = [sys.executable, "-c", RETURNING]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    full, kept, left = map(int, told.split())
+    assert kept > full - MIB // 10
+    assert left < full - MIB * 9 // 10

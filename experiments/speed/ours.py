@@ -46,12 +46,14 @@ class Training:
             is_called_once=True,
         )
         self._step = jax.jit(trainer.step, static_argnames="is_scored", donate_argnames="state")
+        self._programs: dict[bool, Any] = {}
         self._batch = jax.device_put(work.numbers())
 
     def step(self, count: int, *, is_scored: bool) -> Told:
         """Do so many steps and wait for the last, whose numbers are returned."""
+        program = self._program(is_scored)
         for _ in range(count):
-            self.state, info = self._step(self.state, self._base, self._batch, is_scored=is_scored)
+            self.state, info = program(self.state, self._base, self._batch)
         return jax.block_until_ready(info)
 
     def open_slots(self, rank: int) -> None:
@@ -61,8 +63,16 @@ class Training:
 
     def program(self, *, is_scored: bool) -> str:
         """The compiled step, as text."""
-        arguments = (self.state, self._base, self._batch)
-        return self._step.lower(*arguments, is_scored=is_scored).compile().as_text()
+        return self._program(is_scored).as_text()
+
+    def _program(self, is_scored: bool) -> Any:
+        """The compiled step, after which memory is tidied as the training loop does."""
+        if is_scored not in self._programs:
+            arguments = (self.state, self._base, self._batch)
+            lowered = self._step.lower(*arguments, is_scored=is_scored)
+            self._programs[is_scored] = lowered.compile()
+            il.return_freed_memory()
+        return self._programs[is_scored]
 
 
 def increlora(work: Work, max_rank: str = "auto") -> Training:

@@ -4,9 +4,10 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from increlora_jax.config import GrowthConfig
 from increlora_jax.core.plan import GrowthPlan, plan_growth
@@ -15,46 +16,50 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.model import target_sizes
 from increlora_jax.recipes import recipe
 
-SHAPES = {
-    "minilm-l6": AutoConfig.for_model(
-        "bert",
-        vocab_size=30522,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-    ),
-    "roberta-base": AutoConfig.for_model(
-        "roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
-    ),
-    "deberta-v3-base": AutoConfig.for_model(
-        "deberta-v2",
-        vocab_size=128100,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        relative_attention=True,
-        position_buckets=256,
-        max_relative_positions=-1,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-    ),
-    "llama-3.2-1b": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    ),
-    "llama-7b": LlamaConfig(pad_token_id=0),
+SHAPES: dict[str, dict[str, Any]] = {
+    "minilm-l6": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "roberta-base": {
+        "model_type": "roberta",
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+    },
+    "deberta-v3-base": {
+        "model_type": "deberta-v2",
+        "vocab_size": 128100,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
+    "llama-7b": {"model_type": "llama", "pad_token_id": 0},
 }
 """Random weights; a folder's are read. They have no part in how long a step takes."""
 
@@ -82,7 +87,9 @@ class Work:
     @property
     def config(self) -> PretrainedConfig:
         """The shape, of SHAPES or of a Hugging Face folder."""
-        return SHAPES.get(self.name) or AutoConfig.from_pretrained(Path(self.name))
+        if self.folder:
+            return AutoConfig.from_pretrained(self.folder)
+        return AutoConfig.for_model(**SHAPES[self.name])
 
     @property
     def spec(self) -> ModelSpec:

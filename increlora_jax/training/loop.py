@@ -11,6 +11,7 @@ import numpy as np
 from increlora_jax.core.groups import Groups
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
+from increlora_jax.process_memory import return_freed_memory
 from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
@@ -165,6 +166,7 @@ class Loop:
                 jitted = jit_step(*args, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
+                return_freed_memory()
         return self._programs[key]
 
     def _read_oldest(self) -> None:
