@@ -148,19 +148,29 @@ def evaluations(runs, run):
 
 
 def kill_at_random(runs, whole, kills, seed):
-    """Kill runs at random moments, every third one while it saves; each must end like the first."""
+    """Kill runs at random moments; each must end like the first.
+
+    A third of the moments are while a checkpoint is written, a third after some more steps, however
+    long a busy machine takes for them, and a third at any time from the start of the process on.
+    """
     draw = random.Random(seed)
     expected, duration = whole
     killed = run = 0
     while killed < kills:
         name = f"killed-{kills}-{run}"
         process = runs.launch(name)
-        if killed % 3 == 0:
-            wait_for(process, lambda name=name: runs.is_saving(name))
-            time.sleep(draw.uniform(0, 0.1))
-        else:
-            end = time.monotonic() + draw.uniform(0, duration)
-            wait_for(process, lambda end=end: time.monotonic() > end)
+        match killed % 3:
+            case 0:
+                wait_for(process, lambda name=name: runs.is_saving(name))
+                time.sleep(draw.uniform(0, 0.1))
+            case 1:
+                wait_for(process, lambda name=name: runs.has_said("going on") or runs.lines(name))
+                lines = runs.lines(name) + draw.randrange(STEPS // 2)
+                wait_for(process, lambda name=name, lines=lines: runs.lines(name) >= lines)
+                time.sleep(draw.uniform(0, 0.1))
+            case _:
+                end = time.monotonic() + draw.uniform(0, duration)
+                wait_for(process, lambda end=end: time.monotonic() > end)
         if process.poll() is None:
             process.kill()
             killed += 1

@@ -1,4 +1,4 @@
-"""Our side: this project's training step, on a batch that lies on the device."""
+"""Our side: the training command's own step, on a batch that lies on the device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,10 @@ from work import Work
 import increlora_jax as il
 from increlora_jax.core.adapter import init_slots
 from increlora_jax.models.registry import load_model
+from increlora_jax.training.at_rest import AtRest
+from increlora_jax.training.loop import jit_step
 from increlora_jax.training.loss import sequence_loss
+from increlora_jax.training.sharding import Layout, make_mesh
 
 il.keep_freed_memory()  # as the training command does
 
@@ -39,13 +42,16 @@ class Training:
         config = il.TrainingConfig(
             learning_rate=work.recipe["learning_rate"], weight_decay=work.recipe["weight_decay"]
         )
-        trainer, self.state, self._base = il.prepare(
+        trainer, state, base = il.prepare(
             *(model, self.method, config),
             total_steps=steps,
             loss=sequence_loss(is_regression=False),
             is_called_once=True,
         )
-        self._step = jax.jit(trainer.step, static_argnames="is_scored", donate_argnames="state")
+        layout = Layout(make_mesh(None), work.spec.shardings)
+        self._rest, self._base = AtRest(layout, state), layout.place(base)
+        self.state = self._rest.pack(state)
+        self._step = jit_step(trainer, layout, self.state, rest=self._rest)
         self._programs: dict[bool, Any] = {}
         self._batch = jax.device_put(work.numbers())
 
@@ -58,8 +64,9 @@ class Training:
 
     def open_slots(self, rank: int) -> None:
         """Make so many slots of every module active, and none of them a reserve."""
-        slots = {name: init_slots(own.active.size, rank) for name, own in self.state.slots.items()}
-        self.state = self.state._replace(slots=jax.tree.map(jnp.copy, slots))  # no buffer twice
+        state = self._rest.unpack(self.state)
+        slots = {name: init_slots(own.active.size, rank) for name, own in state.slots.items()}
+        self.state = self._rest.pack(state._replace(slots=jax.tree.map(jnp.copy, slots)))
 
     def program(self, *, is_scored: bool) -> str:
         """The compiled step, as text."""
