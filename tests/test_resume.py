@@ -164,8 +164,7 @@ def kill_at_random(runs, whole, kills, seed):
                 wait_for(process, lambda name=name: runs.is_saving(name))
                 time.sleep(draw.uniform(0, 0.1))
             case 1:
-                wait_for(process, lambda name=name: runs.has_said("going on") or runs.lines(name))
-                lines = runs.lines(name) + draw.randrange(STEPS // 2)
+                lines = runs.lines(name) + draw.randrange(1, STEPS // 2)
                 wait_for(process, lambda name=name, lines=lines: runs.lines(name) >= lines)
                 time.sleep(draw.uniform(0, 0.1))
             case _:
