@@ -239,7 +239,7 @@ def prepare_run(plan: Plan) -> Run:
         skeleton, starts, notes = _load_parts(plan)
     base = starts[0].base
     if config.training.scan_layers:
-        base = _stack_layers(base)
+        base = stack_layers(base)
     base = plan.layout.place(base)
     starts = tuple(parts._replace(base=base) for parts in starts)
     trainer = build_trainer(
@@ -252,8 +252,8 @@ def prepare_run(plan: Plan) -> Run:
     return Run(plan, trainer, starts, encoded, notes, tokenizer)
 
 
-def _stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
-    """Put each array of all layers into one, as a loop over layers takes it; empties `base`."""
+def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
+    """Put each array of all layers into one, as a loop over them takes it; empties `base`."""
     kinds = {name: re.sub(r"\.\d+\.", ".#.", name, count=1) for name in base}
     return Groups(base, kinds).pack_away(base)
 
