@@ -115,7 +115,7 @@ def test_adapter_configurations(tmp_path, examples):
     assert ADAPTER.keys() == CONFIG_KINDS.keys()
     files = jsons(ADAPTER) | damaged(json.dumps(ADAPTER, indent=2).encode())
     sound = check_errors(files, tmp_path / CONFIG, lambda: read_adapter_config(tmp_path), examples)
-    assert sound > examples / 100
+    assert sound > examples / 200
 
 
 @AMOUNTS
