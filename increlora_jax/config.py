@@ -59,8 +59,8 @@ FREE = frozenset(
 )
 """Settings that may differ when a run is resumed: nothing depends on them but rounding.
 
-Of these `mesh` and `attn_implementation` make sums in another order; bit for bit is a run that goes
-on with those that it began with.
+Of these `mesh`, `scan_layers` and `attn_implementation` make sums in another order; bit for bit is
+a run that goes on with those that it began with.
 """
 
 VARIABLE = (
@@ -253,8 +253,8 @@ class TrainingConfig:
         "all but its dense products, or all of it",
     )
     scan_layers: bool = option(
-        False, "make layers that are alike one loop: compiled sooner, and slower where activations "
-        "are kept for the backward pass; good with --remat"
+        False, "make layers that are alike one loop: a program that does not grow with their "
+        "number and compiles sooner; what it does to a step's time is not measured yet"
     )  # fmt: skip
     attn_implementation: Literal["xla", "pallas"] = option(
         "xla",

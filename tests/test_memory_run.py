@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,6 +22,7 @@ from increlora_jax.models.registry import load_model
 from increlora_jax.nn.storage import read_adapter_config
 from increlora_jax.parsing import parse_run
 from increlora_jax.quantization import as_dense
+from increlora_jax.training.loop import jit_step
 from tests.tiny import assert_same
 
 
@@ -31,6 +34,10 @@ def spread_out(model_folder, kind, folder):
         variable.set_value(as_dense(variable.get_value()))
     save_weights(model, folder, BERT.weights)
     return folder
+
+
+SHORT = {"float32": "f32", "uint8": "u8"}
+"""What XLA calls dtypes."""
 
 
 def read_losses(folder):
@@ -76,6 +83,24 @@ def test_a_loop_over_layers_takes_each_array_of_all_of_them_as_one(short_run):
     assert run.parts.base[tuple(names)].values.shape[0] == 2
     assert sorted(name for key in run.parts.base for name in key) == sorted(plain.parts.base)
     assert_same(run.parts.frozen(), plain.parts.base)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_a_loop_over_layers_copies_nothing_of_the_base(short_run, kind):
+    """Its stacks are what the loop runs over: none is taken apart and put together again."""
+    run = prepare_run(plan_run(parse_run([*short_run, "--quantize-base", kind, "--scan-layers"])))
+    layout, state = run.plan.layout, run.first_state()
+    batch = layout.batch(run.batch_at(0))
+    program = jit_step(run.trainer, layout, state).lower(
+        state, run.parts.base, batch, is_scored=False
+    )
+    text = program.compile({"xla_backend_optimization_level": 0}).as_text()
+    kernels = [leaf for leaf in jax.tree.leaves(run.parts.base) if leaf.shape[0] == 2 < leaf.ndim]
+    stacks = {f"{SHORT[leaf.dtype.name]}{list(leaf.shape)}".replace(" ", "") for leaf in kernels}
+    made = re.findall(r" = (\w+\[[\d,]+\])\S* (?:concatenate|copy)\(", text)
+    assert len(kernels) > 5
+    assert text.count(" concatenate(")
+    assert not stacks & set(made)
 
 
 def test_it_goes_on_with_the_same_base_only_and_computes_again_what_it_likes(finished, short_words):

@@ -90,8 +90,6 @@ class Loop:
             Preempted: after saving a checkpoint of what was reached.
             WriteError: a checkpoint or a log cannot be written.
         """
-        self._rest = AtRest(self._layout, state)
-        self._state, self._base = self._rest.pack(state), base
         before = self._journals[0].progress
         self._done = self._first = self._saved = before.step
         self._evaluated = before.evaluated
@@ -99,6 +97,8 @@ class Loop:
         for index, journal in enumerate(self._journals):
             ranks = ranks_of(state.pick(index).slots)
             journal.begin({name: ranks[name] for name in self._trainer.skeleton.modules})
+        self._rest = AtRest(self._layout, state)
+        self._state, self._base = self._rest.pack(state), base
         try:
             with self._stop.deferred():
                 self._train_all()
