@@ -31,7 +31,7 @@ from increlora_jax.models.registry import (
     load_model,
     load_tokenizer,
 )
-from increlora_jax.models.remat import set_remat
+from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel

@@ -3,19 +3,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from transformers import AutoConfig
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
+from increlora_jax.models.heads import Tokens
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import find_spec
-from increlora_jax.models.remat import set_remat
+from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.training.loss import sequence_loss
 from tests.families import FAMILIES, SMALL
 from tests.tiny import start
 
 STEPS, ROWS = 4, 2
+SEQUENCE_LOSS = sequence_loss(False)
 QUICK = {"xla_backend_optimization_level": 0}
 """The same program; less of the time goes into compiling it."""
 
@@ -39,7 +42,24 @@ def rows_of(seed, length=5):
     return batch | {"labels": np.array([0, 1]), "weight": np.ones(ROWS)}
 
 
-def begin(family, remat, dtype=jnp.float64, *, is_scanned=False, is_called_once=False, **changes):
+def mean_loss(model, batch):
+    """The loss of sequences that are judged by all of their tokens."""
+    states = model.encode(Tokens(*(batch[name] for name in Tokens._fields[:3])))
+    logits = model.compute_logits(states.mean(axis=1))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    return losses.sum(), batch["weight"].sum()
+
+
+def begin(
+    family,
+    remat,
+    dtype=jnp.float64,
+    *,
+    is_scanned=False,
+    is_called_once=False,
+    loss=SEQUENCE_LOSS,
+    **changes,
+):
     """A run whose every λ is away from 0, so that there is something to score."""
     model, spec = make_model(family, dtype, **changes)
     set_remat(model, remat)
@@ -59,7 +79,7 @@ def begin(family, remat, dtype=jnp.float64, *, is_scanned=False, is_called_once=
         steps=STEPS,
         dtype=dtype,
         model=model,
-        loss=sequence_loss(False),
+        loss=loss,
         is_called_once=is_called_once,
     )
     params = begun.state.params

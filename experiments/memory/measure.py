@@ -24,7 +24,7 @@ from increlora_jax.methods.increlora import increlora
 from increlora_jax.models.hf import name_variables
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import abstract_model, find_spec
-from increlora_jax.models.remat import Remat, set_remat
+from increlora_jax.models.repeated_layer import Remat, set_remat
 from increlora_jax.nn.parts import split
 from increlora_jax.quantization import Kind, store_like
 from increlora_jax.training.at_rest import AtRest

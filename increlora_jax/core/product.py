@@ -142,9 +142,12 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
     coefficients = update.scale * update.lam_hat
     d_hidden = _matmul(dy, update.B.T)
     inner = d_hidden * coefficients.astype(dy.dtype)
-    d_coefficients = jnp.sum(hidden * d_hidden, axis=0, dtype=coefficients.dtype)
-    d_A = _outer(inner, x, update.A.dtype).T  # this way round the wide side is contiguous
-    d_B = _outer(hidden * coefficients.astype(x.dtype), dy, update.B.dtype)
+    # Both with the slots first, and scaled last: a compiler that took the transposition into the
+    # product would sum along the rows of x, at a third of the speed.
+    by_x = _outer(d_hidden, x, update.A.dtype)
+    d_A = (by_x * coefficients[:, None]).T
+    d_B = _outer(hidden, dy, update.B.dtype) * coefficients[:, None]
+    d_coefficients = jnp.sum(update.A.T * by_x, axis=-1)
     return inner, _cotangents(d_A, d_coefficients, d_B, update)
 
 

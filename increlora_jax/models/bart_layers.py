@@ -21,7 +21,8 @@ from increlora_jax.models.encoder_decoder import (
 )
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
+from increlora_jax.models.taking import Take, take_all
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,11 +48,12 @@ class BartAttention(nnx.Module):
         hidden: Float[Array, "batch query hidden"],
         seen: KeyValue,
         is_seen: Bool[Array, "#batch 1 #query key"],
-    ) -> Float[Array, "batch query hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
         """Attend to what has been projected."""
         query = split_heads(self.q_proj(hidden), self.num_heads)
         scale = query.shape[-1] ** -0.5
-        return self.out_proj(attend(query, seen, is_seen, self.dropout, scale=scale))
+        return self.out_proj(take(attend(query, seen, is_seen, self.dropout, scale=scale)))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
         """Make the keys and values of what can be looked at."""
@@ -61,7 +63,7 @@ class BartAttention(nnx.Module):
         )
 
 
-class BartLayer(RematLayer):
+class BartLayer(RepeatedLayer):
     """What the layers of both stacks have: self-attention and a feed-forward block."""
 
     def __init__(self, config: "PretrainedConfig", num_heads: int, inner: int, make: LayerFactory):
@@ -80,11 +82,12 @@ class BartLayer(RematLayer):
         is_seen: Bool[Array, "#batch 1 #length key"],
         past: KeyValue | None = None,
         position: Int[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Attend to these tokens, or to the past and one more; tell what was seen too."""
         seen = remember(past, self.self_attn.project(hidden), position)
-        mixed = self.dropout(self.self_attn(hidden, seen, is_seen))
-        return self.self_attn_layer_norm(hidden + mixed), seen
+        mixed = self.dropout(self.self_attn(hidden, seen, is_seen, take))
+        return self.self_attn_layer_norm(take(hidden) + mixed), seen
 
     def feed_forward(
         self, hidden: Float[Array, "batch length hidden"]
@@ -101,10 +104,13 @@ class BartEncoderLayer(BartLayer):
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim, make)
 
     def apply(
-        self, hidden: Float[Array, "batch length hidden"], is_seen: Bool[Array, "batch 1 1 length"]
-    ) -> Float[Array, "batch length hidden"]:
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        is_seen: Bool[Array, "batch 1 1 length"],
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
         """Apply both."""
-        attended, _ = self.attend_self(hidden, is_seen)
+        attended, _ = self.attend_self(hidden, is_seen, take=take)
         return self.feed_forward(attended)
 
 
@@ -123,9 +129,10 @@ class BartDecoderLayer(BartLayer):
         is_seen: Bool[Array, "#batch 1 length key"],
         cache: Cache,
         memory: Memory,
-    ) -> tuple[Float[Array, "batch length hidden"], Memory]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], Memory]:
         """Apply all three; give this layer's memory with the new tokens in it."""
-        hidden, seen = self.attend_self(hidden, is_seen, memory.target, cache.position)
+        hidden, seen = self.attend_self(hidden, is_seen, memory.target, cache.position, take)
         is_source = cache.is_source[:, None, None, :]
         mixed = self.dropout(self.encoder_attn(hidden, memory.source, is_source))
         hidden = self.encoder_attn_layer_norm(hidden + mixed)
@@ -203,14 +210,15 @@ class BartDecoder(BartStack):
         words: Float[Array, "batch target hidden"],
         is_token: Bool[Array, "batch target"],
         cache: Cache,
-    ) -> Float[Array, "batch target hidden"]:
-        """Decode all tokens at once, each from those before it.
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
+        """Decode all tokens at once, each from those before it; make the states of some or all.
 
         Raises:
           InputError: the sequences are longer than the model has positions.
         """
         self.check_length(words.shape[1])
-        hidden, _ = self._run(self.add_positions(words), see_earlier(is_token), cache)
+        hidden, _ = self._run(self.add_positions(words), see_earlier(is_token), cache, take)
         return hidden
 
     def look_at(
@@ -232,6 +240,10 @@ class BartDecoder(BartStack):
         hidden = self.add_positions(words, position)
         return self._run(hidden, see_so_far(position, room), cache)
 
-    def _run(self, hidden: Array, is_seen: Array, cache: Cache) -> tuple[Array, Cache]:
-        hidden, memories = apply_layers(self.layers, hidden, is_seen, cache, own=cache.layers)
+    def _run(
+        self, hidden: Array, is_seen: Array, cache: Cache, take: Take = take_all
+    ) -> tuple[Array, Cache]:
+        hidden, memories = apply_layers(
+            self.layers, hidden, is_seen, cache, own=cache.layers, take=take
+        )
         return hidden, cache.move_on(memories)

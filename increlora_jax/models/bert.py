@@ -15,8 +15,9 @@ from increlora_jax.models.heads import PredictionHead, QuestionAnswerer, Scorer,
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.packing import count_places, find_seen
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
@@ -155,9 +156,10 @@ class BertAttention(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 #length length"],
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Attend and add."""
-        return self.output(self.self(hidden, is_seen), hidden)
+        return self.output(take(self.self(hidden, is_seen)), take(hidden))
 
 
 class BertIntermediate(nnx.Module):
@@ -174,7 +176,7 @@ class BertIntermediate(nnx.Module):
         return self.activation(self.dense(hidden))
 
 
-class BertLayer(RematLayer):
+class BertLayer(RepeatedLayer):
     """Attention, then a feed-forward block."""
 
     def __init__(self, config: "EncoderConfig", make: LayerFactory):
@@ -186,9 +188,10 @@ class BertLayer(RematLayer):
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 #length length"],
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Apply both halves."""
-        attended = self.attention(hidden, is_seen)
+        attended = self.attention(hidden, is_seen, take)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -202,20 +205,21 @@ class BertEncoder(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 #length length"],
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Apply every layer in turn."""
-        return apply_layers(self.layer, hidden, is_seen)[0]
+        return apply_layers(self.layer, hidden, is_seen, take=take)[0]
 
 
 class BertPooler(nnx.Module):
-    """A dense layer with tanh on the first token."""
+    """A dense layer with tanh on the first token's state."""
 
     def __init__(self, config: "BertConfig", make: LayerFactory):
         self.dense = make.linear(config.hidden_size, config.hidden_size)
 
-    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch hidden"]:
+    def __call__(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
         """Sum a sequence up in one vector."""
-        return jnp.tanh(self.dense(hidden[:, 0]))
+        return jnp.tanh(self.dense(state))
 
 
 class BertModel(nnx.Module):
@@ -235,11 +239,12 @@ class BertModel(nnx.Module):
         token_type_ids: Int[Array, "batch length"],
         *,
         is_packed: bool = False,
-    ) -> Float[Array, "batch length hidden"]:
-        """Encode each token as one vector; packed, the mask numbers the sequences of a row."""
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
+        """Encode tokens as vectors; packed, the mask numbers the sequences of a row."""
         sequences = attention_mask if is_packed else None
         embedded = self.embeddings(input_ids, token_type_ids, sequences)
-        return self.encoder(embedded, find_seen(attention_mask, is_packed=is_packed))
+        return self.encoder(embedded, find_seen(attention_mask, is_packed=is_packed), take)
 
 
 class PooledBertModel(BertModel):
@@ -267,11 +272,9 @@ class BertForSequenceClassification(SequenceClassifier):
         self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
 
-    def compute_logits(
-        self, hidden: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch labels"]:
+    def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
         """Score each sequence."""
-        return self.classifier(self.dropout(self.body.pooler(hidden)))
+        return self.classifier(self.dropout(self.body.pooler(state)))
 
 
 class BertForQuestionAnswering(QuestionAnswerer):

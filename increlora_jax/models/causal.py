@@ -15,6 +15,7 @@ from increlora_jax.models.heads import (
     compare_with_words,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32
+from increlora_jax.models.taking import Take, take_all, take_places
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -68,13 +69,10 @@ class CausalCache(NamedTuple):
     """How many slots are filled: the same in every row, so that rows can be reordered."""
 
 
-def take_last_token(
-    hidden: Float[Array, "batch length hidden"], attention_mask: Int[Array, "batch length"]
-) -> Float[Array, "batch hidden"]:
-    """Take each row's last state that is not of padding, on whichever side the padding is."""
-    slots = jnp.arange(hidden.shape[1])
-    last = jnp.argmax(slots * (attention_mask > 0), axis=1)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+def take_last_token(attention_mask: Int[Array, "batch length"]) -> Take:
+    """Take each row's last token that is not padding, on whichever side the padding is."""
+    slots = jnp.arange(attention_mask.shape[1])
+    return take_places(jnp.argmax(slots * (attention_mask > 0), axis=1))
 
 
 class CausalBody(Protocol):
@@ -91,8 +89,9 @@ class CausalBody(Protocol):
         input_ids: Int[Array, "batch length"],
         span: Span,
         past: tuple[KeyValue, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return their states, and the past with them in it."""
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
+        """Read tokens after the past; return some states, and the past with all tokens in it."""
 
 
 class CausalModel(HeadedModel):
@@ -103,9 +102,9 @@ class CausalModel(HeadedModel):
         """The model without its head."""
         return super().body
 
-    def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
-        """Read whole sequences."""
-        return self.body(tokens.input_ids, Span.from_start(tokens.attention_mask))[0]
+    def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "batch taken hidden"]:
+        """Read whole sequences, and make the states of some tokens or all."""
+        return self.body(tokens.input_ids, Span.from_start(tokens.attention_mask), take=take)[0]
 
 
 class CausalLM(CausalModel):
@@ -147,13 +146,14 @@ class CausalLM(CausalModel):
     ) -> tuple[Float[Array, "batch vocab"], CausalCache]:
         """Read the prompts, padded on either side, and make room for the new tokens."""
         batch, length = input_ids.shape
-        hidden, layers = self.body(input_ids, Span.from_start(attention_mask))
+        span, last = Span.from_start(attention_mask), take_last_token(attention_mask)
+        hidden, layers = self.body(input_ids, span, take=last)
         cache = CausalCache(
             layers=tuple(layer.pad(max_new_tokens) for layer in layers),
             is_token=jnp.pad(attention_mask > 0, ((0, 0), (0, max_new_tokens))),
             used=jnp.full(batch, length),
         )
-        return self.score_words(take_last_token(hidden, attention_mask)), cache
+        return self.score_words(hidden[:, 0]), cache
 
     def advance(
         self, tokens: Int[Array, " batch"], cache: CausalCache
@@ -187,13 +187,13 @@ class CausalSequenceClassifier(CausalModel, SequenceClassifier):
         self.dropout = make.dropout(rate)
         self.score = make.linear(config.hidden_size, num_labels, use_bias=False)
 
-    def encode(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
-        """Read each sequence up to its last token."""
-        return take_last_token(super().encode(tokens), tokens.attention_mask)
+    def choose(self, tokens: Tokens) -> Take:
+        """Take the last token, which has seen all others."""
+        return take_last_token(tokens.attention_mask)
 
-    def compute_logits(self, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
+    def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
         """Score each sequence."""
-        return self.score(self.dropout(hidden))
+        return self.score(self.dropout(state))
 
 
 class CausalQuestionAnswerer(CausalModel, QuestionAnswerer):

@@ -56,16 +56,16 @@ DEBERTA_WEIGHTS = WeightTable(
 
 
 class ContextPooler(nnx.Module):
-    """A dense layer on the first token, between a dropout and an activation."""
+    """A dense layer on the first token's state, between a dropout and an activation."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
         self.dense = make.linear(config.hidden_size, config.hidden_size)
         self.dropout = make.dropout(config.pooler_dropout)
         self.activation = get_activation(config.pooler_hidden_act)
 
-    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch hidden"]:
+    def __call__(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
         """Sum a sequence up in one vector."""
-        return self.activation(self.dense(self.dropout(hidden[:, 0])))
+        return self.activation(self.dense(self.dropout(state)))
 
 
 class DebertaForSequenceClassification(SequenceClassifier):
@@ -87,11 +87,9 @@ class DebertaForSequenceClassification(SequenceClassifier):
         self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
 
-    def compute_logits(
-        self, hidden: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch labels"]:
+    def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
         """Score each sequence."""
-        return self.classifier(self.dropout(self.pooler(hidden)))
+        return self.classifier(self.dropout(self.pooler(state)))
 
 
 class DebertaForQuestionAnswering(QuestionAnswerer):

@@ -19,7 +19,8 @@ from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.relative_positions import RelativePositions, find_table_rows
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
+from increlora_jax.models.taking import Take, take_all
 
 if TYPE_CHECKING:
     from transformers import DebertaV2Config
@@ -182,12 +183,13 @@ class DebertaAttention(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Attend and add."""
-        return self.output(self.self(hidden, is_seen, positions), hidden)
+        return self.output(take(self.self(hidden, is_seen, positions)), take(hidden))
 
 
-class DebertaLayer(RematLayer):
+class DebertaLayer(RepeatedLayer):
     """Attention, then a feed-forward block."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
@@ -200,9 +202,10 @@ class DebertaLayer(RematLayer):
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Apply both halves."""
-        attended = self.attention(hidden, is_seen, positions)
+        attended = self.attention(hidden, is_seen, positions, take)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -250,7 +253,8 @@ class DebertaEncoder(nnx.Module):
         attention_mask: Int[Array, "batch length"],
         *,
         is_packed: bool = False,
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Apply every layer in turn; packed, the mask numbers the sequences of a row."""
         is_token = attention_mask > 0
         is_seen = find_seen(attention_mask, is_packed=is_packed) & is_token[:, None, :, None]
@@ -258,7 +262,7 @@ class DebertaEncoder(nnx.Module):
         hidden, rest = embedded, list(self.layer)
         if self.conv is not None:
             hidden = self.conv(embedded, rest.pop(0)(hidden, is_seen, positions), is_token)
-        return apply_layers(rest, hidden, is_seen, positions)[0]
+        return apply_layers(rest, hidden, is_seen, positions, take=take)[0]
 
     def _relative_positions(self, length: int) -> RelativePositions:
         choice = find_table_rows(length, self.position_buckets, self.max_relative_positions)
@@ -285,11 +289,12 @@ class DebertaModel(nnx.Module):
         token_type_ids: Int[Array, "batch length"],
         *,
         is_packed: bool = False,
-    ) -> Float[Array, "batch length hidden"]:
-        """Encode each token; packed, the mask numbers the sequences of a row."""
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
+        """Encode tokens; packed, the mask numbers the sequences of a row."""
         sequences = attention_mask if is_packed else None
         embedded = self.embeddings(input_ids, attention_mask > 0, token_type_ids, sequences)
-        return self.encoder(embedded, attention_mask, is_packed=is_packed)
+        return self.encoder(embedded, attention_mask, is_packed=is_packed, take=take)
 
 
 def embedding_size(config: "DebertaV2Config") -> int:

@@ -17,6 +17,7 @@ from increlora_jax.models.heads import (
     Tokens,
 )
 from increlora_jax.models.layers import LayerFactory
+from increlora_jax.models.taking import Take, take_all, take_places
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -100,18 +101,17 @@ def shift_right(ids: Int[Array, "batch length"], start: int) -> Int[Array, "batc
 
 
 def take_last_eos(
-    hidden: Float[Array, "batch length hidden"],
     input_ids: Int[Array, "batch length"],
     attention_mask: Int[Array, "batch length"],
     eos_token_id: int | list[int] | None,
-) -> Float[Array, "batch hidden"]:
-    """Take each row's state at its last eos; without one, at its last token before padding."""
+) -> Take:
+    """Take the place of each row's last eos; without one, that of its last token before padding."""
     is_token = attention_mask > 0
     eos = jnp.asarray([] if eos_token_id is None else eos_token_id, jnp.int32)
     is_eos = jnp.isin(input_ids, eos) & is_token
     candidates = jnp.where(is_eos.any(-1, keepdims=True), is_eos, is_token)
-    last = jnp.max(jnp.where(candidates, jnp.arange(input_ids.shape[1]), 0), axis=-1)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    places = jnp.arange(input_ids.shape[1])
+    return take_places(jnp.max(jnp.where(candidates, places, 0), axis=-1))
 
 
 class EncoderDecoderBody(Protocol):
@@ -129,9 +129,13 @@ class EncoderDecoderBody(Protocol):
         """Encode the source and make of it what the decoder looks at."""
 
     def decode(
-        self, ids: Int[Array, "batch target"], is_token: Bool[Array, "batch target"], cache: Cache
-    ) -> Float[Array, "batch target hidden"]:
-        """Decode all tokens at once, each from those before it."""
+        self,
+        ids: Int[Array, "batch target"],
+        is_token: Bool[Array, "batch target"],
+        cache: Cache,
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
+        """Decode all tokens at once, each from those before it; make the states of some or all."""
 
     def decode_next(
         self, tokens: Int[Array, " batch"], cache: Cache
@@ -147,11 +151,11 @@ class EncoderDecoderModel(HeadedModel):
         """The model without its head."""
         return super().body
 
-    def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
-        """Decode sequences that are their own sources."""
+    def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "batch taken hidden"]:
+        """Decode sequences that are their own sources; make the states of some tokens or all."""
         cache = self.body.read(tokens.input_ids, tokens.attention_mask)
         shifted = shift_right(tokens.input_ids, self.body.start_token_id)
-        return self.body.decode(shifted, jnp.ones_like(shifted, bool), cache)
+        return self.body.decode(shifted, jnp.ones_like(shifted, bool), cache, take)
 
 
 class Seq2SeqLM(EncoderDecoderModel):
@@ -218,15 +222,13 @@ class EncoderDecoderClassifier(EncoderDecoderModel, SequenceClassifier):
         self.classification_head = ClassificationHead(config.d_model, num_labels, rate, make)
         self.eos_token_id = config.eos_token_id
 
-    def encode(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
-        """Read each sequence up to its last eos."""
-        return take_last_eos(
-            super().encode(tokens), tokens.input_ids, tokens.attention_mask, self.eos_token_id
-        )
+    def choose(self, tokens: Tokens) -> Take:
+        """Take what the decoder says at the last eos."""
+        return take_last_eos(tokens.input_ids, tokens.attention_mask, self.eos_token_id)
 
-    def compute_logits(self, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
+    def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
         """Score each sequence."""
-        return self.classification_head(hidden)
+        return self.classification_head(state)
 
 
 class EncoderDecoderQuestionAnswerer(EncoderDecoderModel, QuestionAnswerer):

@@ -19,8 +19,9 @@ from increlora_jax.models.causal import (
 )
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
@@ -66,13 +67,14 @@ class GPT2Attention(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         span: Span,
         past: KeyValue | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Mix the values of the visible tokens; also return the past with these tokens in it."""
         heads = self.c_attn(hidden).reshape(*hidden.shape[:-1], 3, self.num_heads, -1)
         query, key, value = (heads[..., part, :, :] for part in range(3))
         past = span.extend(past, key, value)
         mixed = attend(query, past, span.find_visible(), self.attn_dropout, scale=self.scale)
-        return self.resid_dropout(self.c_proj(mixed)), past
+        return self.resid_dropout(self.c_proj(take(mixed))), past
 
 
 class GPT2MLP(nnx.Module):
@@ -92,7 +94,7 @@ class GPT2MLP(nnx.Module):
         return self.dropout(self.c_proj(self.activation(self.c_fc(hidden))))
 
 
-class GPT2Block(RematLayer):
+class GPT2Block(RepeatedLayer):
     """Attention, then a feed-forward half, each normalised before and added to what went in."""
 
     def __init__(self, config: "GPT2Config", layer: int, make: LayerFactory):
@@ -106,10 +108,11 @@ class GPT2Block(RematLayer):
         hidden: Float[Array, "batch length hidden"],
         span: Span,
         past: KeyValue | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
-        attended, past = self.attn(self.ln_1(hidden), span, past)
-        hidden = hidden + attended
+        attended, past = self.attn(self.ln_1(hidden), span, past, take)
+        hidden = take(hidden) + attended
         return hidden + self.mlp(self.ln_2(hidden)), past
 
 
@@ -135,8 +138,9 @@ class GPT2Model(nnx.Module):
         input_ids: Int[Array, "batch length"],
         span: Span,
         past: tuple[KeyValue, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return their states, and the past with them in it.
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
+        """Read tokens after the past; return some states, and the past with all tokens in it.
 
         Raises:
           InputError: all tokens together are more than the position table has rows.
@@ -148,7 +152,7 @@ class GPT2Model(nnx.Module):
                 f"{limit} positions (n_positions); lower --max-seq-length or max_new_tokens"
             )
         hidden = self.drop(self.wte(input_ids) + self.wpe(span.positions))
-        hidden, grown = apply_layers(self.h, hidden, span, own=past)
+        hidden, grown = apply_layers(self.h, hidden, span, own=past, take=take)
         return self.ln_f(hidden), tuple(grown)
 
 

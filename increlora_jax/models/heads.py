@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
-from increlora_jax.models.packing import take_firsts
+from increlora_jax.models.taking import Take, take_all, take_first, take_firsts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,11 +84,9 @@ class HeadedModel(nnx.Module):
         """Whether it reads packed sequences, and judges each by its first token."""
         return False
 
-    def encode(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
-        """Read whole sequences; of packed ones the first tokens are left."""
-        if tokens.firsts is None:
-            return self.body(*tokens[:3])
-        return take_firsts(self.body(*tokens[:3], is_packed=True), tokens.firsts)
+    def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "rows taken hidden"]:
+        """Read whole sequences, and make the states of some tokens or all."""
+        return self.body(*tokens[:3], is_packed=tokens.firsts is not None, take=take)
 
 
 class Scorer(HeadedModel):
@@ -117,13 +115,17 @@ class Scorer(HeadedModel):
         """
         if firsts is not None and not self.can_pack:
             raise InputError(f"this {type(self).__name__} does not read packed sequences")
-        hidden = self.encode(Tokens(input_ids, attention_mask, token_type_ids, firsts))
-        logits = self.compute_logits(hidden)
+        states = self.find_states(Tokens(input_ids, attention_mask, token_type_ids, firsts))
+        logits = self.compute_logits(states)
         return logits.astype(at_least_float32(logits.dtype))
+
+    def find_states(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
+        """Make the states that are scored."""
+        return self.encode(tokens)
 
 
 class SequenceClassifier(Scorer):
-    """A head that scores the labels of each sequence; with one label it is regression.
+    """A head that scores the labels of each sequence by one token; one label is regression.
 
     Attributes:
       rate_names: entries of the configuration for the dropout of the head; the first that is set
@@ -149,6 +151,14 @@ class SequenceClassifier(Scorer):
     @abstractmethod
     def add_classifier(self, config: Any, num_labels: int, rate: float, make: LayerFactory) -> None:
         """Make the layers with a dropout of `rate`."""
+
+    def find_states(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
+        """Make the state of the token by which each sequence is judged."""
+        return self.encode(tokens, self.choose(tokens))[:, 0]
+
+    def choose(self, tokens: Tokens) -> Take:
+        """Say which token that is: the first, unless an architecture has another."""
+        return take_first if tokens.firsts is None else take_firsts(tokens.firsts)
 
 
 class QuestionAnswerer(HeadedModel):

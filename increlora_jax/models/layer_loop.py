@@ -9,39 +9,45 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
+from increlora_jax.models.taking import Take, take_all
 
 
 def apply_layers(
-    layers: Sequence[RematLayer],
+    layers: Sequence[RepeatedLayer],
     hidden: Float[Array, "batch length hidden"],
     *seen: Any,
     own: Sequence[Any] | None = None,
-) -> tuple[Float[Array, "batch length hidden"], list[Any]]:
+    take: Take = take_all,
+) -> tuple[Float[Array, "rows taken hidden"], list[Any]]:
     """Apply every layer in turn to what the one before it made; also give what each leaves beside.
 
     All of them look at `seen`, and each at its entry of `own`, if there are any. Neighbours that
-    are to be scanned and differ in nothing but their arrays are the body of one loop.
+    are to be scanned and differ in nothing but their arrays are the body of one loop. The last
+    layer makes only the states that are to be taken, unless it is a pass of a loop.
     """
     left: list[Any] = []
+    is_taken = False
     each = [()] * len(layers) if own is None else [(one,) for one in own]
     for first, alike in _find_runs(layers):
         of_run = each[first : first + len(alike)]
         if len(alike) > 1:
             hidden, leaves = _scan(alike, hidden, seen, of_run)
         else:
-            hidden, leaf = _apply(alike[0], hidden, *seen, *of_run[0])
+            is_taken = first == len(layers) - 1
+            taken = take if is_taken else take_all
+            hidden, leaf = _apply(alike[0], hidden, *seen, *of_run[0], take=taken)
             leaves = [leaf]
         left += leaves
-    return hidden, left
+    return hidden if is_taken else take(hidden), left
 
 
 def set_scanned(model: nnx.Module) -> None:
     """Have every layer of a model be scanned where it can be, in place."""
-    model.set_attributes(RematLayer, is_scanned=True)
+    model.set_attributes(RepeatedLayer, is_scanned=True)
 
 
-def _find_runs(layers: Sequence[RematLayer]) -> Iterator[tuple[int, list[RematLayer]]]:
+def _find_runs(layers: Sequence[RepeatedLayer]) -> Iterator[tuple[int, list[RepeatedLayer]]]:
     """Neighbours that can be scanned together, with the place of the first; else one by one."""
 
     def kind(place: int) -> Any:
@@ -56,7 +62,10 @@ def _find_runs(layers: Sequence[RematLayer]) -> Iterator[tuple[int, list[RematLa
 
 
 def _scan(
-    layers: list[RematLayer], hidden: Array, seen: tuple[Any, ...], own: Sequence[tuple[Any, ...]]
+    layers: list[RepeatedLayer],
+    hidden: Array,
+    seen: tuple[Any, ...],
+    own: Sequence[tuple[Any, ...]],
 ) -> tuple[Array, list[Any]]:
     graphdef = nnx.graphdef(layers[0])
 
@@ -69,8 +78,10 @@ def _scan(
     return hidden, [jax.tree.map(lambda x, i=i: x[i], left) for i in range(len(layers))]
 
 
-def _apply(layer: RematLayer, hidden: Array, *looked_at: Any) -> tuple[Array, Any]:
-    made = layer(hidden, *looked_at)
+def _apply(
+    layer: RepeatedLayer, hidden: Array, *looked_at: Any, take: Take = take_all
+) -> tuple[Array, Any]:
+    made = layer(hidden, *looked_at, take=take)
     return made if isinstance(made, tuple) else (made, None)
 
 

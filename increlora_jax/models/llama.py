@@ -23,8 +23,9 @@ from increlora_jax.models.causal import (
 )
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ class LlamaAttention(nnx.Module):
         rotation: Rotation,
         span: Span,
         past: KeyValue | None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Mix the values of the visible tokens; also return the past with these tokens in it."""
         query, key, value = (
             project(hidden).reshape(*hidden.shape[:-1], -1, self.layout.size)
@@ -204,7 +206,7 @@ class LlamaAttention(nnx.Module):
         past = span.extend(past, rotation.turn(key), value)
         is_visible, scale = span.find_visible(self.window), self.layout.size**-0.5
         mixed = attend(rotation.turn(query), past, is_visible, self.dropout, scale=scale)
-        return self.o_proj(mixed), past
+        return self.o_proj(take(mixed)), past
 
 
 class LlamaMLP(nnx.Module):
@@ -224,7 +226,7 @@ class LlamaMLP(nnx.Module):
         return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-class LlamaDecoderLayer(RematLayer):
+class LlamaDecoderLayer(RepeatedLayer):
     """Attention, then a feed-forward half, each normalised before and added to what went in."""
 
     def __init__(self, config: "PretrainedConfig", layer: int, layout: Layout, make: LayerFactory):
@@ -239,10 +241,11 @@ class LlamaDecoderLayer(RematLayer):
         rotation: Rotation,
         span: Span,
         past: KeyValue | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Apply both halves; also return the past with these tokens in it."""
-        attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past)
-        hidden = hidden + attended
+        attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past, take)
+        hidden = take(hidden) + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), past
 
 
@@ -271,11 +274,12 @@ class LlamaModel(nnx.Module):
         input_ids: Int[Array, "batch length"],
         span: Span,
         past: tuple[KeyValue, ...] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return their states, and the past with them in it."""
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
+        """Read tokens after the past; return some states, and the past with all tokens in it."""
         hidden = self.embed_tokens(input_ids)
         rotation = Rotation.at(span.positions, np.array(self.frequencies), hidden.dtype)
-        hidden, grown = apply_layers(self.layers, hidden, rotation, span, own=past)
+        hidden, grown = apply_layers(self.layers, hidden, rotation, span, own=past, take=take)
         return self.norm(hidden), tuple(grown)
 
 

@@ -5,7 +5,7 @@ An attention mask then numbers the sequences of a row, from 1 on; padding is 0 a
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 
 def find_seen(
@@ -28,10 +28,3 @@ def count_places(
     is_first = jnp.diff(sequences, axis=-1, prepend=-1) != 0
     before = jnp.where(is_first, counts - is_counted, 0)
     return counts - jax.lax.cummax(before, axis=before.ndim - 1)
-
-
-def take_firsts(
-    hidden: Float[Array, "batch length hidden"], firsts: Int[Array, " sequences"]
-) -> Float[Array, "sequences 1 hidden"]:
-    """Take the first token of every packed sequence; `firsts` counts over all rows."""
-    return hidden.reshape(-1, hidden.shape[-1])[firsts][:, None]

@@ -120,11 +120,9 @@ class RobertaForSequenceClassification(SequenceClassifier):
         """Make the head."""
         self.classifier = ClassificationHead(config.hidden_size, num_labels, rate, make)
 
-    def compute_logits(
-        self, hidden: Float[Array, "batch length hidden"]
-    ) -> Float[Array, "batch labels"]:
+    def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
         """Score each sequence."""
-        return self.classifier(hidden[:, 0])
+        return self.classifier(state)
 
 
 class RobertaForQuestionAnswering(QuestionAnswerer):

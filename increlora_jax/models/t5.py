@@ -20,6 +20,7 @@ from increlora_jax.models.encoder_decoder import (
 from increlora_jax.models.layers import LayerFactory, at_least_float32
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.models.t5_layers import T5Decoder, T5Encoder
+from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
 if TYPE_CHECKING:
@@ -77,10 +78,14 @@ class T5Model(nnx.Module):
         return self.decoder.look_at(self.encoder(self.shared(input_ids), is_source), is_source)
 
     def decode(
-        self, ids: Int[Array, "batch target"], is_token: Bool[Array, "batch target"], cache: Cache
-    ) -> Float[Array, "batch target hidden"]:
-        """Decode all tokens at once, each from those before it."""
-        return self.decoder(self.shared(ids), is_token, cache)
+        self,
+        ids: Int[Array, "batch target"],
+        is_token: Bool[Array, "batch target"],
+        cache: Cache,
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
+        """Decode all tokens at once, each from those before it; make the states of some or all."""
+        return self.decoder(self.shared(ids), is_token, cache, take)
 
     def decode_next(
         self, tokens: Int[Array, " batch"], cache: Cache

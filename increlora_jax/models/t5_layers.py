@@ -22,7 +22,8 @@ from increlora_jax.models.encoder_decoder import (
 )
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
+from increlora_jax.models.taking import Take, take_all
 
 if TYPE_CHECKING:
     from transformers import T5Config
@@ -74,10 +75,11 @@ class T5Attention(nnx.Module):
         seen: KeyValue,
         is_seen: Bool[Array, "#batch 1 #query key"],
         bias: Float[Array, "1 heads query key"] | None = None,
-    ) -> Float[Array, "batch query hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
         """Attend to what has been projected."""
         query = split_heads(self.q(hidden), self.num_heads)
-        return self.o(attend(query, seen, is_seen, self.dropout, bias=bias))
+        return self.o(take(attend(query, seen, is_seen, self.dropout, bias=bias)))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
         """Make the keys and values of what can be looked at."""
@@ -167,11 +169,13 @@ class T5LayerSelfAttention(nnx.Module):
         bias: Float[Array, "1 heads #length key"],
         past: KeyValue | None = None,
         position: Int[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch length hidden"], KeyValue]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
         """Attend to these tokens, or to the past and one more; tell what was seen too."""
         normed = self.layer_norm(hidden)
         seen = remember(past, self.SelfAttention.project(normed), position)
-        return hidden + self.dropout(self.SelfAttention(normed, seen, is_seen, bias)), seen
+        mixed = self.dropout(self.SelfAttention(normed, seen, is_seen, bias, take))
+        return take(hidden) + mixed, seen
 
 
 class T5LayerCrossAttention(nnx.Module):
@@ -208,7 +212,7 @@ class T5LayerFF(nnx.Module):
         return hidden + self.dropout(self.DenseReluDense(self.layer_norm(hidden)))
 
 
-class T5EncoderBlock(RematLayer):
+class T5EncoderBlock(RepeatedLayer):
     """Self-attention, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
@@ -221,13 +225,14 @@ class T5EncoderBlock(RematLayer):
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 1 length"],
         bias: Float[Array, "1 heads length length"],
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
         """Apply both."""
-        attended, _ = self.layer[0](hidden, is_seen, bias)
+        attended, _ = self.layer[0](hidden, is_seen, bias, take=take)
         return self.layer[1](attended)
 
 
-class T5DecoderBlock(RematLayer):
+class T5DecoderBlock(RepeatedLayer):
     """Self-attention, attention to the source, then the feed-forward block."""
 
     def __init__(self, config: "T5Config", attention: T5Attention, make: LayerFactory):
@@ -246,9 +251,10 @@ class T5DecoderBlock(RematLayer):
         bias: Float[Array, "1 heads length key"],
         cache: Cache,
         memory: Memory,
-    ) -> tuple[Float[Array, "batch length hidden"], Memory]:
+        take: Take = take_all,
+    ) -> tuple[Float[Array, "batch taken hidden"], Memory]:
         """Apply all three; give this block's memory with the new tokens in it."""
-        hidden, seen = self.layer[0](hidden, is_seen, bias, memory.target, cache.position)
+        hidden, seen = self.layer[0](hidden, is_seen, bias, memory.target, cache.position, take)
         hidden = self.layer[1](hidden, memory.source, cache.is_source)
         return self.layer[2](hidden), memory._replace(target=seen)
 
@@ -293,10 +299,11 @@ class T5Decoder(nnx.Module):
         embedded: Float[Array, "batch target hidden"],
         is_token: Bool[Array, "batch target"],
         cache: Cache,
-    ) -> Float[Array, "batch target hidden"]:
-        """Decode all tokens at once, each from those before it."""
+        take: Take = take_all,
+    ) -> Float[Array, "batch taken hidden"]:
+        """Decode all tokens at once, each from those before it; make the states of some or all."""
         bias = self.block[0].layer[0].SelfAttention.bias_all(embedded.shape[1])
-        hidden, _ = self._run(embedded, see_earlier(is_token), bias, cache)
+        hidden, _ = self._run(embedded, see_earlier(is_token), bias, cache, take)
         return hidden
 
     def look_at(
@@ -315,9 +322,9 @@ class T5Decoder(nnx.Module):
         return self._run(embedded, see_so_far(position, room), bias, cache)
 
     def _run(
-        self, embedded: Array, is_seen: Array, bias: Array, cache: Cache
+        self, embedded: Array, is_seen: Array, bias: Array, cache: Cache, take: Take = take_all
     ) -> tuple[Array, Cache]:
         hidden, memories = apply_layers(
-            self.block, self.dropout(embedded), is_seen, bias, cache, own=cache.layers
+            self.block, self.dropout(embedded), is_seen, bias, cache, own=cache.layers, take=take
         )
         return self.dropout(self.final_layer_norm(hidden)), cache.move_on(memories)

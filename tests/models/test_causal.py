@@ -48,7 +48,7 @@ def test_a_row_of_padding_only_is_finite(model):
 )
 def test_the_last_token_is_found_on_either_side_of_padding(mask, last):
     hidden = jnp.arange(4.0)[None, :, None]
-    assert take_last_token(hidden, jnp.array([mask])).item() == last
+    assert take_last_token(jnp.array([mask]))(hidden).item() == last
 
 
 def test_token_by_token_equals_all_at_once(model):

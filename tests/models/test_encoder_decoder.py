@@ -32,14 +32,14 @@ MASK = jnp.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 0, 0
 )
 def test_the_state_taken_is_at_the_last_eos_or_the_last_token(eos, positions):
     hidden = jnp.arange(4 * 5 * 2.0).reshape(4, 5, 2)
-    taken = take_last_eos(hidden, IDS, MASK, eos)
-    np.testing.assert_array_equal(taken, hidden[jnp.arange(4), jnp.array(positions)])
+    taken = take_last_eos(IDS, MASK, eos)(hidden)
+    np.testing.assert_array_equal(taken[:, 0], hidden[jnp.arange(4), jnp.array(positions)])
 
 
 def test_a_row_of_padding_only_takes_its_first_state():
     hidden = jnp.arange(6.0).reshape(1, 3, 2)
     nothing = jnp.zeros((1, 3), jnp.int32)
-    np.testing.assert_array_equal(take_last_eos(hidden, nothing, nothing, 1), hidden[:, 0])
+    np.testing.assert_array_equal(take_last_eos(nothing, nothing, 1)(hidden), hidden[:, :1])
 
 
 def test_shifting_puts_the_start_before_and_drops_the_last():

@@ -24,7 +24,7 @@ from increlora_jax.models.fused_attention import (
 )
 from increlora_jax.models.layers import LayerFactory
 from tests.models.test_deberta import V3
-from tests.models.test_remat import QUICK, differentiate, make_model, rows_of
+from tests.models.test_repeated_layer import QUICK, differentiate, make_model, rows_of
 
 SCALE, KEPT_SCALE = 0.3, 1.25
 

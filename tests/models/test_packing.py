@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.packing import count_places, find_seen, take_firsts
+from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.registry import find_spec
 from increlora_jax.tasks.encoding import Encoded
 from increlora_jax.tasks.packing import pack_batch, pack_lengths
@@ -37,11 +37,6 @@ def test_places_are_counted_anew_in_each_sequence():
     assert count_places(is_counted, None).tolist() == [[1, 1, 2, 3, 3, 4, 4], [1] * 7]
     counts = count_places(is_counted, sequences)[:, :-1].tolist()
     assert counts == [[1, 1, 2, 1, 0, 1], [1, 0, 0, 0, 0, 0]]
-
-
-def test_first_tokens_are_taken_over_all_rows():
-    hidden = jnp.arange(12.0).reshape(2, 3, 2)
-    assert take_firsts(hidden, jnp.array([4, 0])).tolist() == [[[8, 9]], [[0, 1]]]
 
 
 @pytest.mark.parametrize(("changes", "pad"), MODELS.values(), ids=MODELS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax.models.remat import RematLayer
+from increlora_jax.models.repeated_layer import RepeatedLayer
 from tests.families import FAMILIES
 from tests.memory import SAVING
 from tests.repeated import (
@@ -65,7 +65,7 @@ def test_ranks_grow_alike():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_repeated_layer_takes_part_and_none_unasked(family):
     model, _ = make_model(family, jnp.float32)
-    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, RematLayer)]
+    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, RepeatedLayer)]
     assert len(layers) == (2 if family in ("t5", "bart") else 1)
     barriers = {}  # one around each layer that is computed again, besides those of the adapters
     for remat in ("none", "full"):

@@ -1,4 +1,4 @@
-"""Layers whose activations are computed again in the backward pass instead of kept."""
+"""The layer that a model repeats: what of it is computed again, looped over, or left out."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
+
+from increlora_jax.models.taking import Take, take_all
 
 Remat = Literal["none", "dots", "full"]
 """What is computed again: nothing, all but products with a kernel, everything within a layer."""
@@ -16,11 +18,12 @@ _POLICIES = {
 }
 
 
-class RematLayer(nnx.Module):
+class RepeatedLayer(nnx.Module):
     """One of the repeated layers of a model.
 
     Attributes:
-      apply: computes the layer, of the states that it changes and of what it looks at.
+      apply: computes the layer, of the states that it changes and of what it looks at. Once its
+        tokens have seen each other it goes on with those that `take` takes.
       remat: what of that is computed again.
       is_scanned: whether it may be one pass of a loop over layers (`layer_loop`).
     """
@@ -29,14 +32,16 @@ class RematLayer(nnx.Module):
     remat: Remat = "none"
     is_scanned: bool = False
 
-    def __call__(self, hidden: Float[Array, "batch length hidden"], *seen: Any) -> Any:
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], *seen: Any, take: Take = take_all
+    ) -> Any:
         """Compute the layer, and as much of it again in the backward pass as `remat` says."""
         if self.remat == "none":
-            return self.apply(hidden, *seen)
+            return self.apply(hidden, *seen, take=take)
 
         # What is seen stays outside: some of it is no array, and what is, is there anyway.
-        def apply(layer: RematLayer, hidden: Array) -> Any:
-            return layer.apply(hidden, *seen)
+        def apply(layer: RepeatedLayer, hidden: Array) -> Any:
+            return layer.apply(hidden, *seen, take=take)
 
         return nnx.remat(apply, policy=_POLICIES[self.remat])(self, hidden)
 
@@ -44,4 +49,4 @@ class RematLayer(nnx.Module):
 def set_remat(model: nnx.Module, remat: Remat) -> None:
     """Say for every layer of a model what is computed again, in place."""
     if remat != "none":
-        model.set_attributes(RematLayer, remat=remat)
+        model.set_attributes(RepeatedLayer, remat=remat)
