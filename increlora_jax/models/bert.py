@@ -118,14 +118,17 @@ class BertSelfAttention(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         is_seen: Bool[Array, "batch 1 #length length"],
-    ) -> Float[Array, "batch length hidden"]:
+        take: Take = take_all,
+    ) -> Float[Array, "rows taken hidden"]:
         """Mix the values of the tokens that are seen, softmax in float32 at least."""
+        # Tokens that see all alike need not ask to be left out later.
+        asking, take = (take(hidden), take_all) if is_seen.shape[2] == 1 else (hidden, take)
         query, key, value = (
-            split_heads(project(hidden), self.num_heads)
-            for project in (self.query, self.key, self.value)
+            split_heads(project(tokens), self.num_heads)
+            for project, tokens in ((self.query, asking), (self.key, hidden), (self.value, hidden))
         )
         scale = query.shape[-1] ** -0.5
-        return attend(query, KeyValue(key, value), is_seen, self.dropout, scale=scale)
+        return take(attend(query, KeyValue(key, value), is_seen, self.dropout, scale=scale))
 
 
 class BertOutput(nnx.Module):
@@ -159,7 +162,7 @@ class BertAttention(nnx.Module):
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
         """Attend and add."""
-        return self.output(take(self.self(hidden, is_seen)), take(hidden))
+        return self.output(self.self(hidden, is_seen, take), take(hidden))
 
 
 class BertIntermediate(nnx.Module):
