@@ -13,6 +13,7 @@ SCORED = "increlora, scored step"
 UNSCORED = "increlora, unscored step"
 NARROW = "increlora, unscored, 8 slots"
 WIDE = "increlora, unscored, 32 slots"
+SCANNED = "increlora, unscored, --scan-layers"
 LORA = "lora"
 PEFT_LORA = "peft lora"
 PEFT_LORA_EAGER = "peft lora, eager attention"
@@ -48,6 +49,7 @@ CONTENDERS = {
     UNSCORED: Contender("ours", "run_increlora", {"is_scored": False}),
     NARROW: Contender("ours", "run_increlora", {"is_scored": False, "max_rank": "8"}),
     WIDE: Contender("ours", "run_increlora", {"is_scored": False, "max_rank": "32"}),
+    SCANNED: Contender("ours", "run_increlora", {"is_scored": False, "is_scanned": True}),
     LORA: Contender("ours", "run_lora"),
     PEFT_LORA: Contender("pytorch", "run_peft_lora"),
     PEFT_LORA_EAGER: Contender("pytorch", "run_peft_lora", {"attention": "eager"}),

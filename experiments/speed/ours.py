@@ -11,7 +11,9 @@ from schedule import compress, scored_steps
 from work import Work
 
 import increlora_jax as il
+from increlora_jax.compose import stack_layers
 from increlora_jax.core.adapter import init_slots
+from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import load_model
 from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.loop import jit_step
@@ -29,9 +31,17 @@ class Training:
     """A model under training by a method; each step is scored or not."""
 
     def __init__(
-        self, work: Work, make_method: Callable[..., il.Method], growth: il.GrowthConfig, steps: int
+        self,
+        work: Work,
+        make_method: Callable[..., il.Method],
+        growth: il.GrowthConfig,
+        steps: int,
+        *,
+        is_scanned: bool = False,
     ):
         model = _load(work) if work.folder else _draw(work)
+        if is_scanned:
+            set_scanned(model)
         self.method = make_method(
             model,
             targets=list(work.sizes),
@@ -48,6 +58,8 @@ class Training:
             loss=sequence_loss(is_regression=False),
             is_called_once=True,
         )
+        if is_scanned:
+            base = stack_layers(base)
         layout = Layout(make_mesh(None), work.spec.shardings)
         self._rest, self._base = AtRest(layout, state), layout.place(base)
         self.state = self._rest.pack(state)
@@ -82,10 +94,10 @@ class Training:
         return self._programs[is_scored]
 
 
-def increlora(work: Work, max_rank: str = "auto") -> Training:
+def increlora(work: Work, max_rank: str = "auto", *, is_scanned: bool = False) -> Training:
     """Growth by the recipe, with every module at the final rank already."""
-    make = partial(il.increlora, steps=work.steps)
-    training = Training(work, make, work.growth(max_rank=max_rank), work.steps)
+    make, growth = partial(il.increlora, steps=work.steps), work.growth(max_rank=max_rank)
+    training = Training(work, make, growth, work.steps, is_scanned=is_scanned)
     training.open_slots(work.rank)
     return training
 
@@ -95,9 +107,11 @@ def lora(work: Work) -> Training:
     return Training(work, il.lora, work.growth(), work.steps)
 
 
-def run_increlora(work: Work, *, is_scored: bool, max_rank: str = "auto") -> Run:
+def run_increlora(
+    work: Work, *, is_scored: bool, max_rank: str = "auto", is_scanned: bool = False
+) -> Run:
     """Steps of one kind."""
-    training = increlora(work, max_rank)
+    training = increlora(work, max_rank, is_scanned=is_scanned)
     return partial(training.step, is_scored=is_scored)
 
 
