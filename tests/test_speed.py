@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -261,3 +262,13 @@ def test_the_bench_runs_from_end_to_end():
     assert "does not run" not in done.stdout
     for name in ("increlora, whole run", "lora", only[0]):
         assert f"\n| {name} |" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["run_jax_products", "run_torch_products"])
+def test_the_flops_of_products_are_of_one_step_as_the_seconds_are(name, monkeypatch):
+    import peaks
+
+    monkeypatch.setattr(peaks, "SIZES", dict.fromkeys(peaks.SIZES, 64))
+    run = getattr(peaks, name)(SimpleNamespace(dtype="float32"))
+    once, thrice = (run(count)["flops"] for count in (1, 3))
+    assert once == thrice >= 2 * 64**3

@@ -68,6 +68,22 @@ def test_logits_and_gradients_are_those_of_a_whole_last_layer_for_less_work(fami
     assert flops < 0.9 * flops_of_whole
 
 
+def test_only_what_is_taken_asks_in_the_last_layer_of_bert(monkeypatch):
+    call, asked = nnx.Linear.__call__, []
+    with jax.enable_x64(True):
+        model = make("bert")
+        queries = [layer.attention.self.query for layer in model.bert.encoder.layer]
+
+        def recorded(self, inputs, *options):
+            if any(self is query for query in queries):
+                asked.append(inputs.shape[:2])
+            return call(self, inputs, *options)
+
+        monkeypatch.setattr(nnx.Linear, "__call__", recorded)
+        model(*(jnp.asarray(rows_of(0)[name]) for name in Tokens._fields[:3]))
+    assert asked == [(2, 5), (2, 1)]
+
+
 def test_it_is_taken_after_a_loop_too():
     with jax.enable_x64(True):
         model = make("bert")
