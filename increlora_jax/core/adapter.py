@@ -44,6 +44,11 @@ class Slots(NamedTuple):
         """Number of active slots."""
         return self.active.sum(axis=-1, dtype=jnp.int32)
 
+    @property
+    def applied(self) -> Bool[Array, "*stack slots"]:
+        """The slots that take part in the forward pass."""
+        return self.active | (self.reserve & self.is_advancing[..., None])
+
 
 class Scaling(NamedTuple):
     """The rule for s: `rank` is α/(r + 1e-5), `target` α/target_rank, `rsqrt` α/√r."""
@@ -89,8 +94,7 @@ def init_slots(max_rank: int, initial_rank: int, stack: tuple[int, ...] = ()) ->
 
 def effective_lambda(adapter: Adapter, slots: Slots) -> Float[Array, "*stack slots"]:
     """λ̂: λ on active slots, 1e-5 on a reserve that learns in advance, 0 elsewhere."""
-    ahead = slots.reserve & slots.is_advancing[..., None]
-    resting = jnp.where(ahead, RESERVE_LAMBDA, 0.0).astype(adapter.lam.dtype)
+    resting = jnp.where(slots.applied, RESERVE_LAMBDA, 0.0).astype(adapter.lam.dtype)
     return jnp.where(slots.active, adapter.lam, resting)
 
 

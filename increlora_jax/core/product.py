@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Score, Update, needed
 
-FEW = 16
-"""Slots of a buffer below which none are left out of a product."""
+FEW = 8
+"""Slots below which none of a buffer's are left out of a product."""
 
 
 def apply_update(
@@ -152,9 +152,9 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
 
 
 def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
-    """The cotangents, from half of the slots where the others are all dormant, as most often.
+    """The cotangents, from the first half, quarter, … of the slots if no others are applied.
 
-    Those of a dormant slot count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` both kinds
+    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` all of them
     are computed, and one is taken.
     """
 
@@ -168,12 +168,12 @@ def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
             B=jnp.pad(found.B, (more, (0, 0))),
         )
 
-    slots = update.lam_hat.size
-    if slots < FEW:
-        return first(slots, x, dy, update)
-    is_used = (update.slots.active | update.slots.reserve)[slots // 2 :].any()
-    all_of_them, half = partial(first, slots), partial(first, slots // 2)
-    return jax.lax.cond(is_used, all_of_them, half, x, dy, update)
+    counts = [update.lam_hat.size]
+    while counts[0] % 2 == 0 and counts[0] >= 2 * FEW:
+        counts.insert(0, counts[0] // 2)
+    applied = update.slots.applied
+    too_few = jnp.array([applied[count:].any() for count in counts[:-1]], jnp.int32).sum()
+    return jax.lax.switch(too_few, [partial(first, count) for count in counts], x, dy, update)
 
 
 def _from_gradient(gradient: Array, update: Update) -> Update:

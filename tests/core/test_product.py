@@ -294,14 +294,28 @@ def test_cotangents_of_the_sum_are_those_of_both_products(x, kernel, update, dy,
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("states", ["aar" + 13 * "d", 8 * "a" + "r" + 7 * "d", 15 * "d" + "a"])
+@pytest.mark.parametrize(
+    ("states", "is_advancing", "computed"),
+    [
+        ("aar" + 13 * "d", True, 8),
+        (8 * "a" + "r" + 7 * "d", True, 16),
+        (8 * "a" + "r" + 7 * "d", False, 8),
+        (15 * "d" + "a", False, 16),
+        (7 * "a" + "r" + 24 * "d", True, 8),
+        (9 * "a" + 23 * "d", False, 16),
+        (16 * "a" + "r" + 15 * "d", True, 32),
+        (9 * "a" + 11 * "d", False, 10),
+        (7 * "d", False, 7),
+    ],
+)
 def test_slots_left_out_of_a_wide_buffer_change_no_cotangent(
-    x, kernel, dy, states, make_adapter, make_slots
+    x, kernel, dy, states, is_advancing, computed, make_adapter, make_slots
 ):
-    slots = make_slots(states)
+    slots = make_slots(states, is_advancing=is_advancing)
     update = effective_update(make_adapter(IN, len(states), OUT), slots, Scaling(16))
     # As a reserve that counts: at 1e-5 an omission would hide below the tolerance.
-    update = update._replace(lam_hat=jnp.where(slots.reserve, 0.5, update.lam_hat))
+    ahead = slots.reserve & is_advancing
+    update = update._replace(lam_hat=jnp.where(ahead, 0.5, update.lam_hat))
 
     def both(x, kernel, update):
         return x @ kernel + apply_update(x, update)
@@ -309,7 +323,8 @@ def test_slots_left_out_of_a_wide_buffer_change_no_cotangent(
     (dx, _, got), (expected_dx, _, expected) = (
         jax.vjp(function, x, kernel, update)[1](dy) for function in (apply_sum, both)
     )
-    is_used = np.asarray(slots.active | slots.reserve)
+    assert (np.asarray(got.lam_hat) != 0).tolist() == [n < computed for n in range(len(states))]
+    is_used = np.asarray(slots.applied)
     pairs = [(dx, expected_dx), (got.A, expected.A), (got.B, expected.B)]
     pairs += [(got.scale, expected.scale), (got.lam_hat[is_used], expected.lam_hat[is_used])]
     for one, other in pairs:
