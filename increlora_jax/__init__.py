@@ -17,7 +17,11 @@ from increlora_jax.nn.model import attach, parameter_selector, split
 from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import load_adapter, save_adapter
-from increlora_jax.process_memory import keep_freed_memory, return_freed_memory
+from increlora_jax.process_memory import (
+    dispatch_synchronously,
+    keep_freed_memory,
+    return_freed_memory,
+)
 from increlora_jax.training.prepare import prepare
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer, build_trainer
@@ -46,6 +50,7 @@ __all__ = [
     "attach",
     "build_trainer",
     "detach",
+    "dispatch_synchronously",
     "full",
     "head",
     "increlora",

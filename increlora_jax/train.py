@@ -17,7 +17,7 @@ from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_run
-from increlora_jax.process_memory import keep_freed_memory
+from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
     ADAPTER,
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("absl", "asyncio"):  # what Orbax logs of a failed write is raised, and said once
         logging.getLogger(name).setLevel(logging.CRITICAL)
     keep_freed_memory()
+    dispatch_synchronously()
     stop = Stop()
     with fail_clearly(), stop.listening():
         train(parse_run(argv), stop)

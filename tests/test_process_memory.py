@@ -56,6 +56,44 @@ return_freed_memory()
 print(full, kept, held())
 """
 
+IN_FLIGHT = f"""
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
+from increlora_jax.train import main
+
+keep_freed_memory()
+if sys.argv[1] == "function":
+    dispatch_synchronously()
+elif sys.argv[1] == "command":
+    try:
+        main(["--top-h", "0"])  # ends at once
+    except SystemExit:
+        pass
+
+
+def held():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+
+@jax.jit
+def step(number):
+    waves = jnp.arange(4096.0) * jnp.arange({MIB} * 64.0)[:, None] + number
+    return jnp.abs(jnp.fft.rfft(waves)).sum()
+
+
+number = jax.block_until_ready(step(jnp.zeros(())))
+before = held()
+for _ in range(4):
+    number = step(number)
+jax.block_until_ready(number)
+print(held() - before)
+"""
+
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc can be told to"
 )
@@ -76,6 +114,17 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
     return_freed_memory()  # finds nothing to do
+
+
+@needs_glibc
+def test_steps_in_flight_hold_the_buffers_of_one():
+    def more_held(word):
+        command = [sys.executable, "-c", IN_FLIGHT, word]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert more_held("neither") >= MIB
+    assert more_held("function") < MIB // 10
+    assert more_held("command") < MIB // 10
 
 
 @needs_glibc

@@ -137,6 +137,7 @@ def take_turns(
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for repeat in range(repeats):
         for name in list(workers)[:: 1 if repeat % 2 else -1]:
+            workers[name].run(1)
             told[name].append(workers[name].run(steps))
     return told
 

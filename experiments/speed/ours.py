@@ -20,7 +20,8 @@ from increlora_jax.training.loop import jit_step
 from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Layout, make_mesh
 
-il.keep_freed_memory()  # as the training command does
+il.keep_freed_memory()  # both as the training command does
+il.dispatch_synchronously()
 
 Told = dict[str, Any]
 Run = Callable[[int], Told]

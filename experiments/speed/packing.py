@@ -15,7 +15,7 @@ import numpy as np
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
-from increlora_jax.process_memory import keep_freed_memory
+from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.training.loop import jit_step
 
 
@@ -56,6 +56,7 @@ def main() -> None:
     options, words = parser.parse_known_args()
     use_compilation_cache(None)
     keep_freed_memory()
+    dispatch_synchronously()
     padded, packed = Timed(words), Timed([*words, "--packing"])
     for _ in range(2):
         for at in range(options.batches):

@@ -154,8 +154,8 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
 def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
     """The cotangents, from the first half, quarter, … of the slots if no others are applied.
 
-    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` all of them
-    are computed, and one is taken.
+    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` all of
+    them are computed, and one is taken.
     """
 
     def first(count: int, x: Array, dy: Array, update: Update) -> Update:
