@@ -131,13 +131,18 @@ def _start(
 
 
 def take_turns(
-    workers: dict[str, Worker], repeats: int, steps: int
+    workers: dict[str, Worker], repeats: int, steps: int, *, has_practice: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each tells of every turn; they go in one order and then in the other."""
+    """What each tells of every turn; they go in one order and then in the other.
+
+    A turn begins with a step of practice, which is not timed: others have had the processor's
+    caches. Not so where each step has its place in a run (`has_practice` false).
+    """
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for repeat in range(repeats):
         for name in list(workers)[:: 1 if repeat % 2 else -1]:
-            workers[name].run(1)
+            if has_practice:
+                workers[name].run(1)
             told[name].append(workers[name].run(steps))
     return told
 
@@ -151,7 +156,8 @@ def _whole_run(work: Work, lora: Worker, scratch: Path) -> dict[str, list[float]
     cache = scratch / "run"
     cache.mkdir()
     with Worker(RUN, work, cache) as worker:
-        told = take_turns({RUN: worker, LORA: lora}, compress(work)[1], 1)
+        turns = compress(work)[1]
+        told = take_turns({RUN: worker, LORA: lora}, turns, 1, has_practice=False)
     last = told[RUN][-1]
     if last["total_rank"] != last["rank_budget"]:
         raise RuntimeError(f"the run ended at {last['total_rank']} of {last['rank_budget']} ranks")
