@@ -154,8 +154,7 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
 def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
     """The cotangents, from the first half, quarter, … of the slots if no others are applied.
 
-    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ. Under `vmap` all of
-    them are computed, and one is taken.
+    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ.
     """
 
     def first(count: int, x: Array, dy: Array, update: Update) -> Update:
@@ -173,7 +172,19 @@ def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
         counts.insert(0, counts[0] // 2)
     applied = update.slots.applied
     too_few = jnp.array([applied[count:].any() for count in counts[:-1]], jnp.int32).sum()
-    return jax.lax.switch(too_few, [partial(first, count) for count in counts], x, dy, update)
+    branches = [partial(first, count) for count in counts]
+    return jax.lax.switch(_same_for_all(too_few), branches, x, dy, update)
+
+
+@jax.custom_batching.custom_vmap
+def _same_for_all(choice: Array) -> Array:
+    """Under `vmap` the largest choice of all: one branch is computed, and not every one."""
+    return choice
+
+
+@_same_for_all.def_vmap
+def _largest(axis_size: int, in_batched: list[bool], choice: Array) -> tuple[Array, bool]:
+    return _same_for_all(choice.max()), False
 
 
 def _from_gradient(gradient: Array, update: Update) -> Update:

@@ -331,6 +331,27 @@ def test_slots_left_out_of_a_wide_buffer_change_no_cotangent(
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_runs_that_train_together_leave_out_the_slots_that_none_applies(
+    x, kernel, dy, make_adapter, make_slots
+):
+    adapter = make_adapter(IN, 32, OUT)
+    words = [n * "a" + (32 - n) * "d" for n in (2, 9, 4)]
+    updates = [effective_update(adapter, make_slots(word), Scaling(16)) for word in words]
+
+    def cotangent(update):
+        return jax.vjp(apply_sum, x, kernel, update)[1](dy)[2]
+
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
+    got = jax.vmap(cotangent)(together)
+    computed = np.asarray(got.lam_hat) != 0
+    assert computed.tolist() == 3 * [[n < 16 for n in range(32)]]
+    for index, update in enumerate(updates):
+        alone = cotangent(update)
+        np.testing.assert_allclose(got.A[index], alone.A, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(got.B[index], alone.B, rtol=1e-12, atol=1e-12)
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(cotangent))(together))
+
+
 def test_backward_pass_of_a_scored_sum_multiplies_its_rows_twice(x, kernel, update, dy):
     """dy · (W + ΔW)ᵀ and xᵀ · dy; what else it multiplies is no larger than the kernel."""
 
