@@ -69,7 +69,9 @@ def _read_probe(
     if probe is None:
         return None, update, None
     if probe.ndim == 1:
-        return None, update._replace(lam_hat=update.lam_hat + probe), None
+        # It asks what a reserve would bring, too, where that is not applied yet.
+        slots = update.slots._replace(is_advancing=jnp.ones_like(update.slots.is_advancing))
+        return None, update._replace(lam_hat=update.lam_hat + probe, slots=slots), None
     if probe.ndim == 0:
         return Reading(probe.dtype, needed(score)), update, probe
     return Reading(probe.dtype, None), update, probe

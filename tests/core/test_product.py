@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -329,6 +331,19 @@ def test_slots_left_out_of_a_wide_buffer_change_no_cotangent(
     pairs += [(got.scale, expected.scale), (got.lam_hat[is_used], expected.lam_hat[is_used])]
     for one, other in pairs:
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_probe_of_slots_asks_a_reserve_that_is_not_applied_too(
+    x, kernel, dy, make_adapter, make_slots
+):
+    slots = make_slots(8 * "a" + "r" + 23 * "d", is_advancing=False)
+    update = effective_update(make_adapter(IN, 32, OUT), slots, Scaling(16))
+    present = np.asarray(slots.active | slots.reserve)
+    probe = jnp.zeros(32)
+    got = jax.vjp(partial(sum_probed, x, kernel, update), probe)[1](dy)[0]
+    expected = jax.vjp(partial(apply_probed, x, update), probe)[1](dy)[0]
+    assert np.all(np.asarray(expected)[present])
+    np.testing.assert_allclose(got[present], expected[present], rtol=1e-12, atol=1e-12)
 
 
 def test_runs_that_train_together_leave_out_the_slots_that_none_applies(
