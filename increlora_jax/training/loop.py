@@ -24,7 +24,7 @@ from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 
 LAG = 4
-"""Calls in flight before the oldest one's numbers are read: an accelerator never waits for the host.
+"""Calls in flight before the oldest one's numbers are read: no accelerator waits for the host.
 
 What the host decides by those numbers it decides LAG calls late, never earlier, whether or not it
 has seen them sooner: so a resumed run decides as one that was never stopped.
