@@ -106,12 +106,12 @@ def _pad_batch(
         "weight": np.zeros(len(rows), np.float32),
     }
     own = indices[rows[rows < len(indices)]]
-    for row, index in enumerate(own):
-        tokens = slice(encoded.offsets[index], encoded.offsets[index + 1])
-        count = tokens.stop - tokens.start
-        batch["input_ids"][row, :count] = encoded.token_ids[tokens]
-        batch["attention_mask"][row, :count] = 1
-        batch["token_type_ids"][row, :count] = encoded.token_types[tokens]
+    places = np.arange(length)
+    is_token = places < encoded.lengths[own, None]
+    tokens = (encoded.offsets[own, None] + places)[is_token]
+    batch["input_ids"][: len(own)][is_token] = encoded.token_ids[tokens]
+    batch["attention_mask"][: len(own)][is_token] = 1
+    batch["token_type_ids"][: len(own)][is_token] = encoded.token_types[tokens]
     batch["labels"][: len(own)] = encoded.labels[own]
     batch["weight"][: len(own)] = 1.0
     # A row that attends to nothing is 0/0 in a softmax or a mean, and 0 times NaN is still NaN.

@@ -142,7 +142,7 @@ class Loop:
         while len(self._pending) > LAG:
             self._read_oldest()
 
-    def _batch(self, steps: range) -> dict[str, jax.Array]:
+    def _batch(self, steps: range) -> dict[str, Any]:
         """The batches of the steps on the devices; of several steps they are stacked."""
         axis = len(self._state.members) + int(self._trainer.accumulation > 1)
         own = [self._batch_at(step) for step in steps]
@@ -171,7 +171,7 @@ class Loop:
 
     def _read_oldest(self) -> None:
         steps, info = self._pending.popleft()
-        told = jax.device_get(info)
+        told = jax.tree.map(np.asarray, info)
         # The clock of training starts after the first call.
         is_timed = steps.start > self._first
         for place, step in enumerate(steps):

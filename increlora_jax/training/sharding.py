@@ -145,8 +145,13 @@ class Layout:
         slices = {index[0].indices(rows) for index in owned.values() if index is not None}
         return np.unique(np.concatenate([np.arange(*bounds) for bounds in slices]))
 
-    def batch(self, own: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
-        """Make the batch of all processes of the rows that each has; `axis` is the rows'."""
+    def batch(self, own: dict[str, np.ndarray], axis: int = 0) -> dict[str, Any]:
+        """Make the batch of all processes of the rows that each has; `axis` is the rows'.
+
+        For one device it stays as it is: a program puts it there when called, at less cost.
+        """
+        if self.mesh.size == 1:
+            return own
         return jax.make_array_from_process_local_data(self._of_rows(axis), own)
 
     @property
