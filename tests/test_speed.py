@@ -1,6 +1,7 @@
 """What the speed study counts, mixes and writes down; how fast anything is, is not tested."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -272,3 +273,40 @@ def test_the_flops_of_products_are_of_one_step_as_the_seconds_are(name, monkeypa
     run = getattr(peaks, name)(SimpleNamespace(dtype="float32"))
     once, thrice = (run(count)["flops"] for count in (1, 3))
     assert once == thrice >= 2 * 64**3
+
+
+def test_the_script_for_a_gpu_says_what_the_bench_understands_and_the_readme_has_room_for():
+    import bench
+    import figures
+
+    script = (STUDY / "on_gpu.sh").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("bench -")]
+    readme = (STUDY / "README.md").read_text(encoding="utf-8")
+    asked = set()
+    for words in commands:
+        options = bench.parse(["--dtype", "bfloat16", *words])
+        assert f"<!-- results: {options.name} -->" in readme
+        asked.add((options.model, options.batch, options.length))
+    assert asked == set(figures.GPU_GOALS)
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds", "flops", "values"),
+    [
+        (("deberta-v3-base", 32, 128), 0.004, 2.0, [4.0]),
+        (("deberta-v3-base", 32, 384), 0.25, 100e12, [400.0]),
+        (("llama-3.2-1b", 8, 1024), 0.1024, 2.0, [80.0]),
+        (("llama-7b", 8, 1024), 0.6, 2.0, [13.653]),
+    ],
+)
+def test_goals_of_a_gpu_are_those_of_its_work(work, seconds, flops, values):
+    import contenders
+    import figures
+
+    found = found_of({contenders.UNSCORED: [seconds, seconds]})
+    found["machine"]["device"] = "NVIDIA H200"
+    found["work"] = dict(zip(("name", "batch", "length"), work, strict=True))
+    found["rows"][contenders.UNSCORED]["flops"] = flops
+    measured = figures.goals(found)
+    assert [round(value, 3) for _, value in measured] == values
+    assert [goal.is_met(value) for goal, value in measured] == [values != [13.653]]

@@ -6,11 +6,12 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from contenders import CONTENDERS, JAX_PEAK, LORA, RUN, SCORING, TORCH_PEAK
@@ -19,19 +20,17 @@ from tables import render, write_into
 from work import SHAPES, Work
 from worker import FailedError, Worker
 
+from increlora_jax.models.fused_attention import AttentionImplementation
+from increlora_jax.models.repeated_layer import Remat
+
 HERE = Path(__file__).parent
 README, RESULTS = HERE / "README.md", HERE / "results"
-
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Has the C library ask Linux for pages of 2 MiB: a step touches a gigabyte it has just got."""
 
 
 def main() -> None:
     """Measure and print; with --name also keep the numbers and renew the README's tables."""
     jax.config.update("jax_platforms", "cpu")  # here; the workers take the accelerator
-    options = _parse()
-    if options.huge_pages:
-        os.environ |= HUGE_PAGES  # the workers inherit it
+    options = parse()
     if not options.render:
         work = work_of(options)
         found = measure(work, options)
@@ -53,10 +52,10 @@ def renew_readme() -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def _parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_work_flags(parser)
-    parser.add_argument("--huge-pages", action="store_true", help=f"all of them with {HUGE_PAGES}")
     parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; default: all")
@@ -64,7 +63,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--no-run", action="store_true", help="not the whole run in few steps")
     parser.add_argument("--name", help="keep the numbers as results/NAME.json, and in the README")
     parser.add_argument("--render", action="store_true", help="only renew the README's tables")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def add_work_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +75,18 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=8, help="final rank of a module in the mean")
     parser.add_argument("--top-h", type=int, help="modules of a round; default: the recipe's")
     parser.add_argument("--lora-dropout", type=float, default=0.0, help="of all contenders")
+    parser.add_argument(
+        "--remat", choices=get_args(Remat), default="none", help="in PyTorch: whole layers, if any"
+    )
+    parser.add_argument(
+        "--attn-implementation", choices=get_args(AttentionImplementation), default="xla",
+        help="of our side",
+    )  # fmt: skip
 
 
 def work_of(options: argparse.Namespace) -> Work:
     """What the flags say."""
-    names = ("batch", "length", "dtype", "rank", "top_h", "lora_dropout")
+    names = {field.name for field in fields(Work)} - {"name"}
     return Work(options.model, **{name: getattr(options, name) for name in names})
 
 
@@ -100,7 +106,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     windows = {"default": None, "every step": work.steps}
     return {
         "work": asdict(work) | {"name": Path(work.name).name, "modules": len(work.sizes)},
-        "machine": _machine(rows) | {"huge_pages": options.huge_pages},
+        "machine": _machine(rows),
         "steps_a_turn": options.steps,
         "plan": work.plan(work.growth(), work.steps).describe(),
         "scored_share": {k: scored_share(work, v) for k, v in windows.items()},

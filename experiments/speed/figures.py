@@ -123,6 +123,20 @@ def _milliseconds(row: Row) -> float:
     return 1e3 * median(row.turns)
 
 
+def _teraflops(row: Row) -> float:
+    """In FLOPs of the formula, as MFU has it."""
+    return row.flops / median(row.turns) / 1e12
+
+
+def _unscored(text: str, measure: Callable[[Row], float], bound: float) -> Goal:
+    return Goal(f"an unscored step: {text}", (UNSCORED,), measure, bound, is_at_most=False)
+
+
+def _thousand_tokens(count: int) -> Callable[[Row], float]:
+    """Thousands of tokens a second, where a step has so many."""
+    return lambda row: count / median(row.turns) / 1e3
+
+
 CPU_GOALS = (
     _at_most("a whole run's step, in steps of this project's LoRA", 1.08, WHOLE, LORA),
     _at_most("a scored step, in steps of this project's LoRA", 1.45, SCORED, LORA),
@@ -134,11 +148,17 @@ CPU_GOALS = (
 )
 GPU_GOALS = {
     ("deberta-v3-base", 32, 128): (
-        Goal("an unscored step, ms", (UNSCORED,), _milliseconds, 5.0, is_at_most=True),
+        Goal("an unscored step: ms", (UNSCORED,), _milliseconds, 5.0, is_at_most=True),
         _faster("an unscored step, times as fast as PEFT's LoRA", 4.0, UNSCORED, PEFT_LORA),
         _faster("the same, PEFT's compiled", 2.0, UNSCORED, PEFT_LORA_COMPILED),
-    )
+    ),
+    ("deberta-v3-base", 32, 384): (
+        _unscored("TFLOP/s, 40 % of what an H200's datasheet says", _teraflops, 396.0),
+    ),
+    ("llama-3.2-1b", 8, 1024): (_unscored("thousand tokens/s", _thousand_tokens(8 * 1024), 80.0),),
+    ("llama-7b", 8, 1024): (_unscored("thousand tokens/s", _thousand_tokens(8 * 1024), 15.0),),
 }
+"""Of an H200, in bfloat16."""
 
 
 def goals(found: Found) -> list[tuple[Goal, float]]:

@@ -13,8 +13,10 @@ from work import Work
 import increlora_jax as il
 from increlora_jax.compose import stack_layers
 from increlora_jax.core.adapter import init_slots
+from increlora_jax.models.fused_attention import set_attention
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import load_model
+from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.loss import sequence_loss
@@ -41,6 +43,8 @@ class Training:
         is_scanned: bool = False,
     ):
         model = _load(work) if work.folder else _draw(work)
+        set_remat(model, work.remat)
+        set_attention(model, work.attn_implementation)
         if is_scanned:
             set_scanned(model)
         self.method = make_method(

@@ -85,7 +85,10 @@ def run_peft_adalora(work: Work, *, is_compiled: bool = False) -> Run:
 
 
 def load_base(work: Work, attention: str) -> nn.Module:
-    """Make transformers' classifier, on the GPU if there is one; `attention` where it has it."""
+    """Make transformers' classifier, on the GPU if there is one; `attention` where it has it.
+
+    Of `--remat` it knows one kind: whole layers are computed again.
+    """
     from transformers import AutoModelForSequenceClassification as Auto
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -96,8 +99,12 @@ def load_base(work: Work, attention: str) -> nn.Module:
     }
     with torch.device(device()):
         if work.folder:
-            return Auto.from_pretrained(work.folder, **options)
-        return Auto.from_config(work.config, **options)
+            model = Auto.from_pretrained(work.folder, **options)
+        else:
+            model = Auto.from_config(work.config, **options)
+    if work.remat != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def device() -> str:

@@ -70,8 +70,15 @@ def _describe_work(found: Found) -> str:
         f"{work['modules']} adapted modules, rank {work['rank']}, LoRA dropout "
         f"{work['lora_dropout']:g}; {machine['device']}, {machine['cores']} cores; Python "
         f"{machine['python']}, {versions}; {turns} turns of {found['steps_a_turn']} steps"
-        f"{', huge pages' if machine['huge_pages'] else ''}."
+        f"{_describe_choices(work)}."
     )
+
+
+def _describe_choices(work: dict[str, Any]) -> str:
+    """The flags that were given though a bench does without them."""
+    usual = {"remat": "none", "attn_implementation": "xla"}
+    flags = [f"{name} {work[name]}" for name, value in usual.items() if work[name] != value]
+    return "".join(f", --{flag.replace('_', '-')}" for flag in flags)
 
 
 def _describe_run(found: Found) -> str:

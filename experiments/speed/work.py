@@ -11,7 +11,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from increlora_jax.config import GrowthConfig
 from increlora_jax.core.plan import GrowthPlan, plan_growth
+from increlora_jax.models.fused_attention import AttentionImplementation
 from increlora_jax.models.registry import abstract_model, find_spec
+from increlora_jax.models.repeated_layer import Remat
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.model import target_sizes
 from increlora_jax.recipes import recipe
@@ -69,7 +71,10 @@ SST2_EXAMPLES, SST2_BATCH = 67_349, 32
 
 @dataclass(frozen=True)
 class Work:
-    """One model's shape, one batch of real tokens only, and the SST-2 recipe's growth."""
+    """One model's shape, one batch of real tokens only, and the SST-2 recipe's growth.
+
+    `attn_implementation` is for our side; PyTorch's contenders have it in their names.
+    """
 
     name: str = "minilm-l6"
     batch: int = 32
@@ -78,6 +83,8 @@ class Work:
     rank: int = 8
     top_h: int | None = None
     lora_dropout: float = 0.0
+    remat: Remat = "none"
+    attn_implementation: AttentionImplementation = "xla"
 
     @property
     def folder(self) -> Path | None:
