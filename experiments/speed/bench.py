@@ -107,6 +107,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "work": asdict(work) | {"name": Path(work.name).name, "modules": len(work.sizes)},
         "machine": _machine(rows),
+        "turns": options.repeats,
         "steps_a_turn": options.steps,
         "plan": work.plan(work.growth(), work.steps).describe(),
         "scored_share": {k: scored_share(work, v) for k, v in windows.items()},

@@ -56,7 +56,13 @@ class DenseUpdate(nn.Module):
 
 
 def run_published(work: Work) -> Run:
-    """Steps that pay what the published code pays."""
+    """Steps that pay what the published code pays.
+
+    Raises:
+        ValueError: a layer is to be computed again, whose hook then makes another ΔW.
+    """
+    if work.remat != "none":
+        raise ValueError("what it scores is lost where layers are computed again (--remat)")
     model = load_base(work, "sdpa")
     model.requires_grad_(False)
     for name, module in model.named_modules():

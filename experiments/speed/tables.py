@@ -64,12 +64,11 @@ def _describe(found: Found) -> str:
 def _describe_work(found: Found) -> str:
     work, machine = found["work"], found["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
-    turns = len(next(iter(rows_of(found).values())).turns)
     return (
         f"**{work['name']}**, {work['batch']} × {work['length']} tokens, {work['dtype']}, "
         f"{work['modules']} adapted modules, rank {work['rank']}, LoRA dropout "
         f"{work['lora_dropout']:g}; {machine['device']}, {machine['cores']} cores; Python "
-        f"{machine['python']}, {versions}; {turns} turns of {found['steps_a_turn']} steps"
+        f"{machine['python']}, {versions}; {found['turns']} turns of {found['steps_a_turn']} steps"
         f"{_describe_choices(work)}."
     )
 

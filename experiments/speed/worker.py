@@ -30,10 +30,12 @@ class Worker:
     """
 
     def __init__(self, name: str, work: Work, cache: Path):
-        # Both frameworks keep what they compile there; JAX must leave the others room on a GPU.
+        # Both frameworks keep what they compile there; JAX must leave the others room on a GPU, and
+        # end a complaint with its reason.
         own = {
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_TRACEBACK_FILTERING": "off",
         }
         command = [sys.executable, __file__, name, str(cache / "jax"), json.dumps(asdict(work))]
         self._complaints = (cache / "complaints").open("w+", encoding="utf-8")
