@@ -170,7 +170,8 @@ def test_what_a_checkpoint_says_of_its_run(tmp_path, examples):
     def read():
         assert all(isinstance(each.step, int) for each in checkpoints.read(3).progress)
 
-    assert check_errors(files, path, read, examples) > examples / 100
+    # Among so many keys few files are sound, and none is drawn twice.
+    assert check_errors(files, path, read, examples) > examples / 1000
 
 
 @AMOUNTS
