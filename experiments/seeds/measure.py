@@ -21,7 +21,8 @@ class Timed:
     def __init__(self, config: RunConfig, *, is_scored: bool):
         run = prepare_run(plan_run(config))
         self._state, self._base = run.first_state(), run.parts.base
-        self._batch = run.plan.layout.batch(run.batch_at(0), axis=len(self._state.members))
+        batch = run.plan.layout.batch(run.batch_at(0), axis=len(self._state.members))
+        self._batch = jax.device_put(batch)  # once, and not with every step
         self.shape = self._batch["input_ids"].shape
         jitted = jit_step(run.trainer, run.plan.layout, self._state)
         lowered = jitted.lower(self._state, self._base, self._batch, is_scored=is_scored)

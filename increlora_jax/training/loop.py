@@ -143,7 +143,7 @@ class Loop:
             self._read_oldest()
 
     def _batch(self, steps: range) -> dict[str, Any]:
-        """The batches of the steps on the devices; of several steps they are stacked."""
+        """The batches of the steps as a program takes them; of several steps they are stacked."""
         axis = len(self._state.members) + int(self._trainer.accumulation > 1)
         own = [self._batch_at(step) for step in steps]
         if len(own) == 1:
