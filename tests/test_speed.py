@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -309,3 +310,12 @@ def test_goals_of_a_gpu_are_those_of_its_work(work, seconds, flops, value, is_me
     found["rows"][contenders.UNSCORED]["flops"] = flops
     ((goal, measured),) = figures.goals(found)
     assert (round(measured, 3), goal.is_met(measured)) == (value, is_met)
+
+
+@pytest.mark.parametrize(("remat", "is_again"), [("none", False), ("full", True)])
+def test_our_steps_compute_layers_again_where_the_work_says_so(small, remat, is_again):
+    import ours
+
+    use_compilation_cache(None)
+    program = ours.lora(replace(small, remat=remat)).program(is_scored=False)
+    assert ("rematted_computation" in program) == is_again
