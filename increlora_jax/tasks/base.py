@@ -50,12 +50,18 @@ class Split:
     Attributes:
       first: The text, or the first of each pair.
       second: The second of each pair; None for a task of single texts.
-      labels: int32 class ids, or float32 scores.
+      labels: int32 class ids, or float32 scores; -1 or NaN if the source has no labels.
+      source: The file's name, or the hub's name of the split.
+      num_lines: The lines of the file; None for a source without lines.
+      is_labelled: Whether the source has labels.
     """
 
     first: list[str]
     second: list[str] | None
     labels: np.ndarray
+    source: str = ""
+    num_lines: int | None = None
+    is_labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.first)

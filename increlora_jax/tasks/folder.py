@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.labels import parse_classes, parse_scores
@@ -20,7 +22,7 @@ def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskDa
     """
     paths = [find_split(data_dir, split) for split in ("train", *task.dev_splits)]
     tables = [read_table(path, layouts) for path in paths]
-    return assemble_data(task, tables, _index_labels(task))
+    return assemble_data(task, tables, index_labels(task))
 
 
 def find_split(data_dir: Path, split: str) -> Path:
@@ -59,13 +61,18 @@ def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -
       tables: The training table, then one for each of `task.dev_splits`.
       ids: The id of each text a label may have; not read for a regression.
     """
-    train, *dev = [_make_split(task, table, ids) for table in tables]
+    train, *dev = [make_split(task, table, ids) for table in tables]
     notes = [
         note
         for table, split in zip(tables, (train, *dev), strict=True)
-        for note in (*_report_broken_rows(table), *report_empty_texts(split, table.path.name))
+        for note in report_oddities(table, split)
     ]
     return TaskData(task, train, dict(zip(task.dev_splits, dev, strict=True)), tuple(notes))
+
+
+def report_oddities(table: Table, split: Split) -> list[str]:
+    """Report the rows of a file that were skipped, or have an empty text."""
+    return [*_report_broken_rows(table), *report_empty_texts(split, table.path.name)]
 
 
 def report_empty_texts(split: Split, name: str) -> list[str]:
@@ -86,16 +93,24 @@ def _count_rows(count: int) -> str:
     return f"{count} row" if count == 1 else f"{count} rows"
 
 
-def _make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
-    if task.is_regression:
+def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
+    """Turn a table into a split; without labels its ids are -1, its scores NaN."""
+    texts = len(table.layout.texts)
+    first, *second = table.columns[:texts]
+    is_labelled = table.layout.is_labelled
+    if not is_labelled:
+        labels = np.full(len(first), np.nan if task.is_regression else -1)
+        labels = labels.astype(np.float32 if task.is_regression else np.int32)
+    elif task.is_regression:
         labels = parse_scores(table, task.score_range)
     else:
         labels = parse_classes(table, ids)
-    first, *second, _ = table.columns
-    return Split(first, second[0] if second else None, labels)
+    seconds = second[0] if second else None
+    return Split(first, seconds, labels, table.path.name, is_labelled=is_labelled)
 
 
-def _index_labels(task: Task) -> dict[str, int]:
+def index_labels(task: Task) -> dict[str, int]:
+    """Number the texts that a label may have: each class's name, and its id."""
     names = task.labels or ()
     return {str(index): index for index in range(len(names))} | {
         name: index for index, name in enumerate(names)

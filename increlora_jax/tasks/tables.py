@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,22 @@ class Layout:
       headless: For a file without a header line: all of its columns, in the order of the file.
       skips_broken_rows: Skip and count rows of another width than the header, where other layouts
         make them an error.
+      is_labelled: Whether the last of the columns is the label.
     """
 
     columns: tuple[str, ...]
     headless: tuple[str, ...] = ()
     skips_broken_rows: bool = False
+    is_labelled: bool = True
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text columns."""
+        return self.columns[:-1] if self.is_labelled else self.columns
+
+    def without_label(self) -> "Layout":
+        """Return the layout of a file that has the texts alone."""
+        return replace(self, columns=self.texts, headless=(), is_labelled=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +69,10 @@ class Table:
     def locate(self, row: int) -> str:
         """Name a row as file:line."""
         return f"{self.path}:{self.lines[row]}"
+
+    def without_label(self) -> "Table":
+        """Return the table without its last column, the label."""
+        return replace(self, layout=self.layout.without_label(), columns=self.columns[:-1])
 
 
 def read_table(path: Path, layouts: Sequence[Layout]) -> Table:

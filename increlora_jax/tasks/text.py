@@ -42,7 +42,14 @@ def load_text(data_dir: Path, problem_type: str = "auto") -> TaskData:
     task = _infer_task(train, problem_type)
     ids = {label: index for index, label in enumerate(task.labels or ())}
     data = assemble_data(task, [train, dev], ids)
-    return TaskData(task, data.train, data.dev, (_describe_task(task, train), *data.notes))
+    return TaskData(task, data.train, data.dev, (_note_task(task, train), *data.notes))
+
+
+def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> Task:
+    """Return the task of these text columns and labels; of a regression without labels."""
+    return Task(
+        "text", columns, labels, ("pearson", "spearmanr") if labels is None else ("accuracy",)
+    )
 
 
 def _infer_task(train: Table, problem_type: str) -> Task:
@@ -51,12 +58,12 @@ def _infer_task(train: Table, problem_type: str) -> Task:
     if problem_type == "auto" and all(map(is_number, labels)) and not all(map(is_integer, labels)):
         problem_type = "regression"
     if problem_type == "regression":
-        return Task("text", columns, None, ("pearson", "spearmanr"))
+        return describe_task(columns, None)
     if len(labels) == 1:
         raise InputError(
             f"{train.path}: every row has the label {quote(labels.pop())}; give rows of two or more"
         )
-    return Task("text", columns, _sort_labels(labels), ("accuracy",))
+    return describe_task(columns, _sort_labels(labels))
 
 
 def _sort_labels(labels: set[str]) -> tuple[str, ...]:
@@ -66,7 +73,7 @@ def _sort_labels(labels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-def _describe_task(task: Task, train: Table) -> str:
+def _note_task(task: Task, train: Table) -> str:
     kind = "regression" if task.is_regression else f"classification into {task.num_labels} labels"
     columns = " and ".join(task.columns)
     return f"{kind} of {columns}, told from {train.path.name}; --problem-type overrides"

@@ -1,0 +1,80 @@
+"""One split by itself, for a model that is trained already: its labels are given, not told."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.base import Split, Task
+from increlora_jax.tasks.demo import DEMO_TASK
+from increlora_jax.tasks.folder import find_split, index_labels, make_split, report_oddities
+from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
+from increlora_jax.tasks.tables import Layout, Table, read_table
+from increlora_jax.tasks.text import TEXT_COLUMNS, describe_task
+
+
+def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] = ()) -> Task:
+    """Return the task of a trained adapter, without any data.
+
+    Args:
+      name: The task's name, as `--task` calls it.
+      labels: The class names in the order of their ids; None for a regression.
+      columns: For `text`, its text columns; without any, those that a file is found to have.
+
+    Raises:
+      InputError: If no task has the name, or a GLUE task has other labels.
+    """
+    if name == "text":
+        return describe_task(tuple(columns), None if labels is None else tuple(labels))
+    task = DEMO_TASK if name == "demo" else GLUE_TASKS.get(name)
+    if task is None:
+        raise InputError(f"task {name}: unknown; the tasks are those of --task")
+    if task.labels != (None if labels is None else tuple(labels)):
+        raise InputError(f"task {name} has the labels {task.labels}, and the adapter {labels}")
+    return task
+
+
+def load_split(
+    task: Task, source: str | Path, split: str = "dev", *, needs_labels: bool = True
+) -> tuple[Split, tuple[str, ...]]:
+    """Read one file, or the file of one split of a folder.
+
+    Args:
+      task: The task, with its labels (see `known_task`).
+      source: A file, or a folder.
+      split: The split to look for in a folder: `train`, `dev`, `dev_matched`, `test` and so on.
+      needs_labels: Whether a file without a label column, or whose labels are all -1, is refused.
+
+    Returns:
+      The split, whose `is_labelled` is false if it has no labels; and notes for the user.
+
+    Raises:
+      InputError: Naming file and line.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = find_split(path, split)
+    layouts = _list_layouts(task)
+    unlabelled = [layout.without_label() for layout in layouts]
+    table = read_table(path, layouts if needs_labels else [*layouts, *unlabelled])
+    ids = index_labels(task) if task.name != "text" else _number(task.labels)
+    if not needs_labels and table.layout.is_labelled and _hides_labels(table, task):
+        table = table.without_label()
+    read = make_split(task, table, ids)
+    return read, tuple(report_oddities(table, read))
+
+
+def _list_layouts(task: Task) -> list[Layout]:
+    if task.name in GLUE_TASKS:
+        return list_layouts(task)
+    columns = [task.columns] if task.columns else TEXT_COLUMNS
+    return [Layout((*texts, "label")) for texts in columns]
+
+
+def _number(labels: tuple[str, ...] | None) -> dict[str, int]:
+    return {label: index for index, label in enumerate(labels or ())}
+
+
+def _hides_labels(table: Table, task: Task) -> bool:
+    """Tell whether every label is -1, as the hub writes the hidden ones of a test split."""
+    is_class = task.labels is not None and "-1" not in task.labels
+    return is_class and set(table.columns[-1]) == {"-1"}

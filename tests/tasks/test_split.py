@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.split import known_task, load_split
+
+TASK = known_task("text", ["neg", "pos"])
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_file_or_a_folders_split_is_read_with_the_labels_given(tmp_path):
+    path = write(tmp_path, "test.tsv", "sentence\tlabel\na\tpos\nb\tpos\n")
+    for source, split in ((path, "dev"), (str(tmp_path), "test")):
+        read, notes = load_split(TASK, source, split)
+        assert (read.first, read.labels.tolist()) == (["a", "b"], [1, 1])
+        assert (read.is_labelled, read.source) == (True, "test.tsv")
+        assert notes == ()
+
+
+def test_a_label_that_is_not_the_adapters_is_named(tmp_path):
+    path = write(tmp_path, "any.tsv", "text\tlabel\na\tpos\nb\tfine\n")
+    with pytest.raises(InputError, match=r"any.tsv:3: label 'fine'; the known ones are 'neg', 'po"):
+        load_split(TASK, path)
+
+
+@pytest.mark.parametrize("content", ["text\na\n", "text\tlabel\na\t-1\n"])
+def test_labels_may_lack_only_where_none_are_needed(tmp_path, content):
+    path = write(tmp_path, "any.tsv", content)
+    read, _ = load_split(TASK, path, needs_labels=False)
+    assert (read.first, read.labels.tolist(), read.is_labelled) == (["a"], [-1], False)
+    with pytest.raises(InputError, match=r"any.tsv:\d"):
+        load_split(TASK, path)
+
+
+def test_scores_may_lack(tmp_path):
+    path = write(tmp_path, "any.tsv", "text1\ttext2\na\tb\n")
+    read, _ = load_split(known_task("text", None), path, needs_labels=False)
+    assert (read.second, read.labels.dtype) == (["b"], np.float32)
+    assert np.isnan(read.labels).all()
+
+
+def test_tasks_of_glue_and_the_demo_are_known_by_name(tmp_path):
+    path = write(tmp_path, "test.tsv", "index\tsentence\n0\ta\n")
+    task = known_task("sst2", ["negative", "positive"])
+    assert load_split(task, path, needs_labels=False)[0].first == ["a"]
+    assert known_task("demo", ["0", "1"]).columns == ("sentence",)
+    with pytest.raises(InputError, match="task sst2 has the labels"):
+        known_task("sst2", ["positive", "negative"])
+    with pytest.raises(InputError, match="task sst-2: unknown"):
+        known_task("sst-2", [])
