@@ -1,68 +1,23 @@
 """IncreLoRA in JAX and Flax: low-rank fine-tuning whose rank grows during training."""
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
-from increlora_jax.core.adapter import Adapter, Scaling, Slots
-from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Method
-from increlora_jax.methods.full import full
-from increlora_jax.methods.head import head
-from increlora_jax.methods.increlora import increlora
-from increlora_jax.methods.lora import lora
-from increlora_jax.models.bundled import TINY_ENCODER
-from increlora_jax.nn.attach import detach, merge, unmerge
-from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.layers import AdapterParam, SlotState
-from increlora_jax.nn.linen import LinenModel
-from increlora_jax.nn.model import attach, parameter_selector, split
-from increlora_jax.nn.parts import Parts, Skeleton
-from increlora_jax.nn.report import report
-from increlora_jax.nn.storage import load_adapter, save_adapter
-from increlora_jax.process_memory import (
-    dispatch_synchronously,
-    keep_freed_memory,
-    return_freed_memory,
-)
-from increlora_jax.training.prepare import prepare
-from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Gradients, Trainer, build_trainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "TINY_ENCODER",
-    "Adapter",
-    "AdapterConfig",
-    "AdapterParam",
-    "Gradients",
-    "GrowthConfig",
-    "InputError",
-    "KernelAxes",
-    "LinenModel",
-    "Method",
-    "Parts",
-    "RunConfig",
-    "Scaling",
-    "Skeleton",
-    "SlotState",
-    "Slots",
-    "TaskConfig",
-    "TrainState",
-    "Trainer",
-    "TrainingConfig",
-    "attach",
-    "build_trainer",
-    "detach",
-    "dispatch_synchronously",
-    "full",
-    "head",
-    "increlora",
-    "keep_freed_memory",
-    "load_adapter",
-    "lora",
-    "merge",
-    "parameter_selector",
-    "prepare",
-    "report",
-    "return_freed_memory",
-    "save_adapter",
-    "split",
-    "unmerge",
-]
+if TYPE_CHECKING:
+    from increlora_jax.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names at the first use: a command tells signals and flags apart before."""
+    public = import_module("increlora_jax.public")
+    globals().update({known: getattr(public, known) for known in public.__all__})
+    globals()["__all__"] = public.__all__
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    """List what there is, the public names among it."""
+    __getattr__("__all__")
+    return sorted(globals())

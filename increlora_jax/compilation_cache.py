@@ -8,6 +8,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from increlora_jax.errors import InputError
+from increlora_jax.runtime.streams import tell
 
 OFF = "off"
 _SETTING = "jax_compilation_cache_dir"
@@ -18,9 +19,10 @@ def use_compilation_cache(chosen: str | None) -> Path | None:
 
     `chosen` is a folder, or `off`, or None for `increlora_jax/jax` in the user's own cache folder;
     a folder that JAX has been told of already (`JAX_COMPILATION_CACHE_DIR`) stands before None.
+    Nobody has asked for the default folder: if it cannot be used, a note says so.
 
     Raises:
-        InputError: the folder cannot be made, or others could put programs into it.
+        InputError: the chosen folder cannot be used, or others could put programs into it.
     """
     told = getattr(jax.config, _SETTING)
     if chosen == OFF:
@@ -28,10 +30,21 @@ def use_compilation_cache(chosen: str | None) -> Path | None:
         return None
     if chosen is None and told:
         return Path(told)
-    folder = Path(chosen).expanduser() if chosen else _default_folder()
-    _make_private(folder)
+    try:
+        folder = Path(chosen).expanduser() if chosen else _default_folder()
+        _make_private(folder)
+    except (InputError, RuntimeError) as error:  # RuntimeError: this user has no home
+        _go_without(str(error), chosen)
+        return None
     _switch(str(folder))
     return folder
+
+
+def _go_without(problem: str, chosen: str | None) -> None:
+    if chosen is not None:
+        raise InputError(problem)
+    tell(f"note: compiled programs are not kept: {problem}")
+    _switch(None)
 
 
 def _switch(folder: str | None) -> None:

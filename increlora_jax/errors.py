@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""The errors that end a command in one line, each with the exit status that belongs to it."""
 
 
 class InputError(ValueError):
@@ -7,9 +7,25 @@ class InputError(ValueError):
     The commands print the message without a traceback and leave with exit status 2.
     """
 
+    exit_status = 2
+
+
+class NonFiniteError(ArithmeticError):
+    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
+
+    exit_status = 3
+
 
 class WriteError(OSError):
     """A file of a run cannot be written; the message names it, and what is still intact.
 
     The commands print the message without a traceback and leave with exit status 4.
     """
+
+    exit_status = 4
+
+
+class OutOfMemoryError(RuntimeError):
+    """Host or device lack memory; the message says what was asked for and which flags lower it."""
+
+    exit_status = 5

@@ -1,7 +1,11 @@
 """Score a saved run on its dev data again: `python -m increlora_jax.evaluate --run DIR`."""
 
+from increlora_jax.runtime.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import json
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +19,11 @@ from increlora_jax.errors import InputError
 from increlora_jax.members import members_of
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
-from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity, fail_clearly
+from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
+from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.streams import write_result
+from increlora_jax.training.preemption import Stop
+from increlora_jax.training.processes import check_devices
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", "--data_dir", help="other data than the run's own")
     parser.add_argument("--adapter", choices=("last", "best"), default="last")
     chosen = parser.parse_args(argv)
-    with fail_clearly():
+    with fail_clearly(), Stop().listening():
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
         told = evaluate_all(chosen.run, data_dir=chosen.data_dir, adapter=name)
-        sys.stdout.write(json.dumps(told) + "\n")
+        write_result(json.dumps(told))
 
 
 def evaluate_all(run: Path, **options: Any) -> dict[str, Any]:
@@ -51,6 +59,7 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     config = replace(config, training=alone)
     if data_dir is not None:
         config = replace(config, task=replace(config.task, data_dir=data_dir))
+    check_devices()
     use_compilation_cache(config.training.compilation_cache_dir)
     saved = read_adapter_config(run / adapter)
     plan = plan_run(config, total_steps=saved["total_steps"])

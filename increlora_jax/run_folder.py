@@ -1,9 +1,8 @@
-"""A run's folder: what it holds, who may write to it, and how a command ends."""
+"""A run's folder: what it holds, and who may write to it."""
 
+import errno
 import fcntl
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -17,8 +16,7 @@ from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import remove, replace_file
 from increlora_jax.members import members_of
 from increlora_jax.parsing import read_run, write_run
-from increlora_jax.training.journal import NonFiniteError
-from increlora_jax.training.preemption import Preempted
+from increlora_jax.runtime.streams import tell
 
 ADAPTER = "adapter"
 BEST_ADAPTER = "adapter-best"
@@ -42,6 +40,10 @@ _KINDS_OF_SEVERAL: dict[str, Any] = {"identity": dict[str, str], "summary": str,
 """And of those of runs that trained together."""
 
 OF_A_RUN = (RESULTS, CONFIG, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS)
+
+
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+"""By these a lock says that somebody has it; any other error, that there are no locks."""
 
 
 class Held(Enum):
@@ -109,11 +111,16 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"--output-dir {folder}: another process is at work on this run; wait for it, or "
-                "choose another folder"
-            ) from None
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise InputError(
+                    f"--output-dir {folder}: another process is at work on this run; wait for it, "
+                    "or choose another folder"
+                ) from None
+            tell(
+                f"note: {folder / LOCK} cannot be locked ({error.strerror}): nothing keeps a "
+                "second process out of this run"
+            )
         yield
 
 
@@ -173,28 +180,3 @@ def _naming(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(f"--output-dir {folder} cannot be written: {error}") from error
-
-
-@contextmanager
-def fail_clearly() -> Iterator[None]:
-    """Say in a line what ends a command, and leave with the status that belongs to it.
-
-    2: input that the user can mend; 3: numbers gone bad; 4: a file that cannot be written;
-    128 + number of the signal: stopped by a signal, 143 for SIGTERM and 130 for SIGINT.
-    """
-    try:
-        yield
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
-    except NonFiniteError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(3) from None
-    except WriteError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(4) from None
-    except Preempted as stopped:
-        sys.stderr.write(f"stopped by {stopped}; the same command goes on from here\n")
-        sys.stderr.flush()
-        # A compiler may be at work in a thread of its own, and would crash an orderly exit.
-        os._exit(stopped.exit_status)

@@ -1,7 +1,11 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
+from increlora_jax.runtime.start import begin
+
+if __name__ == "__main__":
+    begin()
+
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,12 +30,13 @@ from increlora_jax.run_folder import (
     Held,
     check_identity,
     clear,
-    fail_clearly,
     locked,
     look_into,
     read_results,
     write_results,
 )
+from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.streams import tell
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
@@ -50,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     dispatch_synchronously()
     stop = Stop()
-    with fail_clearly(), stop.listening():
-        train(parse_run(argv), stop)
+    with fail_clearly("; the same command goes on from here") as ending, stop.listening():
+        config = parse_run(argv)
+        ending.folder = Path(config.output_dir)
+        train(config, stop)
 
 
 def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def _tell_again(folder: Path, plan: Plan) -> dict[str, Any]:
 def say(message: str) -> None:
     """Tell the user something on the way; once, however many processes there are."""
     if is_first():
-        sys.stderr.write(message + "\n")
+        tell(message)
 
 
 def _anchor(config: RunConfig) -> RunConfig:

@@ -13,6 +13,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 ALLOWED = {
     "errors": (),
+    "runtime": ("runtime", "errors"),
     "dropout": (),
     "files": ("files", "errors"),
     "core": ("core", "errors"),
@@ -33,6 +34,7 @@ ALLOWED = {
         "config",
         "files",
         "process_memory",
+        "runtime",
         "errors",
     ),
 }

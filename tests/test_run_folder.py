@@ -1,6 +1,7 @@
-"""What is seen in a run's folder, who may write to it, and how commands end."""
+"""What is seen in a run's folder, and who may write to it."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,13 +20,11 @@ from increlora_jax.run_folder import (
     Held,
     check_identity,
     clear,
-    fail_clearly,
     locked,
     look_into,
     read_results,
     write_results,
 )
-from increlora_jax.training.journal import NonFiniteError
 
 CONFIG = RunConfig()
 RESULTS = {
@@ -127,6 +126,20 @@ def test_the_lock_ends_with_its_process(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of_and_used(tmp_path, monkeypatch, capsys, code):
+    monkeypatch.setattr(fcntl, "flock", fail_with(OSError(code, os.strerror(code))))
+    with locked(tmp_path):
+        assert f"{tmp_path}/.lock cannot be locked ({os.strerror(code)})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_somebody_has_is_refused(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(fcntl, "flock", fail_with(OSError(code, os.strerror(code))))
+    with pytest.raises(InputError, match="another process is at work"), locked(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_of_writing(tmp_path):
     (tmp_path / "file").write_text("x")
     with (
@@ -207,34 +220,6 @@ def fail_with(error):
         raise error
 
     return function
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(InputError("mend it"), 2), (NonFiniteError("bad"), 3), (WriteError("no room"), 4)],
-)
-def test_what_ends_a_command_is_said_in_a_line_with_its_status(capsys, error, status):
-    with pytest.raises(SystemExit) as end, fail_clearly():
-        raise error
-    assert end.value.code == status
-    assert capsys.readouterr().err == f"error: {error}\n"
-
-
-def test_other_errors_are_bugs_and_show_where(capsys):
-    with pytest.raises(KeyError), fail_clearly():
-        raise KeyError("x")
-    assert capsys.readouterr().err == ""
-
-
-def test_a_signal_leaves_with_its_own_status():
-    stop = (
-        "import signal; from increlora_jax.run_folder import fail_clearly\n"
-        "from increlora_jax.training.preemption import Preempted\n"
-        "with fail_clearly(): raise Preempted(signal.SIGTERM)"
-    )
-    done = subprocess.run([sys.executable, "-c", stop], capture_output=True, text=True, check=False)
-    assert done.returncode == 143
-    assert done.stderr.endswith("stopped by SIGTERM; the same command goes on from here\n")
 
 
 def test_the_settings_of_a_run_are_written_whole(begun):

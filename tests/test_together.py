@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from increlora_jax import evaluate, train
 from increlora_jax.parsing import parse_run
 from increlora_jax.run_folder import RESULTS
-from increlora_jax.training.preemption import Preempted
+from increlora_jax.runtime.signals import Preempted
 from tests.conftest import WORDS
 from tests.training.test_loop import SignalAt
 

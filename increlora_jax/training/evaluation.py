@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import jax
@@ -34,6 +34,9 @@ class Evaluator:
     ):
         self._data = data
         self._encoded = encoded
+        # No batch has more rows than the largest split, up to what the mesh divides them by.
+        largest = max(map(len, encoded.values()), default=1)
+        batch_size = min(batch_size, ceil(largest / layout.blocks) * layout.blocks)
         rows = layout.own_rows(batch_size)
         self._batching: Any = {"batch_size": batch_size, "buckets": buckets, "rows": rows}
         self._layout = layout

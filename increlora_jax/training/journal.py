@@ -5,13 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Method
 from increlora_jax.training.logging import RunLog
 from increlora_jax.training.progress import Progress
-
-
-class NonFiniteError(ArithmeticError):
-    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
 
 
 class Schedule(NamedTuple):

@@ -1,47 +1,44 @@
-"""SIGTERM and SIGINT: stop at the next safe point, save, and leave in time."""
+"""Signals that stop a run: at the next safe point save, and leave in time."""
 
 import os
 import select
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from io import FileIO
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from increlora_jax.runtime.signals import Preempted, list_heeded
+from increlora_jax.runtime.streams import tell
+
 GRACE = 20.0
 """Seconds from the first signal to leaving without having saved; schedulers give about 30."""
+
+SOON = 3.0
+"""The same where there is nothing to save, as in an evaluation alone."""
+
+INSISTING = (signal.SIGTERM, signal.SIGINT)
+"""Signals of which a second one leaves at once."""
 
 POLL = 0.1
 """Seconds between two looks at the signals while a program is compiled."""
 
 
-class Preempted(BaseException):
-    """A signal asked the run to stop; no error, hence no `Exception`."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-    @property
-    def exit_status(self) -> int:
-        """128 + the signal's number, as shells have it: 143 for SIGTERM, 130 for SIGINT."""
-        return 128 + self.signum
-
-
 class Stop:
     """Whether a run was asked to stop.
 
-    Outside of `listening` nobody ever asks. The second signal, or `GRACE` seconds after the first,
-    leaves at once with what was saved last, whatever the main thread is doing then.
+    Outside of `listening` nobody ever asks. A second SIGTERM or SIGINT, or `GRACE` seconds after
+    the first signal, leaves at once with what was saved last, whatever the main thread is doing.
+    The others come in pairs, as when a terminal closes, and only the first counts.
 
     Among several processes SIGTERM is left to JAX's own preemption service, which makes all of them
-    stop at the same step.
+    stop at the same step. Every other signal is passed to the service as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -50,14 +47,14 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take over both signals while this lasts; for the main thread."""
+        """Take over the signals while this lasts; for the main thread."""
         read, write = os.pipe()
         os.set_blocking(write, False)
         # Python runs handlers in the main thread only, between two of its own instructions: not
         # while that thread is in compiled code. The pipe is written to at once, and read elsewhere.
         pipe_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        before = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
-        threading.Thread(target=_leave_in_time, args=(read,), daemon=True).start()
+        before = {signum: signal.signal(signum, self._on_signal) for signum in list_heeded()}
+        threading.Thread(target=self._leave_in_time, args=(read,), daemon=True).start()
         try:
             yield
         finally:
@@ -87,11 +84,9 @@ class Stop:
     def check_call(self, call: int) -> None:
         """As `check`, before each call of the step, counted: all processes stop at the same one."""
         self.check()
-        # Without the service there is nobody to agree with.
-        has_service = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
-        can_agree = jax.process_count() > 1 and has_service
+        can_agree = jax.process_count() > 1 and _has_service()
         if can_agree and multihost_utils.reached_preemption_sync_point(call):
-            raise Preempted(signal.SIGTERM)
+            raise Preempted(self._signum or signal.SIGTERM)
 
     def compile(self, lowered: Any) -> Any:
         """Compile a lowered program; a signal does not wait for it.
@@ -106,9 +101,41 @@ class Stop:
         return program.result()
 
     def _on_signal(self, signum: int, frame: Any) -> None:
-        self._signum = self._signum or signum
+        if self._signum is not None:
+            return  # it is on its way out, and must not be interrupted while it saves
+        self._signum = signum
         if not self._is_deferred:
             raise Preempted(signum)
+        if signum != signal.SIGTERM and _has_service():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _leave_in_time(self, read: int) -> None:
+        """Wait for a signal, then for a second or for the end of the grace; then leave."""
+        with os.fdopen(read, "rb", buffering=0) as signals:
+            if not (first := signals.read(1)):
+                return  # nobody listens any more
+            has_to_save = self._is_deferred or jax.distributed.is_initialized()
+            grace = GRACE if has_to_save else SOON
+            if (second := _read_until(signals, time.monotonic() + grace)) == b"":
+                return
+        reason = "a second signal" if second else f"not at a safe point within {grace:g} s"
+        tell(f"\nleaving at once ({reason}); what was saved last stays")
+        os._exit(128 + first[0])
+
+
+def _read_until(signals: FileIO, end: float) -> bytes | None:
+    """Read the next signal that insists: none if the time is over, empty if nobody listens."""
+    while select.select([signals], [], [], max(0.0, end - time.monotonic()))[0]:
+        byte: bytes = signals.read(1)
+        if not byte or byte[0] in INSISTING:
+            return byte
+    return None
+
+
+def _has_service() -> bool:
+    """Without JAX's service there is nobody to agree with."""
+    is_on: bool = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
+    return jax.distributed.is_initialized() and is_on
 
 
 def _compile_into(program: "Future[Any]", lowered: Any) -> None:
@@ -116,17 +143,3 @@ def _compile_into(program: "Future[Any]", lowered: Any) -> None:
         program.set_result(lowered.compile())
     except BaseException as error:  # handed to whoever waits for the program
         program.set_exception(error)
-
-
-def _leave_in_time(read: int) -> None:
-    """Wait for a signal, then for the second or for the end of the grace; then leave."""
-    with os.fdopen(read, "rb", buffering=0) as signals:
-        if not (first := signals.read(1)):
-            return  # nobody listens any more
-        has_second, _, _ = select.select([signals], [], [], GRACE)
-        if has_second and not signals.read(1):
-            return
-    reason = "a second signal" if has_second else f"not at a safe point within {GRACE:.0f} s"
-    sys.stderr.write(f"\nleaving at once ({reason}); what was saved last stays\n")
-    sys.stderr.flush()
-    os._exit(128 + first[0])

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from increlora_jax.errors import InputError
-from increlora_jax.training.preemption import Preempted
+from increlora_jax.runtime.out_of_memory import is_out_of_memory
+from increlora_jax.runtime.signals import Preempted
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """What tells a process its part where JAX finds no scheduler to ask; all three or none."""
@@ -25,9 +27,10 @@ def joined(is_distributed: bool) -> Iterator[None]:
     others lose touch with it, and end.
 
     Raises:
-        InputError: JAX cannot find out what processes there are.
+        InputError: JAX cannot find out what processes there are, or finds no device.
     """
     if not is_distributed:
+        check_devices()
         yield
         return
     # Carries a SIGTERM that any process gets to all of them; see `Stop.check_call`.
@@ -40,12 +43,32 @@ def joined(is_distributed: bool) -> Iterator[None]:
             "Kubernetes (with jax[k8s]) and on Cloud TPU; elsewhere set "
             f"{', '.join(BY_HAND)} in the environment of each"
         ) from error
+    check_devices()
     try:
         yield
     except Preempted:
         jax.distributed.shutdown()
         raise
     jax.distributed.shutdown()
+
+
+def check_devices() -> None:
+    """Check that JAX can compute on the devices it is told to use.
+
+    Raises:
+        InputError: it cannot: no such device, no plug-in for it, or a driver that is too old.
+    """
+    try:
+        jax.block_until_ready(jnp.zeros(()) + 1)
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split()) or "JAX has no plug-in for it"
+        raise InputError(
+            f"JAX_PLATFORMS={chosen or ''}: JAX cannot compute there ({reason}). Install the JAX "
+            "and the driver for the device (README, Use), or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def _part_by_hand() -> dict[str, Any]:

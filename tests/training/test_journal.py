@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import fixed_method, trains_nothing
-from increlora_jax.training.journal import Journal, NonFiniteError, Schedule
+from increlora_jax.training.journal import Journal, Schedule
 from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.progress import Progress
 

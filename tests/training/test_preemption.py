@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from increlora_jax.training.preemption import SIGNALS, Preempted, Stop
+from increlora_jax.runtime.signals import SIGNALS, Preempted
+from increlora_jax.training.preemption import SOON, Stop
 
 
 def send(signum):
@@ -22,7 +23,37 @@ def send(signum):
 def test_a_signal_raises_where_it_arrives(signum):
     with pytest.raises(Preempted, match=signum.name) as caught, Stop().listening():
         send(signum)
-    assert caught.value.exit_status == {"SIGTERM": 143, "SIGINT": 130}[signum.name]
+    told = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2": 140}
+    assert caught.value.exit_status == told[signum.name]
+
+
+def test_what_was_ignored_from_the_start_stays_so():
+    """As `nohup` leaves SIGHUP; what stops every run does so all the same."""
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
+    try:
+        with Stop().listening():
+            for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                send(signum)
+            with pytest.raises(Preempted, match="SIGTERM"):
+                send(signal.SIGTERM)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def test_what_is_saved_after_a_signal_is_not_interrupted_by_its_twin():
+    """A terminal that closes sends SIGHUP twice."""
+    stop, saved = Stop(), False
+    with stop.listening():
+        try:
+            with stop.deferred():
+                send(signal.SIGHUP)
+                stop.check()
+        except Preempted:
+            send(signal.SIGHUP)
+            time.sleep(0.2)
+            saved = True
+    assert saved
 
 
 def test_a_deferred_signal_waits_for_the_next_check():
@@ -105,3 +136,29 @@ def test_code_that_never_returns_is_left_when_the_grace_is_over():
     )
     assert done.returncode == 143
     assert "not at a safe point within" in done.stderr
+
+
+SWALLOWED = """
+import ctypes, os, signal
+from increlora_jax.training.preemption import Stop
+
+class Tidy:
+    def __del__(self):  # an exception here is passed over, as in a library's callback
+        os.kill(os.getpid(), signal.SIGINT)
+        os.getpid()
+
+with Stop().listening():
+    tidy = Tidy()
+    del tidy
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_a_signal_that_a_library_swallows_ends_the_process_soon():
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 130
+    assert f"not at a safe point within {SOON:g} s" in done.stderr
+    assert time.monotonic() - began < 30

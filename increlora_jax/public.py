@@ -1,0 +1,68 @@
+"""Every public name, and where it comes from; `increlora_jax` loads them when one is asked for."""
+
+from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
+from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.errors import InputError
+from increlora_jax.methods.base import Method
+from increlora_jax.methods.full import full
+from increlora_jax.methods.head import head
+from increlora_jax.methods.increlora import increlora
+from increlora_jax.methods.lora import lora
+from increlora_jax.models.bundled import TINY_ENCODER
+from increlora_jax.nn.attach import detach, merge, unmerge
+from increlora_jax.nn.kernels import KernelAxes
+from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.linen import LinenModel
+from increlora_jax.nn.model import attach, parameter_selector, split
+from increlora_jax.nn.parts import Parts, Skeleton
+from increlora_jax.nn.report import report
+from increlora_jax.nn.storage import load_adapter, save_adapter
+from increlora_jax.process_memory import (
+    dispatch_synchronously,
+    keep_freed_memory,
+    return_freed_memory,
+)
+from increlora_jax.training.prepare import prepare
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.step import Gradients, Trainer, build_trainer
+
+__all__ = [
+    "TINY_ENCODER",
+    "Adapter",
+    "AdapterConfig",
+    "AdapterParam",
+    "Gradients",
+    "GrowthConfig",
+    "InputError",
+    "KernelAxes",
+    "LinenModel",
+    "Method",
+    "Parts",
+    "RunConfig",
+    "Scaling",
+    "Skeleton",
+    "SlotState",
+    "Slots",
+    "TaskConfig",
+    "TrainState",
+    "Trainer",
+    "TrainingConfig",
+    "attach",
+    "build_trainer",
+    "detach",
+    "dispatch_synchronously",
+    "full",
+    "head",
+    "increlora",
+    "keep_freed_memory",
+    "load_adapter",
+    "lora",
+    "merge",
+    "parameter_selector",
+    "prepare",
+    "report",
+    "return_freed_memory",
+    "save_adapter",
+    "split",
+    "unmerge",
+]

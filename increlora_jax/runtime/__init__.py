@@ -1,0 +1,1 @@
+"""The process that a command runs in: its streams, its signals, its end. Imports nothing heavy."""

@@ -1,0 +1,41 @@
+"""Signals that ask a command to stop, and what they do before a command listens to them."""
+
+import os
+import signal
+from types import FrameType
+
+from increlora_jax.runtime.streams import tell
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Of schedulers and terminals; SLURM's `--signal` takes any of them."""
+
+_ALWAYS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(BaseException):
+    """A signal asked the run to stop; no error, hence no `Exception`."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as shells have it: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signum
+
+
+def list_heeded() -> tuple[signal.Signals, ...]:
+    """List the signals that stop this process: `nohup` and its like have some ignored."""
+    return tuple(s for s in SIGNALS if s in _ALWAYS or signal.getsignal(s) is not signal.SIG_IGN)
+
+
+def leave_on_signals() -> None:
+    """Make every signal end the process at once in one line: there is nothing to save."""
+    for signum in list_heeded():
+        signal.signal(signum, _leave)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    tell(f"stopped by {signal.Signals(signum).name}")
+    os._exit(128 + signum)
