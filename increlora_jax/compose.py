@@ -16,6 +16,7 @@ from flax import nnx
 from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
 from increlora_jax.core.groups import Groups
 from increlora_jax.errors import InputError
+from increlora_jax.lengths import fit_length, note_tokenizer_length
 from increlora_jax.members import Member, members_of
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
@@ -60,6 +61,8 @@ class Plan:
     epoch_steps: int
     method: Method
     layout: Layout
+    notes: tuple[str, ...] = ()
+    matches_labels: bool = True  # whether the head of the model's files is matched by its labels
 
     @property
     def schedule(self) -> Schedule:
@@ -156,7 +159,8 @@ class Run:
 def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     """Read data and the model's configuration, and lay out the run; no weights are loaded.
 
-    `total_steps` is given for a run that has been planned before.
+    `total_steps` is given for a run that has been planned before. The plan's `config` has the
+    length of sequences that the model has positions for.
 
     Raises:
         InputError: whatever of the configuration cannot be done, and what to change.
@@ -167,14 +171,11 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
     batch = training.train_batch_size * training.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(data.train), batch)
     steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
-    if steps > LARGEST:
-        raise InputError(
-            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
-            "can be counted; choose less, or --max-steps"
-        )
+    _check_steps(steps, training)
     folder = resolve_model(task.model)
     model_config = read_config(folder)
     spec = find_spec(model_config)
+    config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     model = abstract_model(
         model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
     )
@@ -192,7 +193,16 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         _check_packing(model, layout)
     if training.attn_implementation == "pallas":
         check_fused(model, list(layout.mesh.devices.flat))
-    return Plan(config, members_of(config), data, folder, steps, epoch_steps, method, layout)
+    members = members_of(config)
+    return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes)
+
+
+def _check_steps(steps: int, training: TrainingConfig) -> None:
+    if steps > LARGEST:
+        raise InputError(
+            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
+            "can be counted; choose less, or --max-steps"
+        )
 
 
 def _check_frozen(model: nnx.Module, method: Method) -> None:
@@ -249,6 +259,7 @@ def prepare_run(plan: Plan) -> Run:
         config.training,
         total_steps=plan.total_steps,
     )
+    notes = (*plan.notes, *note_tokenizer_length(length, tokenizer), *notes)
     return Run(plan, trainer, starts, encoded, notes, tokenizer)
 
 
@@ -268,7 +279,14 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
     }
     seeds = [member.config.training.seed for member in plan.members]
     quantize = plan.config.task.quantize_base
-    model, report = load_model(plan.folder, seed=seeds[0], quantize=quantize, **options)
+    model, report = load_model(
+        plan.folder,
+        seed=seeds[0],
+        quantize=quantize,
+        match_labels=plan.matches_labels,
+        labels=plan.data.task.labels,
+        **options,
+    )
     set_remat(model, plan.config.training.remat)
     if plan.config.training.scan_layers:
         set_scanned(model)
@@ -280,12 +298,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
         if seed not in starts:
             drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
             starts[seed] = _start_again(parts, plan, seed, drawn)
-    notes = []
-    if report.new_parameters:
-        notes.append(f"new, not in the model's files: {', '.join(report.new_parameters)}")
-    if report.ignored_keys:
-        notes.append(f"in the model's files, not used: {', '.join(report.ignored_keys)}")
-    return skeleton, tuple(starts[seed] for seed in seeds), tuple(notes)
+    return skeleton, tuple(starts[seed] for seed in seeds), report.describe()
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:

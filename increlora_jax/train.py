@@ -74,9 +74,10 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
 def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     clock = Clock()
     folder = Path(config.output_dir)
-    held = Held(by_first(lambda: look_into(folder, config).value))
     use_compilation_cache(config.training.compilation_cache_dir)
     plan = plan_run(config)
+    config = plan.config
+    held = Held(by_first(lambda: look_into(folder, config).value))
     if held is Held.FINISHED:
         return _tell_again(folder, plan)
     say(f"{config.adapter.method}: {plan.method.description}")

@@ -19,7 +19,7 @@ from increlora_jax.models.encoder_decoder import (
     Seq2SeqLM,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32
-from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -55,8 +55,8 @@ BART_WEIGHTS = WeightTable(
         (r"(?:model\.(?:encoder|decoder)\.embed_tokens|lm_head)\.weight", "model.shared.weight"),
     ),
     may_be_missing=(r"final_logits_bias", r"(classification_head|qa_outputs)\..+"),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"classification_head\.out_proj\..+",),
+    outputs=(r"classification_head\.out_proj\..+",),
+    body=(r"model\..+",),
 )
 
 
@@ -198,4 +198,5 @@ BART = ModelSpec(
     ),
     modules_to_save=("classification_head",),
     shardings=BART_SHARDINGS,
+    max_length=count_positions,
 )

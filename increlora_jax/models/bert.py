@@ -16,7 +16,7 @@ from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.repeated_layer import RepeatedLayer
-from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -49,8 +49,8 @@ BERT_WEIGHTS = WeightTable(
     ),
     # Files of another head, and those of the bare encoder.
     may_be_missing=(r"(cls|classifier|qa_outputs|bert\.pooler)\..+",),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"classifier\..+",),
+    outputs=(r"classifier\..+",),
+    body=(r"bert\..+",),
 )
 
 
@@ -351,4 +351,5 @@ BERT = ModelSpec(
     ),
     modules_to_save=("pooler", "classifier"),
     shardings=BERT_SHARDINGS,
+    max_length=count_positions,
 )

@@ -50,8 +50,8 @@ DEBERTA_WEIGHTS = WeightTable(
         r"(pooler|classifier|qa_outputs|cls|lm_predictions|mask_predictions)\..+",  # other heads
     ),
     may_be_missing=(r"(pooler|classifier|qa_outputs|cls|lm_predictions)\..+",),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"(classifier|qa_outputs)\..+",),
+    outputs=(r"(classifier|qa_outputs)\..+",),
+    body=(r"deberta\..+",),
 )
 
 
@@ -144,6 +144,10 @@ class DebertaForMaskedLM(Scorer):
         return self.lm_predictions.lm_head.score_words(hidden, words)
 
 
+def _find_max_length(config: "DebertaV2Config") -> int | None:
+    return config.max_position_embeddings if config.position_biased_input else None
+
+
 DEBERTA_SHARDINGS = {
     r"deberta\.embeddings\.(word|position|token_type)_embeddings\.embedding": (None, "fsdp"),
     r".*\.(attention\.self\.(pos_)?(query|key|value)_proj|intermediate\.dense)\.kernel": (
@@ -175,4 +179,5 @@ DEBERTA = ModelSpec(
     ),
     modules_to_save=("pooler", "classifier"),
     shardings=DEBERTA_SHARDINGS,
+    max_length=_find_max_length,
 )

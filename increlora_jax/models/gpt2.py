@@ -20,7 +20,7 @@ from increlora_jax.models.causal import (
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.repeated_layer import RepeatedLayer
-from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -43,8 +43,8 @@ GPT2_WEIGHTS = WeightTable(
         r"(lm_head|score|qa_outputs|multiple_choice_head|classifier)\..+",
     ),
     may_be_missing=(r"(score|qa_outputs)\..+",),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"score\..+",),
+    outputs=(r"score\..+",),
+    body=(r"transformer\..+",),
 )
 
 
@@ -215,4 +215,5 @@ GPT2 = ModelSpec(
     target_modules=r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)",
     modules_to_save=("score",),
     shardings=GPT2_SHARDINGS,
+    max_length=count_positions,
 )

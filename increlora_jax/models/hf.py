@@ -1,6 +1,7 @@
 """Model folders of Hugging Face's layout: the configuration, and weights in and out by a table."""
 
 import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.replace import replace_file
 from increlora_jax.files.tensors import write_tensors
+from increlora_jax.models.head_labels import HeadRows
 from increlora_jax.models.stored_tensor import StoredTensor
 from increlora_jax.models.tensor_files import WEIGHTS_NAME, list_tensors
 from increlora_jax.models.weight_table import Place, WeightTable, is_matched
@@ -47,13 +49,28 @@ class LoadReport:
 
     Attributes:
       new_parameters: dotted paths that the file did not fill; they start from their initializer.
-      replaced_keys: keys of another shape than the model's, for which a new parameter stands.
+      replaced_parameters: those of them for which the file has another shape or other labels.
+      replaced_keys: their keys in the file.
       ignored_keys: keys of the file that the model has no use for.
+      head_note: which rows of the file's head are used, and why; empty if the file has no head.
     """
 
     new_parameters: tuple[str, ...]
     replaced_keys: tuple[str, ...]
     ignored_keys: tuple[str, ...]
+    replaced_parameters: tuple[str, ...] = ()
+    head_note: str = ""
+
+    def describe(self) -> tuple[str, ...]:
+        """Return a note for each thing that a user should know, names cut to a readable number."""
+        new = [path for path in self.new_parameters if path not in self.replaced_parameters]
+        notes: dict[str, Sequence[str]] = {
+            "new, not in the model's files": new,
+            "of another shape or other labels, started anew": self.replaced_keys,
+            "in the model's files, not used": self.ignored_keys,
+        }
+        told = [f"{what}: {_name_some(names)}" for what, names in notes.items() if names]
+        return (*([self.head_note] if self.head_note else []), *told)
 
 
 def read_config(folder: Path) -> "PretrainedConfig":
@@ -85,12 +102,18 @@ def _check_plain(file: Path, content: dict[str, Any]) -> None:
             )
 
 
-def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadReport:
+def load_weights(
+    model: nnx.Module,
+    folder: Path,
+    table: WeightTable,
+    choose_rows: Callable[[int], HeadRows] | None = None,
+) -> LoadReport:
     """Fill a model's parameters in place from a folder, one tensor after the other.
 
     The model may be abstract (`nnx.eval_shape`): what the file does not give stays as it is and is
     named in the report. Tensors are cast to the dtype of the model's parameters, and quantised one
-    by one where those are (`quantization.store_quantized`).
+    by one where those are (`quantization.store_quantized`). `choose_rows` says which of so many
+    rows of the file's output layer are used; without it all are, as they are.
 
     Raises:
       InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a file
@@ -101,15 +124,22 @@ def load_weights(model: nnx.Module, folder: Path, table: WeightTable) -> LoadRep
     tensors = _move_stand_ins(table, places, _list_renamed(folder, table))
     _check_covered(folder, table, places, tensors)
     given = {path: tensors[place.key] for path, place in places.items() if place.key in tensors}
-    replaced = _find_reshaped(table, places, given, variables)
+    outputs = [path for path in given if is_matched(path, table.outputs)]
+    reshaped = _find_reshaped(table, places, given, variables)
+    rows = choose_rows(prod(given[outputs[0]].shape[:1])) if outputs and choose_rows else None
+    is_new = bool(reshaped) or (rows is not None and rows.order is None)
+    replaced = outputs if is_new else []  # a kernel and its bias belong together
     filled = {path: tensor for path, tensor in given.items() if path not in replaced}
     for path, tensor in filled.items():
-        _fill(variables[path], tensor, places[path])
+        order = rows.order if rows and path in outputs else None
+        _fill(variables[path], tensor, places[path], order)
     used = {place.key for place in places.values()}
     return LoadReport(
         new_parameters=tuple(path for path in variables if path not in filled),
         replaced_keys=tuple(given[path].key for path in replaced),
         ignored_keys=tuple(tensor.key for key, tensor in tensors.items() if key not in used),
+        replaced_parameters=tuple(replaced),
+        head_note=rows.note if rows and is_new == (rows.order is None) else "",
     )
 
 
@@ -181,7 +211,7 @@ def _check_covered(
     left_over = [
         tensor.key
         for key, tensor in tensors.items()
-        if key not in keys and not is_matched(key, table.ignored)
+        if key not in keys and is_matched(key, table.body) and not is_matched(key, table.ignored)
     ]
     wrong = {"missing": missing, "left over": left_over}
     if missing or left_over:
@@ -193,9 +223,12 @@ def _check_covered(
 
 
 def _list_some(names: list[str]) -> str:
+    return f"{len(names)} key{'s' if len(names) > 1 else ''} ({_name_some(names)})"
+
+
+def _name_some(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
-    listed = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"{len(names)} key{'s' if len(names) > 1 else ''} ({listed})"
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _find_reshaped(
@@ -210,7 +243,7 @@ def _find_reshaped(
         expected = shape[::-1] if places[path].is_transposed else shape
         if tensor.shape == expected:
             continue
-        if not is_matched(path, table.may_be_reshaped):
+        if not is_matched(path, table.outputs):
             raise InputError(
                 f"{tensor.file}: {tensor.key} has the shape {list(tensor.shape)}, the model that "
                 f"{CONFIG_NAME} describes needs {list(expected)}; check that they belong together"
@@ -219,10 +252,15 @@ def _find_reshaped(
     return reshaped
 
 
-def _fill(variable: nnx.Variable, tensor: StoredTensor, place: Place) -> None:
+def _fill(
+    variable: nnx.Variable, tensor: StoredTensor, place: Place, order: Sequence[int] | None
+) -> None:
+    """Fill a parameter; of an output layer with the file's rows in this order."""
     parameter = variable.get_value()
     value = _allocate(parameter.shape, parameter.dtype)
     tensor.read_into(value.T if place.is_transposed else value)
+    if order is not None:
+        value[...] = value[..., list(order)]
     variable.set_value(store_like(parameter, jax.device_put(value)))
 
 

@@ -24,7 +24,7 @@ from increlora_jax.models.causal import (
 from increlora_jax.models.layer_loop import apply_layers
 from increlora_jax.models.layers import LayerFactory, at_least_float32, get_activation
 from increlora_jax.models.repeated_layer import RepeatedLayer
-from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.spec import ModelSpec, allow_any_length
 from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
 
@@ -47,8 +47,8 @@ LLAMA_WEIGHTS = WeightTable(
     # A head finds the body under the other's name for it.
     stand_ins=((r"model\.(.+)", r"transformer.\1"), (r"transformer\.(.+)", r"model.\1")),
     may_be_missing=(r"(score|qa_outputs)\..+",),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"score\..+",),
+    outputs=(r"score\..+",),
+    body=(r"(model|transformer)\..+",),
 )
 
 
@@ -332,6 +332,7 @@ LLAMA = ModelSpec(
     ),
     modules_to_save=("score",),
     shardings=LLAMA_SHARDINGS,
+    max_length=allow_any_length,
 )
 
 MISTRAL = replace(LLAMA, heads={**LLAMA.heads, "question_answering": MistralForQuestionAnswering})

@@ -15,6 +15,7 @@ from increlora_jax.models.bart import BART
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.deberta import DEBERTA
 from increlora_jax.models.gpt2 import GPT2
+from increlora_jax.models.head_labels import Labels, choose_rows
 from increlora_jax.models.hf import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
@@ -101,10 +102,14 @@ def load_model(
     param_dtype: DTypeLike = jnp.float32,
     quantize: Kind = "none",
     seed: int = 0,
+    match_labels: bool = False,
+    labels: Labels = None,
     **options: Any,
 ) -> tuple[nnx.Module, LoadReport]:
     """Load a model with a head; what the folder does not give is drawn from `seed`.
 
+    With `match_labels` the rows of the folder's own head are matched with `labels` by name, None
+    being a regression; the report says how. Without it they are taken as they are.
     `quantize` is for the dense layers of its encoder and decoder, those adapted by default.
     `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
     Dropout is on, as in any new NNX module; `model.eval()` turns it off.
@@ -117,7 +122,8 @@ def load_model(
     spec = find_spec(config)
     build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
     model = _build_abstract(build, spec, quantize)
-    report = load_weights(model, folder, spec.weights)
+    choose = partial(choose_rows, config, labels) if match_labels else None
+    report = load_weights(model, folder, spec.weights, choose)
     rest = {
         path: variable
         for path, variable in name_variables(model, nnx.Variable).items()

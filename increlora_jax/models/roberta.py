@@ -51,8 +51,8 @@ ROBERTA_WEIGHTS = WeightTable(
     ),
     # Files of another head, and those of the bare encoder.
     may_be_missing=(r"(lm_head|classifier|qa_outputs)\..+",),
-    # A head for another task's labels is of no use; what lies before its labels is.
-    may_be_reshaped=(r"classifier\.out_proj\..+",),
+    outputs=(r"classifier\.out_proj\..+",),
+    body=(r"roberta\..+",),
 )
 
 
@@ -182,4 +182,5 @@ ROBERTA = ModelSpec(
     ),
     modules_to_save=("classifier",),
     shardings=ROBERTA_SHARDINGS,
+    max_length=lambda config: config.max_position_embeddings - _find_padding_id(config) - 1,
 )

@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flax import nnx
 
 from increlora_jax.models.weight_table import WeightTable
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 Head = Literal[
     "sequence_classification", "question_answering", "masked_lm", "causal_lm", "seq2seq_lm"
 ]
+
+
+def count_positions(config: "PretrainedConfig") -> int:
+    """Return the length of a model's table of positions."""
+    return config.max_position_embeddings
+
+
+def allow_any_length(config: "PretrainedConfig") -> None:
+    """Return None: relative positions have no last one."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class ModelSpec:
         axis of a mesh of devices (`fsdp`, `tensor` or none) that divides each of its axes; those
         not named are whole. Where a layer makes heads or an inner width, `tensor` divides its
         outputs; where one takes them in, its inputs. `fsdp` divides the other axis.
+      max_length: tells from the configuration how many tokens have positions; None if any number.
     """
 
     heads: Mapping[Head, Callable[..., nnx.Module]]
@@ -35,3 +48,4 @@ class ModelSpec:
     target_modules: str
     modules_to_save: tuple[str, ...]
     shardings: Mapping[str, tuple[str | None, ...]]
+    max_length: Callable[[Any], int | None]

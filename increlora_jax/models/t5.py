@@ -18,7 +18,7 @@ from increlora_jax.models.encoder_decoder import (
     Seq2SeqLM,
 )
 from increlora_jax.models.layers import LayerFactory, at_least_float32
-from increlora_jax.models.spec import ModelSpec
+from increlora_jax.models.spec import ModelSpec, allow_any_length
 from increlora_jax.models.t5_layers import T5Decoder, T5Encoder
 from increlora_jax.models.taking import Take, take_all
 from increlora_jax.models.weight_table import Rule, WeightTable
@@ -55,8 +55,8 @@ T5_WEIGHTS = WeightTable(
         (r"lm_head\.weight", "shared.weight"),
     ),
     may_be_missing=(r"(classification_head|qa_outputs)\..+",),
-    # A head for another task's labels is of no use.
-    may_be_reshaped=(r"classification_head\.out_proj\..+",),
+    outputs=(r"classification_head\.out_proj\..+",),
+    body=(r"(transformer\.)?(shared|encoder|decoder)\..+",),
 )
 
 
@@ -193,4 +193,5 @@ T5 = ModelSpec(
     ),
     modules_to_save=("classification_head",),
     shardings=T5_SHARDINGS,
+    max_length=allow_any_length,
 )

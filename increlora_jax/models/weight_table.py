@@ -43,7 +43,10 @@ class WeightTable:
       stand_ins: from a key that a file lacks to a renamed key that may hold the same weight, the
         first that is there: how tied weights are found under whichever of their names was saved.
       may_be_missing: parameter paths that a file may lack; they start anew.
-      may_be_reshaped: parameter paths that start anew where the file has another shape.
+      outputs: parameter paths of the layer with a row for each label; it starts anew where the
+        file has another shape or other labels.
+      body: renamed keys of the model without its heads; a key that is left over is an error there,
+        and elsewhere a note.
     """
 
     rules: tuple[Rule, ...]
@@ -51,7 +54,8 @@ class WeightTable:
     ignored: tuple[str, ...] = ()
     stand_ins: tuple[tuple[str, str], ...] = ()
     may_be_missing: tuple[str, ...] = ()
-    may_be_reshaped: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    body: tuple[str, ...] = (r".+",)
 
     def find_place(self, path: str) -> Place:
         """Tell where the parameter at a dotted path lies on disk.
