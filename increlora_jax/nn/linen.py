@@ -331,7 +331,7 @@ class LinenSkeleton(NamedTuple):
             if site.is_layer:
                 stack = update.scale.shape
                 own = self._dropout_keys(key, index, stack)
-                extras[path] = Extra(update._replace(slots=None), probe, own)  # type: ignore[arg-type]
+                extras[path] = Extra(update, probe, own)
             else:
                 arrays[path] = effective_weight(arrays[path], site.axes, update, probe)
         variables = self.shape.fill(arrays)

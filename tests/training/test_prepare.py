@@ -2,167 +2,24 @@
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
-from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.linen import LinenModel
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import load_adapter, save_adapter
-from increlora_jax.nn.targets import NO_PARAMETERS
 from increlora_jax.training.prepare import prepare
 from tests.tiny import assert_same
+from tests.ways import LAYERS, WAYS, WIDTH
 
-STEPS, WIDTH, LAYERS = 9, 4, 3
+STEPS = 9
 GROWTH = {"target_rank": 2, "top_h": 1, "init_warmup": 1, "incre_interval": 2}
-
-
-class Unrolled(nnx.Module):
-    """Layers in a list."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.layers = nnx.List(
-            [nnx.Linear(WIDTH, WIDTH, rngs=rngs, param_dtype=float) for _ in range(LAYERS)]
-        )
-        self.head = nnx.Linear(WIDTH, 1, rngs=rngs, param_dtype=float)
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = jnp.tanh(layer(x))
-        return self.head(x)
-
-
-class Scanned(nnx.Module):
-    """The same layers, stacked."""
-
-    def __init__(self):
-        plain = Unrolled()
-        self.layers = nnx.vmap(lambda key: nnx.Linear(
-            WIDTH, WIDTH, rngs=nnx.Rngs(key), param_dtype=float))(
-            jax.random.split(jax.random.key(0), LAYERS))  # fmt: skip
-        for name in ("kernel", "bias"):
-            stack = jnp.stack([getattr(layer, name)[...] for layer in plain.layers])
-            getattr(self.layers, name)[...] = stack
-        self.head = plain.head
-
-    def __call__(self, x):
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def run(x, layer):
-            return jnp.tanh(layer(x))
-
-        return self.head(run(x, self.layers))
-
-
-class LinenLayers(nn.Module):
-    """The same in Linen."""
-
-    @nn.compact
-    def __call__(self, x):
-        for index in range(LAYERS):
-            x = jnp.tanh(nn.Dense(WIDTH, param_dtype=float, name=f"layers_{index}")(x))
-        return nn.Dense(1, param_dtype=float, name="head")(x)
-
-
-class LinenLayer(nn.Module):
-    @nn.compact
-    def __call__(self, x, _):
-        return jnp.tanh(nn.Dense(WIDTH, param_dtype=float, name="dense")(x)), None
-
-
-class LinenScanned(nn.Module):
-    """The same in Linen, stacked."""
-
-    @nn.compact
-    def __call__(self, x):
-        layers = nn.scan(
-            nn.remat(LinenLayer), {"params": 0}, split_rngs={"params": True}, length=LAYERS
-        )
-        x, _ = layers(name="layers")(x, None)
-        return nn.Dense(1, param_dtype=float, name="head")(x)
-
-
-def params_of():
-    plain = Unrolled()
-    layers = [{"kernel": m.kernel[...], "bias": m.bias[...]} for m in (*plain.layers, plain.head)]
-    return layers[:-1], layers[-1]
-
-
-def stacked_params():
-    layers, head = params_of()
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), head
-
-
-def linen_model():
-    layers, head = params_of()
-    params = {f"layers_{index}": layer for index, layer in enumerate(layers)} | {"head": head}
-    return LinenModel(LinenLayers(), {"params": params}, jnp.zeros((1, WIDTH)))
-
-
-def linen_scanned():
-    layers, head = stacked_params()
-    params = {"layers": {"dense": layers}, "head": head}
-    return LinenModel(LinenScanned(), {"params": params}, jnp.zeros((1, WIDTH)))
-
-
-def tree():
-    layers, head = params_of()
-    return {"layers": layers, "head": head}
-
-
-def stacked_tree():
-    layers, head = stacked_params()
-    return {"layers": layers, "head": head, "name": "no array"}
-
-
-def apply_tree(params, x):
-    for layer in params["layers"]:
-        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
-    return x @ params["head"]["kernel"] + params["head"]["bias"]
-
-
-def apply_stacked_tree(params, x):
-    def body(x, layer):
-        return jnp.tanh(x @ layer["kernel"] + layer["bias"]), None
-
-    x, _ = jax.lax.scan(body, x, params["layers"])
-    return x @ params["head"]["kernel"] + params["head"]["bias"]
-
-
-class Way(NamedTuple):
-    """How to make a model, which of it to adapt, how to call it whole and how when merged."""
-
-    make: Any
-    targets: str
-    call: Any = lambda model, x: model(x)
-    call_merged: Any = lambda model, x: model(x)
-    parameters: Any = NO_PARAMETERS
-
-
-WAYS = {
-    "nnx": Way(Unrolled, r"layers\.\d"),
-    "nnx scanned": Way(Scanned, "layers"),
-    "linen": Way(linen_model, r"layers_\d", call_merged=lambda v, x: LinenLayers().apply(v, x)),
-    "linen scanned": Way(
-        linen_scanned, r"layers\.dense", call_merged=lambda v, x: LinenScanned().apply(v, x)
-    ),
-    "tree": Way(tree, r"layers\.\d\.kernel", apply_tree, apply_tree),
-    "stacked tree": Way(
-        stacked_tree,
-        r"layers\.kernel",
-        apply_stacked_tree,
-        apply_stacked_tree,
-        {r"layers\.kernel": KernelAxes((1,), (2,))},
-    ),
-}
 
 
 class Ran(NamedTuple):
@@ -333,7 +190,7 @@ def test_a_trainer_without_a_loss_says_what_its_step_needs(float64, first):
         trainer.step(state, base, {}, is_scored=False)
 
 
-@pytest.mark.parametrize("name", ["linen scanned", "stacked tree", "nnx scanned"])
+@pytest.mark.parametrize("name", [name for name in WAYS if "stacked" in name or "scanned" in name])
 def test_lora_takes_every_way_too(float64, name):
     way = WAYS[name]
     model = way.make()
