@@ -1,6 +1,8 @@
 """Put adapters on any NNX model, merge them into its kernels, and take them off again."""
 
-from collections.abc import Callable, Iterator
+import re
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +11,14 @@ from flax import nnx
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
-from increlora_jax.nn.layers import ADAPTED_TYPES, AdaptedLayer, LowRankAdapter, kernel_axes
+from increlora_jax.nn.layers import (
+    LAYER_TYPES,
+    AdaptedLayer,
+    LowRankAdapter,
+    is_layer,
+    kernel_axes,
+    wrap_layer,
+)
 from increlora_jax.nn.parameters import (
     ParameterAdapter,
     adapt_parameter,
@@ -18,6 +27,7 @@ from increlora_jax.nn.parameters import (
     restore_parameters,
     unmerge_parameter,
 )
+from increlora_jax.nn.paths import find_shared, list_paths, name_nodes, name_path, replace_nodes
 from increlora_jax.nn.start import Start, start_small
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
@@ -33,6 +43,14 @@ from increlora_jax.nn.targets import (
 
 LAYERS = "Linear, LinearGeneral or Einsum layer"
 
+_NORMALIZES = "computes another kernel from the one it holds: no update could be merged into it"
+OPAQUE: dict[type[nnx.Module], str] = {
+    nnx.WeightNorm: _NORMALIZES,
+    nnx.SpectralNorm: _NORMALIZES,
+    nnx.bridge.ToNNX: "calls Linen with its parameters; give the Linen module as a LinenModel",
+}
+"""Wrappers whose layers and parameters cannot be adapted, and why."""
+
 
 class Site(NamedTuple):
     """A place for an adapter: a layer of Flax, or a module and its declared parameter's name."""
@@ -40,9 +58,10 @@ class Site(NamedTuple):
     module: nnx.Module
     parameter: str | None
     axes: KernelAxes
+    kernel: str  # the path of the kernel's variable; if shared, the first one
 
     @property
-    def kernel_shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         """The shape of the kernel, which may be abstract."""
         return tuple(vars(self.module)[self.parameter or "kernel"].shape)
 
@@ -92,9 +111,8 @@ def _put_on(
         if site.parameter is not None:
             adapt_parameter(site.module, site.parameter, adapter)
         else:
-            layer = ADAPTED_TYPES[type(site.module)].wrap(site.module, adapter)
-            replacements[id(site.module)] = layer
-    return _replace(model, replacements)
+            replacements[id(site.module)] = wrap_layer(site.module, adapter)
+    return replace_nodes(model, replacements)
 
 
 def _new_adapter(
@@ -105,7 +123,7 @@ def _new_adapter(
     dropout: float,
     **settings: Any,
 ) -> LowRankAdapter:
-    shape = site.kernel_shape
+    shape = site.shape
     matrix, stack = site.axes.matrix_shape(shape), site.axes.stack_shape(shape)
     slots = slots_for(path, stack, matrix, max_rank, initial_rank)
     settings |= {
@@ -125,11 +143,17 @@ def detach(model: nnx.Module) -> nnx.Module:
     """Put plain layers back, in place, with their kernels as they are now: merged or not."""
     for _, module in list(nnx.iter_modules(model)):
         restore_parameters(module)
-    return _replace(model, {id(layer): layer.unwrap() for layer in adapted_layers(model).values()})
+    layers = adapted_layers(model).values()
+    return replace_nodes(model, {id(layer): layer.unwrap() for layer in layers})
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """W ← W + ΔW in every adapted layer, in place; `unmerge` restores W bit for bit."""
+    """W ← W + ΔW in every adapted layer, in place; `unmerge` restores W bit for bit.
+
+    A kernel that several places share becomes one of each place's own, with a warning; `unmerge`
+    makes it shared again.
+    """
+    _warn_of_untying(model)
     for layer in adapted_layers(model).values():
         layer.merge()
     for module, name in _adapted_parameters(model):
@@ -175,13 +199,24 @@ def find_targets(
     """
     if adapters_of(model):
         raise InputError("the model has adapters already; detach them first")
-    modules = _modules(model)
-    layers = {path: module for path, module in modules.items() if type(module) in ADAPTED_TYPES}
+    if isinstance(model, LAYER_TYPES) and not parameters:
+        raise InputError(
+            f"the model is itself a {type(model).__name__}, and an adapted layer could not take "
+            "its place; put it into a module, as in nnx.Sequential(layer)"
+        )
+    modules, first = _modules(model), _first_paths(model)
+    layers = {path: module for path, module in modules.items() if is_layer(module)}
     declared = _declared_sites(model, parameters)
     unknown = _unknown_modules(modules, declared)
+    refused = _refused(model, modules, declared)
+    known = [path for path in [*layers, *declared] if path not in refused]
+
+    def layer_site(layer: Any) -> Site:
+        return Site(layer, None, kernel_axes(layer), first[id(layer.kernel)])
+
     return {
-        path: declared.get(path) or Site(layers[path], None, kernel_axes(layers[path]))
-        for path in choose_known([*layers, *declared], unknown, targets, exclude, LAYERS)
+        path: declared.get(path) or layer_site(layers[path])
+        for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
     }
 
 
@@ -197,24 +232,70 @@ def target_sizes(
     """
     sizes = {}
     for path, site in find_targets(model, targets, exclude, parameters).items():
-        for name in stack_names(path, site.axes.stack_shape(site.kernel_shape)):
-            sizes[name] = site.axes.matrix_shape(site.kernel_shape)
+        for name in stack_names(path, site.axes.stack_shape(site.shape)):
+            sizes[name] = site.axes.matrix_shape(site.shape)
     return sizes
 
 
 def parameter_selector(model: nnx.Module, modules: Targets) -> Callable[[str], bool]:
-    """A test of parameter paths: whether it belongs to one of the `modules`, said as targets.
+    """Return a test of parameter paths: whether it belongs to one of `modules`, given as targets.
+
+    A parameter that several modules share is found under each of its paths. A warning names the
+    modules that were not asked for.
 
     Raises:
         InputError: a name that no module of the model has.
     """
-    chosen = select(_modules(model), modules, "modules_to_save", "module")
-    return lambda path: any(path.startswith(module + ".") for module in chosen)
+    paths = list_paths(model)
+    names = [path for path, node in paths.items() if isinstance(node, nnx.Module)]
+    chosen = select(sorted(names, key=module_order), modules, "modules_to_save", "module")
+
+    def is_inside(path: str) -> bool:
+        return any(path.startswith(module + ".") for module in chosen)
+
+    first = _first_paths(model)
+    trained = {
+        first[id(node)]
+        for path, node in paths.items()
+        if isinstance(node, nnx.Variable) and is_inside(path)
+    }
+    for shared in find_shared(model).values():
+        if others := [path for path in shared if not is_inside(path)]:
+            _warn_of_training(shared, others)
+    return lambda path: path in trained or is_inside(path)
+
+
+def _warn_of_training(shared: list[str], others: list[str]) -> None:
+    if len(others) < len(shared):
+        inside = next(path for path in shared if path not in others)
+        warnings.warn(
+            f"modules_to_save: {inside} is one parameter with {', '.join(others)}; trained in full,"
+            " it changes there as well",
+            stacklevel=3,
+        )
+
+
+def _warn_of_untying(model: nnx.Module) -> None:
+    adapted = [(layer, "kernel") for layer in adapted_layers(model).values()]
+    merged = {id(vars(m)[name]) for m, name in [*adapted, *_adapted_parameters(model)]}
+    for key, paths in find_shared(model).items():
+        if key in merged:
+            warnings.warn(
+                f"merge: {' and '.join(paths)} were one parameter and become parameters of their "
+                "own: each adapted place takes its own update; unmerge shares it again",
+                stacklevel=3,
+            )
+
+
+def _first_paths(model: nnx.Module) -> dict[int, str]:
+    """The path of every variable by its id; of a shared one, the path that Flax splits it by."""
+    graph = nnx.iter_graph(model)
+    return {id(node): name_path(path) for path, node in graph if isinstance(node, nnx.Variable)}
 
 
 def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
     """Every module but the model itself by dotted path, numbers in numeric order."""
-    found = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if path}
+    found = name_nodes((path, module) for path, module in nnx.iter_modules(model) if path)
     return {path: found[path] for path in sorted(found, key=module_order)}
 
 
@@ -233,7 +314,36 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Site
                 f"{path} {list(shapes[path])} has stack axes behind others by {axes_of_path}; only "
                 "leading axes can be those of a stack of layers"
             )
-    return {path: Site(*held[path], axes[path]) for path in axes}
+    first = _first_paths(model)
+    return {
+        path: Site(module, name, axes[path], first[id(vars(module)[name])])
+        for path, (module, name) in held.items()
+        if path in axes
+    }
+
+
+def _refused(
+    model: nnx.Module, modules: dict[str, nnx.Module], declared: dict[str, Site]
+) -> dict[str, str]:
+    """Say of each place that cannot be adapted what is in the way."""
+    refused = {}
+    for path, module in modules.items():
+        is_declared = any(site.module is module for site in declared.values())
+        if isinstance(module, LAYER_TYPES) and not is_layer(module) and not is_declared:
+            kind = next(kind for kind in LAYER_TYPES if isinstance(module, kind))
+            refused[path] = (
+                f"a {type(module).__name__}, which uses the kernel in another way than "
+                f"nnx.{kind.__name__} does; to adapt it by effective weights, declare its "
+                f"kernel in parameters={{r'{re.escape(path)}\\.kernel': KernelAxes(…)}}"
+            )
+    places = [p for p, m in modules.items() if isinstance(m, LAYER_TYPES)] + [*declared]
+    for wrapper, module in nnx.iter_modules(model):
+        why = next((why for kind, why in OPAQUE.items() if isinstance(module, kind)), None)
+        if why is not None:
+            inside = [path for path in places if path.startswith(name_path((*wrapper, "")))]
+            held = inside or [name_path(wrapper)] * isinstance(module, nnx.bridge.ToNNX)
+            refused |= dict.fromkeys(held, f"part of a {type(module).__name__}, which {why}")
+    return refused
 
 
 def _unknown_modules(
@@ -243,7 +353,8 @@ def _unknown_modules(
     unknown: dict[str, Unknown] = {}
     for path, module in modules.items():
         held = {f"{path}.{name}": vars(module)[name].shape for name in _kernels(module)}
-        if not type(module).__module__.startswith("flax.") and not held.keys() <= declared.keys():
+        is_known = type(module).__module__.startswith("flax.") or is_layer(module)
+        if not is_known and not held.keys() <= declared.keys():
             unknown[path] = f"a {type(module).__name__}", held
     return unknown
 
@@ -256,20 +367,3 @@ def _kernels(module: nnx.Module) -> list[str]:
 
 def _adapted_parameters(model: nnx.Module) -> list[tuple[nnx.Module, str]]:
     return [(m, name) for _, m in nnx.iter_modules(model) for name in adapted_parameters(m)]
-
-
-def _replace(model: nnx.Module, replacements: dict[int, nnx.Module]) -> nnx.Module:
-    for parent in [module for _, module in nnx.iter_modules(model)]:
-        for name, child in _children(parent):
-            if id(child) in replacements:
-                if isinstance(parent, nnx.List):
-                    parent[int(name)] = replacements[id(child)]
-                else:
-                    setattr(parent, name, replacements[id(child)])
-    return model
-
-
-def _children(parent: nnx.Module) -> Iterator[tuple[str, Any]]:
-    if isinstance(parent, nnx.List):
-        return ((str(index), child) for index, child in enumerate(parent))
-    return iter(list(vars(parent).items()))

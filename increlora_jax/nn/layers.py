@@ -1,6 +1,10 @@
 """NNX layers that carry an adapter beside their frozen kernel."""
 
+import inspect
+from collections.abc import Hashable
+from functools import cache
 from math import prod
+from types import CodeType
 from typing import Any, ClassVar
 
 import jax
@@ -142,7 +146,7 @@ class AdaptedLayer(nnx.Module):
     kernel: nnx.Param
     dtype: Any
     adapter: LowRankAdapter
-    original: nnx.Variable | None  # the kernel before a merge
+    original: nnx.Param | None  # the kernel before a merge
 
     @classmethod
     def wrap(cls, layer: nnx.Module, adapter: LowRankAdapter) -> "AdaptedLayer":
@@ -162,24 +166,25 @@ class AdaptedLayer(nnx.Module):
         return layer
 
     def merge(self) -> None:
-        """Add ΔW to the kernel and rest the adapter; the original kernel is kept for `unmerge`.
+        """Add ΔW to the kernel and rest the adapter; the original is kept for `unmerge`.
 
+        The sum is a variable of its own: other places that share the original keep its value.
         A quantised kernel becomes a plain one.
         """
         if self.original is not None:
             raise ValueError("this layer is merged already")
         kernel = self.kernel.get_value()
-        self.original = nnx.Variable(kernel)
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
         merged = as_dense(kernel) + self._as_kernel(self.adapter.update.delta)
-        self.kernel.set_value(merged.astype(kernel.dtype))
+        own: Any = self.kernel.copy()
+        own.set_value(merged.astype(kernel.dtype))
+        self.original, self.kernel = self.kernel, own
 
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
         if self.original is None:
             raise ValueError("this layer is not merged")
-        self.kernel.set_value(self.original.get_value())
-        self.original = nnx.data(None)
+        self.kernel, self.original = self.original, nnx.data(None)
 
     def _add_adapter(self, x: Array, y: Array) -> Array:
         if self.original is not None:
@@ -293,9 +298,68 @@ ADAPTED_TYPES: dict[type[nnx.Module], type[AdaptedLayer]] = {
 """The layer of Flax → the adapted layer that takes its place."""
 
 
+LAYER_TYPES = tuple(ADAPTED_TYPES)
+_OWN_NAMES = {name for name, value in vars(AdaptedLayer).items() if inspect.isroutine(value)}
+_OWN_NAMES = {"adapter", "original", "plain"} | {n for n in _OWN_NAMES if not n.startswith("__")}
+
+
+def is_layer(module: nnx.Module) -> bool:
+    """Return whether a module can be adapted: a layer of Flax, or a subclass that calls like it."""
+    return _adapted_type(type(module)) is not None and not _OWN_NAMES & vars(module).keys()
+
+
+@cache
+def _adapted_type(kind: Hashable) -> type[AdaptedLayer] | None:
+    """Return the class that takes a layer's place; None if the layer cannot be adapted.
+
+    A subclass of a layer of Flax gets a class of its own: the adapted layer stays its instance.
+    """
+    for plain, adapted in ADAPTED_TYPES.items():
+        if kind is plain:
+            return adapted
+        if isinstance(kind, type) and issubclass(kind, plain) and _calls_like(kind, plain):
+            attributes = {"plain": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+            make: Any = type(kind)
+            made: type[AdaptedLayer] = make(f"Adapted{kind.__name__}", (adapted, kind), attributes)
+            return made
+    return None
+
+
+def _calls_like(kind: type, plain: type) -> bool:
+    """Return whether only the plain layer's own methods use the kernel."""
+    added = kind.__mro__[: kind.__mro__.index(plain)]
+    held = {name: value for base in reversed(added) for name, value in vars(base).items()}
+    if held.keys() & ({"__call__", "__getattribute__", "kernel"} | _OWN_NAMES):
+        return False
+    return not any(
+        "kernel" in _names_in(getattr(getattr(value, "fget", value), "__code__", None))
+        for name, value in held.items()
+        if name != "__init__"
+    )
+
+
+def _names_in(code: CodeType | None) -> set[str]:
+    if code is None:
+        return set()
+    inner = [_names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def wrap_layer(layer: nnx.Module, adapter: LowRankAdapter) -> AdaptedLayer:
+    """Give a layer an adapter."""
+    return _adapted_type_of(layer).wrap(layer, adapter)
+
+
 def kernel_axes(layer: nnx.Module) -> KernelAxes:
     """How a plain layer's kernel is a matrix, or a stack of them."""
-    return ADAPTED_TYPES[type(layer)].kernel_axes(layer)  # type: ignore[arg-type]
+    return _adapted_type_of(layer).kernel_axes(layer)  # type: ignore[arg-type]
+
+
+def _adapted_type_of(layer: nnx.Module) -> type[AdaptedLayer]:
+    adapted = _adapted_type(type(layer))
+    if adapted is None:
+        raise TypeError(f"{type(layer).__name__} cannot be adapted")
+    return adapted
 
 
 def matrix_shape(layer: Any) -> tuple[int, int]:

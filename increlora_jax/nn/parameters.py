@@ -71,18 +71,18 @@ def merge_parameter(module: nnx.Module, name: str) -> None:
     variable, adapter = vars(module)[name], vars(module)[adapter_name(name)]
     if adapter.original is not None:
         raise ValueError("this parameter is merged already")
-    kernel = variable.get_value()
-    variable.set_value(adapter.effective(kernel))
-    adapter.original = nnx.Variable(kernel)
+    # A variable of its own: other places that share the original keep its value.
+    adapter.original, merged = variable, variable.copy()
+    merged.set_value(adapter.effective(variable.get_value()))
+    vars(module)[name] = merged
 
 
 def unmerge_parameter(module: nnx.Module, name: str) -> None:
     """Put the original W back, bit for bit."""
-    variable, adapter = vars(module)[name], vars(module)[adapter_name(name)]
+    adapter = vars(module)[adapter_name(name)]
     if adapter.original is None:
         raise ValueError("this parameter is not merged")
-    variable.set_value(adapter.original.get_value())
-    adapter.original = nnx.data(None)
+    vars(module)[name], adapter.original = adapter.original, nnx.data(None)
 
 
 def adapted_parameters(module: nnx.Module) -> list[str]:

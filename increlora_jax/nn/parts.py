@@ -14,6 +14,7 @@ from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.parameters import ParameterAdapter
+from increlora_jax.nn.paths import name_nodes
 from increlora_jax.quantization import as_dense
 
 
@@ -112,7 +113,7 @@ class ModuleSkeleton(NamedTuple):
 
     def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
         flat = {**parts.frozen(), **parts.learned()}
-        leaves = {path: flat[name] for name, path in self.paths.items()}
+        leaves = {path: _as_leaf(flat[name]) for name, path in self.paths.items()}
         root = jax.random.key(0) if key is None else key
         for index, (path, shape) in enumerate(self.streams.values()):
             own = jax.random.fold_in(root, index)
@@ -134,18 +135,21 @@ def split(
     Random streams are left out: every step makes them anew from its key.
     """
     graphdef, state = nnx.split(model)
-    variables = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
+    flat = nnx.to_flat_state(state)
+    variables, places = name_nodes(flat), name_nodes((path, path) for path, _ in flat)
     streams = {
-        name: (path, variable.get_value().shape)
-        for name, (path, variable) in variables.items()
+        name: (places[name], variable.get_value().shape)
+        for name, variable in variables.items()
         if isinstance(variable, nnx.RngState)
     }
-    paths = {name: path for name, (path, _) in variables.items() if name not in streams}
+    paths = {name: path for name, path in places.items() if name not in streams}
     head: dict[str, Array] = {}
     base: dict[str, Array] = {}
     for name in paths:
-        variable = variables[name][1]
-        if not isinstance(variable, AdapterParam | SlotState):
+        variable = variables[name]
+        if not isinstance(variable, nnx.Variable):  # an array that is an attribute as it is
+            base[name] = jnp.asarray(variable)
+        elif not isinstance(variable, AdapterParam | SlotState):
             value = variable.get_value()
             if isinstance(variable, nnx.Param) and is_trained(name):
                 # Of a bf16 model, what learns is kept in float32: small steps must not round away.
@@ -161,6 +165,11 @@ def split(
     )
     names = module_names(parts.slots)
     return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts
+
+
+def _as_leaf(value: Any) -> Any:
+    """Return a variable's value as Flax takes it; a dict or a tuple would be read as a subtree."""
+    return nnx.Variable(value) if isinstance(value, dict | list | tuple) else value
 
 
 def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:

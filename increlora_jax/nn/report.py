@@ -1,7 +1,7 @@
 """How many parameters a model trains, and the rank of every module."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ def report(parts: Parts) -> TrainableReport:
         active=active,
         buffer=_count(parts.adapters),
         head=_count(parts.head),
-        base=sum(prod(value.shape) for value in parts.base.values()),
+        base=sum(prod(array.shape) for array in _arrays(parts.base)),
         ranks=ranks,
         full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
     )
@@ -66,6 +66,11 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
             strict=True,
         )
     }
+
+
+def _arrays(tree: object) -> list[Any]:
+    """List the arrays of a tree, a quantised kernel as the one that it stands for."""
+    return jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "shape"))
 
 
 def _count(tree: object) -> int:

@@ -1,6 +1,7 @@
 """Which layers and parameters of a model take an adapter, said by their paths."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -57,39 +58,52 @@ def select(paths: Iterable[str], patterns: Targets, what: str, kind: str) -> set
     return {path for path in paths if path_matches(path, patterns)}
 
 
-def choose(paths: Iterable[str], targets: Targets, exclude: Targets, kind: str) -> set[str]:
-    """The paths that `targets` selects and `exclude` does not.
-
-    Raises:
-        InputError: a pattern that matches nothing, or nothing left.
-    """
-    paths = list(paths)
-    chosen = select(paths, targets, "target_modules", kind)
-    left = chosen - (select(paths, exclude, "exclude_modules", kind) if exclude else set())
-    if not left:
-        raise InputError(f"exclude {exclude!r} leaves none of the targets {targets!r}")
-    return left
-
-
 def choose_known(
     known: Iterable[str],
     unknown: Mapping[str, Unknown],
     targets: Targets,
     exclude: Targets,
     kind: str,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """The targeted paths in module order; `unknown` ones only "all-linear" passes over.
+    """Choose the paths that `targets` selects and `exclude` does not, in module order.
+
+    Args:
+        known: paths that can be adapted.
+        unknown: paths that must be declared first; "all-linear" passes over them.
+        targets: what to choose.
+        exclude: what of it to leave out.
+        kind: what the known ones are, for messages.
+        refused: paths that cannot be adapted, and why; "all-linear" passes over them with a
+            warning.
 
     Raises:
-        InputError: a pattern that matches nothing, or meets one that must be declared first.
+        InputError: a pattern that matches nothing, nothing left, or a path that is not known.
     """
-    met = {} if targets == ALL_LINEAR else unknown
-    places = sorted([*known, *met], key=module_order)
-    chosen = choose(places, targets, exclude, kind)
-    for path in places:
-        if path in chosen and path in met:
-            raise InputError(_ask_to_declare(path, *met[path]))
-    return [path for path in places if path in chosen]
+    known = list(known)
+    others = {**unknown, **refused}
+    everything = sorted({*known, *others}, key=module_order)
+    places = [path for path in everything if path in known] if targets == ALL_LINEAR else everything
+    if not places:
+        raise InputError(f"target_modules: {targets!r} matches nothing: the model has no {kind}")
+    chosen = select(places, targets, "target_modules", kind)
+    left_out = select(everything, exclude, "exclude_modules", kind) if exclude else set()
+    if targets == ALL_LINEAR:
+        _warn_of_passing({path: why for path, why in refused.items() if path not in left_out})
+    if not chosen - left_out:
+        raise InputError(f"exclude {exclude!r} leaves none of the targets {targets!r}")
+    found = [path for path in places if path in chosen - left_out]
+    for path in found:
+        if path in refused:
+            raise InputError(f"target_modules: {path} is {refused[path]}. Exclude {path}")
+        if path in unknown:
+            raise InputError(_ask_to_declare(path, *unknown[path]))
+    return found
+
+
+def _warn_of_passing(refused: Mapping[str, str]) -> None:
+    for path, why in refused.items():
+        warnings.warn(f"target_modules: {ALL_LINEAR!r} passes over {path}: {why}", stacklevel=2)
 
 
 def declared_axes(
