@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
+from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.groups import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.lengths import fit_length, note_tokenizer_length
@@ -39,6 +39,7 @@ from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
+from increlora_jax.tasks.layout import Columns
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
@@ -166,7 +167,7 @@ def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
         InputError: whatever of the configuration cannot be done, and what to change.
     """
     task = config.task
-    data = load_task(task.task, task.data_dir, task.problem_type)
+    data = load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
     training = config.training
     batch = training.train_batch_size * training.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(data.train), batch)
@@ -203,6 +204,11 @@ def _check_steps(steps: int, training: TrainingConfig) -> None:
             f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
             "can be counted; choose less, or --max-steps"
         )
+
+
+def columns_of(task: TaskConfig) -> Columns:
+    """Return the columns of the data files, as far as the flags name them."""
+    return Columns(tuple(task.text_column or ()), task.label_column)
 
 
 def _check_frozen(model: nnx.Module, method: Method) -> None:

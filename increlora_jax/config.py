@@ -1,10 +1,12 @@
 """Every setting of a run: its name, its default, its bounds. Validated once, before any loading."""
 
+import os
 import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 from increlora_jax.core.adapter import Scaling
@@ -25,6 +27,9 @@ def _require(is_good: bool, flag: str, value: Any, wanted: str) -> None:
     if not is_good:
         raise InputError(f"--{flag.replace('_', '-')} {value} must be {wanted}")
 
+
+_LONGEST_NAME = 60
+"""Of the data's folder, within the name of a run's folder."""
 
 LARGEST = 2**31 - 2
 """Of whole numbers: steps are counted in 32 bits, and the last number says "never"."""
@@ -102,6 +107,10 @@ class TaskConfig:
     problem_type: Literal["auto", "single_label_classification", "regression"] = option(
         "auto", "of --task text; auto tells from the labels"
     )
+    text_column: list[str] | None = option(
+        None, "the one or two text columns of the files of --data-dir; default: the task's names"
+    )
+    label_column: str | None = option(None, "their label column; default: label or labels")
     model: str = option("microsoft/deberta-v3-base", "a local model folder or a hub id")
     max_seq_length: int = option(128, "tokens an example is truncated to")
     pad_to_max_length: bool = option(
@@ -212,7 +221,9 @@ class TrainingConfig:
 
     _argument_group_name = "training"
 
-    output_dir: str | None = option(None, "the run's folder; default: runs/TASK-METHOD-SEED")
+    output_dir: str | None = option(
+        None, "the run's folder; default: runs/TASK-METHOD-SEED, or runs/text-FOLDER-METHOD-SEED"
+    )
     overwrite_output_dir: bool = option(False, "replace a run that the folder already holds")
     seed: int = option(42, "of data order, dropout and new weights")
     seeds: str | None = option(
@@ -320,9 +331,23 @@ class RunConfig:
         return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
 
     @property
+    def _data_name(self) -> list[str]:
+        """The name of the data's folder, where nothing else tells one data set from another."""
+        task = self.task
+        if task.task != "text" or task.data_dir is None:
+            return []
+        name = Path(os.path.realpath(task.data_dir)).name
+        return [name[:_LONGEST_NAME]] if name else []
+
+    @property
     def output_dir(self) -> str:
         """The run's folder."""
         training = self.training
-        words = [self.task.task, self.adapter.method, training.seeds or training.seed]
+        words = [
+            self.task.task,
+            *self._data_name,
+            self.adapter.method,
+            training.seeds or training.seed,
+        ]
         default = "-".join(map(str, [*words, *(training.sweep or [])]))
         return training.output_dir or f"runs/{default}"

@@ -11,6 +11,7 @@ import numpy as np
 from increlora_jax.compose import Plan, Run
 from increlora_jax.nn.report import report
 from increlora_jax.run_folder import RESULTS
+from increlora_jax.tasks.counts import count_data
 from increlora_jax.training.loop import Outcome
 from increlora_jax.training.state import TrainState
 
@@ -120,6 +121,7 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {
         "mesh": dict(plan.layout.mesh.shape),
         "step_compilations": outcome.step_compilations,
+        "data": count_data(plan.data),
         "seconds": round(outcome.seconds, 3),
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),

@@ -80,6 +80,8 @@ def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     held = Held(by_first(lambda: look_into(folder, config).value))
     if held is Held.FINISHED:
         return _tell_again(folder, plan)
+    for note in plan.data.notes:
+        say(f"note: {note}")
     say(f"{config.adapter.method}: {plan.method.description}")
     run = prepare_run(plan)
     _announce(run)
@@ -219,13 +221,13 @@ def _anchor(config: RunConfig) -> RunConfig:
 
 
 def _announce(run: Run) -> None:
-    data = run.plan.data
-    for note in (*data.notes, *run.notes):
+    for note in run.notes:
         say(f"note: {note}")
     cut = {"train": run.encoded_train, **run.encoded_dev}
     for name, encoded in cut.items():
         if encoded.n_truncated:
-            length = run.plan.config.task.max_seq_length
+            side = "" if encoded.truncation_side == "right" else ", from the left"
+            length = f"{run.plan.config.task.max_seq_length}{side}"
             say(f"note: {encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}")
     say(report(run.parts).describe())
     if len(run.plan.members) > 1:

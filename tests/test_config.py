@@ -119,8 +119,23 @@ def test_scaling_rule_is_made_of_alpha_rule_and_target():
 def test_output_folder_defaults_to_what_the_run_is():
     config = RunConfig(TaskConfig(task="cola"), AdapterConfig(method="lora"))
     assert config.output_dir == "runs/cola-lora-42"
+    own = RunConfig(TaskConfig(task="text", data_dir="data/trec/"))
+    assert own.output_dir == "runs/text-trec-increlora-42"
     named = RunConfig(training=TrainingConfig(output_dir="here"))
     assert named.output_dir == "here"
+
+
+def test_output_folder_of_own_data_is_that_of_its_folder_however_it_is_given(tmp_path, monkeypatch):
+    (tmp_path / "trec").mkdir()
+    (tmp_path / "latest").symlink_to("trec")
+    monkeypatch.chdir(tmp_path / "trec")
+    folders = {
+        RunConfig(TaskConfig(task="text", data_dir=given)).output_dir
+        for given in (".", "../trec", "../latest", str(tmp_path / "trec"))
+    }
+    assert folders == {"runs/text-trec-increlora-42"}
+    long = RunConfig(TaskConfig(task="text", data_dir="x" * 250))
+    assert len(long.output_dir) < 100
 
 
 def test_a_group_takes_its_own_of_the_settings_given_and_keeps_the_rest():

@@ -80,6 +80,8 @@ ROWS = "sentence\tlabel\ngood film\t1\nbad\t0\n\n"
 TABLES = {
     ".tsv": [ROWS, "text\tlabel\na\t0.5\nb\t1\n", "a\t1\t*\tgood\nb\t0\t*\tbad\n"],
     ".csv": ['sentence,label\n"good, film",1\nbad,0\n', 'text1,text2,label\n"a""b",c,x\nd,e,y\n'],
+    ".json": ['[{"sentence": "good", "label": 1},\n {"sentence": "b", "label": 0}]\n',
+              '{"v": 1, "data": [{"text": "a", "label": true}, {"text": "b", "label": 0}]}'],
     ".jsonl": ['{"sentence": "good", "label": 1}\n{"sentence": "b", "label": 0}\n',
                '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'],
 }  # fmt: skip
@@ -91,12 +93,13 @@ CELLS = st.text(max_size=6) | st.sampled_from(
 def tables(suffix):
     """Sound tables, damaged ones, and rows of anything under a good header."""
     sound = st.sampled_from(TABLES[suffix]).flatmap(lambda text: damaged(text.encode()))
-    separator = {".tsv": "\t", ".csv": ",", ".jsonl": ", "}[suffix]
+    separator = {".tsv": "\t", ".csv": ",", ".json": ", ", ".jsonl": ", "}[suffix]
     rows = st.lists(st.lists(CELLS, max_size=3).map(separator.join), max_size=5)
     headed = rows.map(lambda r: "\n".join([f"sentence{separator}label", *r]).encode())
     objects = st.lists(st.dictionaries(st.sampled_from(["text", "label"]), VALUES), max_size=4)
     lines = objects.map(lambda found: "\n".join(map(json.dumps, found)).encode())
-    return st.one_of(sound, headed, lines, st.binary())
+    array = objects.map(lambda found: json.dumps(found).encode())
+    return st.one_of(sound, headed, array if suffix == ".json" else lines, st.binary())
 
 
 @AMOUNTS

@@ -49,6 +49,13 @@ def test_a_run_leaves_what_the_readme_promises(finished, tiny_model):
     assert set(results["trainable_parameters"]) == {"active", "buffer", "head"}
     assert results["seconds"] > results["seconds_to_first_step"] > 0
     assert results["train_tokens_per_second"] > 0
+    assert results["data"]["train"] == {
+        "source": "train.tsv",
+        "rows": 160,
+        "lines": 161,
+        "labels": {"negative": 78, "positive": 82},
+    }
+    assert results["data"]["dev"]["rows"] == 41
     assert {"jax", "flax", "python", "increlora_jax"} <= set(results["versions"])
 
 
@@ -231,3 +238,5 @@ def test_cut_examples_and_empty_texts_are_counted(toy_data, short_run, tmp_path,
     said = capsys.readouterr().err
     assert "1 of 43 dev examples cut to 16" in said
     assert "empty" in said
+    assert "note: train.tsv: 160 rows of 161 lines; labels 'negative' " in said
+    assert "note: dev.tsv: 43 rows of 44 lines; labels 'negative' " in said

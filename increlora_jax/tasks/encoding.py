@@ -25,6 +25,7 @@ class Encoded:
       labels: [n] int32 class ids, or float32 scores.
       pad_id: What fills up a batch; the attention mask hides it.
       n_truncated: How many examples were cut to the maximum length.
+      truncation_side: Where they were cut, `right` or `left`.
     """
 
     token_ids: np.ndarray
@@ -33,6 +34,7 @@ class Encoded:
     labels: np.ndarray
     pad_id: int
     n_truncated: int
+    truncation_side: str = "right"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,8 +48,8 @@ class Encoded:
 def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenize a split with a fast Hugging Face tokenizer, cutting examples to `max_length` tokens.
 
-    The cut is the tokenizer's own `truncation="longest_first"`, from the right: of a pair the
-    longer text is cut until both are as long, then both.
+    The cut is the tokenizer's own `truncation="longest_first"`, from its `truncation_side`: of a
+    pair the longer text is cut until both are as long, then both.
 
     Raises:
       InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
@@ -64,6 +66,7 @@ def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
         # Without a pad token any id will do: the mask hides it.
         pad_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         n_truncated=sum(chunk.n_truncated for chunk in chunks),
+        truncation_side=tokenizer.truncation_side,
     )
 
 
@@ -85,9 +88,10 @@ def _encode_chunk(split: Split, start: int, tokenizer: Any, max_length: int) -> 
     tokens = tokenizer(split.first[chosen], second, truncation=False, verbose=False)
     ids = tokens["input_ids"]
     types = tokens.get("token_type_ids") or [[0] * len(row) for row in ids]
+    side = tokenizer.truncation_side
     too_long = [row for row, row_ids in enumerate(ids) if len(row_ids) > max_length]
     for row in too_long:
-        kept = _choose_kept(tokens.encodings[row].sequence_ids, max_length)
+        kept = _choose_kept(tokens.encodings[row].sequence_ids, max_length, side)
         ids[row] = [ids[row][position] for position in kept]
         types[row] = [types[row][position] for position in kept]
     return _Chunk(
@@ -98,22 +102,26 @@ def _encode_chunk(split: Split, start: int, tokenizer: Any, max_length: int) -> 
     )
 
 
-def _choose_kept(sequence_ids: list[int | None], max_length: int) -> np.ndarray:
-    """Choose the positions to keep of an example: all special tokens, and the start of each text.
+def _choose_kept(sequence_ids: list[int | None], max_length: int, side: str) -> np.ndarray:
+    """Choose the positions to keep of an example: all special tokens, and a part of each text.
 
     Args:
       sequence_ids: For each token the text it is of, 0 or 1; None for a special token.
       max_length: How many to keep.
+      side: Where a text is cut, `right` or `left`.
     """
     texts = np.array([-1 if text is None else text for text in sequence_ids])
     special, first, second = (np.flatnonzero(texts == text) for text in (-1, 0, 1))
     budget = max_length - len(special)
     shorter = min(len(first), len(second), budget // 2)
-    if len(first) <= len(second):
-        first, second = first[:shorter], second[: budget - shorter]
-    else:
-        first, second = first[: budget - shorter], second[:shorter]
-    return np.sort(np.concatenate([special, first, second]))
+    counts = shorter, budget - shorter
+    if len(first) > len(second):
+        counts = budget - shorter, shorter
+    kept = [
+        text[:count] if side == "right" else text[max(0, len(text) - count) :]
+        for text, count in zip((first, second), counts, strict=True)
+    ]
+    return np.sort(np.concatenate([special, *kept]))
 
 
 def _check_tokenizer(tokenizer: Any, is_pair: bool, max_length: int) -> None:

@@ -2,14 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
+from increlora_jax.tasks.counts import describe_split
 from increlora_jax.tasks.labels import parse_classes, parse_scores
-from increlora_jax.tasks.tables import SUFFIXES, Layout, Table, read_table
+from increlora_jax.tasks.layout import Layout
+from increlora_jax.tasks.lines import PACKED
+from increlora_jax.tasks.records import quote_all
+from increlora_jax.tasks.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
 
 
 def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskData:
@@ -22,30 +27,52 @@ def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskDa
     """
     paths = [find_split(data_dir, split) for split in ("train", *task.dev_splits)]
     tables = [read_table(path, layouts) for path in paths]
-    return assemble_data(task, tables, index_labels(task))
+    data = assemble_data(task, tables, index_labels(task))
+    return replace(data, notes=(*data.notes, *list_unused(data_dir, paths)))
 
 
 def find_split(data_dir: Path, split: str) -> Path:
-    """Find the one file of a split: `dev.tsv`, `dev.csv`, `dev.jsonl`, or `validation` for `dev`.
+    """Find the one file of a split, in any case: `dev.tsv`, `dev.csv.gz`, `VALIDATION.JSON`, ….
 
     Raises:
       InputError: If there is no such file, or more than one.
     """
+    present = _list_data(data_dir)
+    stems = list(dict.fromkeys((split, name_hub_split(split))))
+    found = [name for name in present if _stem_of(name) in stems]
+    if not found:
+        here = f"; here are {quote_all(present)}" if present else ""
+        wanted = f"{' or '.join(stems)} with one of {', '.join(SUFFIXES)}"
+        raise InputError(f"{data_dir}: no {split} file is here; add {wanted}{here}")
+    if len(found) > 1:
+        raise InputError(f"{data_dir}: {' and '.join(found)} are both here; keep one")
+    return data_dir / found[0]
+
+
+def list_unused(data_dir: Path, used: Sequence[Path]) -> list[str]:
+    """Report the data files of a folder that were not read, if there are any."""
+    unused = sorted(set(_list_data(data_dir)) - {path.name for path in used})
+    if not unused:
+        return []
+    hint = ""
+    if any(_stem_of(name).startswith("test") for name in unused):
+        hint = "; to score a trained run on the test split: evaluate --run RUN --split test"
+    return [f"not read in {data_dir}: {quote_all(unused)}{hint}"]
+
+
+def _list_data(data_dir: Path) -> list[str]:
     try:
-        present = set(os.listdir(data_dir))
+        names = os.listdir(data_dir)
     except OSError as error:
         raise InputError(
             f"{data_dir}: cannot be read as a folder ({error.strerror}); "
             "give --data-dir one that holds train.tsv and dev.tsv"
         ) from error
-    stems = dict.fromkeys((split, name_hub_split(split)))
-    wanted = [stem + suffix for stem in stems for suffix in SUFFIXES]
-    found = [name for name in wanted if name in present]
-    if not found:
-        raise InputError(f"{data_dir}: no {split} file is here; add one of {', '.join(wanted)}")
-    if len(found) > 1:
-        raise InputError(f"{data_dir}: {' and '.join(found)} are both here; keep one")
-    return data_dir / found[0]
+    return sorted(name for name in names if kind_of(name))
+
+
+def _stem_of(name: str) -> str:
+    return name.lower().removesuffix(PACKED).removesuffix(kind_of(name))
 
 
 def name_hub_split(split: str) -> str:
@@ -62,23 +89,54 @@ def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -
       ids: The id of each text a label may have; not read for a regression.
     """
     train, *dev = [make_split(task, table, ids) for table in tables]
-    notes = [
-        note
-        for table, split in zip(tables, (train, *dev), strict=True)
-        for note in report_oddities(table, split)
-    ]
+    splits = zip(tables, (train, *dev), strict=True)
+    notes = [note for table, split in splits for note in report_rows(task, table, split)]
+    notes += _report_unread(tables)
     return TaskData(task, train, dict(zip(task.dev_splits, dev, strict=True)), tuple(notes))
 
 
-def report_oddities(table: Table, split: Split) -> list[str]:
-    """Report the rows of a file that were skipped, or have an empty text."""
-    return [*_report_broken_rows(table), *report_empty_texts(split, table.path.name)]
+def report_rows(task: Task, table: Table, split: Split) -> list[str]:
+    """Report the rows of a file: their number and labels, and those that are odd."""
+    name = table.path.name
+    return [
+        describe_split(task, split),
+        *_report_separator(table),
+        *_report_broken_rows(table),
+        *_report_lines(table.multiline, f"line breaks within quotes in {name}"),
+        *_report_lines(table.padded, f"blanks around the label in {name}, which were taken away"),
+        *report_empty_texts(split, name),
+    ]
 
 
 def report_empty_texts(split: Split, name: str) -> list[str]:
     """Report the rows with an empty text, which are allowed, if there are any."""
     count = split.num_empty
     return [f"{_count_rows(count)} with empty text in {name}"] if count else []
+
+
+def _report_separator(table: Table) -> list[str]:
+    usual = {".csv": ",", ".tsv": "\t"}.get(kind_of(table.path.name), "")
+    if table.delimiter == usual:
+        return []
+    return [f"{table.path.name} is read with a {DELIMITERS[table.delimiter]} between its columns"]
+
+
+def _report_lines(lines: Sequence[int], problem: str) -> list[str]:
+    if not lines:
+        return []
+    return [f"{_count_rows(len(lines))} with {problem}; the first on line {lines[0]}"]
+
+
+def _report_unread(tables: Sequence[Table]) -> list[str]:
+    """Report the columns that were not read, files with the same ones together."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for table in tables:
+        names.setdefault(table.unread, []).append(table.path.name)
+    return [
+        f"columns not read in {' and '.join(files)}: {quote_all(columns)}"
+        for columns, files in names.items()
+        if columns
+    ]
 
 
 def _report_broken_rows(table: Table) -> list[str]:
@@ -106,7 +164,7 @@ def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
     else:
         labels = parse_classes(table, ids)
     seconds = second[0] if second else None
-    return Split(first, seconds, labels, table.path.name, is_labelled=is_labelled)
+    return Split(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
 
 
 def index_labels(task: Task) -> dict[str, int]:

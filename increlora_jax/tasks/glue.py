@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.folder import load_folder
 from increlora_jax.tasks.hub import load_hub
-from increlora_jax.tasks.tables import Layout
+from increlora_jax.tasks.layout import Columns, Layout
 
 _PAIR = ("sentence1", "sentence2")
 
@@ -42,7 +43,7 @@ _ORIGINAL_LAYOUTS = {
 }
 
 
-def load_glue(name: str, data_dir: Path | None) -> TaskData:
+def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) -> TaskData:
     """Load a GLUE task from a folder, or from the hub where none is given.
 
     Raises:
@@ -51,12 +52,25 @@ def load_glue(name: str, data_dir: Path | None) -> TaskData:
     task = GLUE_TASKS[name]
     if data_dir is None:
         return load_hub(task, "nyu-mll/glue")
-    return load_folder(task, data_dir, list_layouts(task))
+    return load_folder(task, data_dir, list_layouts(task, columns or Columns()))
 
 
-def list_layouts(task: Task) -> list[Layout]:
-    """List the layouts a task's files may have: the hub's, then GLUE's own, then sentence1, 2."""
-    layouts = [Layout((*task.columns, "label"))]
+def list_layouts(task: Task, columns: Columns) -> list[Layout]:
+    """List the layouts a task's files may have: the hub's, then GLUE's own, then sentence1, 2.
+
+    If the user names columns, those are the layout.
+
+    Raises:
+      InputError: The task has another number of texts than the user names.
+    """
+    if columns != Columns():
+        if columns.texts and len(columns.texts) != len(task.columns):
+            raise InputError(
+                f"--text-column {' '.join(columns.texts)}: --task {task.name} reads "
+                f"{len(task.columns)} of them; name as many"
+            )
+        return columns.make_layouts([task.columns])
+    layouts = columns.make_layouts([task.columns])
     if task.name in _ORIGINAL_LAYOUTS:
         layouts.append(_ORIGINAL_LAYOUTS[task.name])
     if task.is_pair and task.columns != _PAIR:

@@ -6,6 +6,7 @@ import numpy as np
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
+from increlora_jax.tasks.counts import describe_split
 from increlora_jax.tasks.folder import name_hub_split, report_empty_texts
 
 
@@ -17,13 +18,14 @@ def load_hub(task: Task, repository: str) -> TaskData:
     """
     source = _download(repository, task.name)
     train, *dev = [
-        _read_split(task, source[name_hub_split(split)]) for split in ("train", *task.dev_splits)
+        _read_split(task, source[name_hub_split(split)], f"{repository}'s {task.name} {split}")
+        for split in ("train", *task.dev_splits)
     ]
     splits = dict(zip(task.dev_splits, dev, strict=True))
     notes = [
         note
-        for name, split in {"train": train, **splits}.items()
-        for note in report_empty_texts(split, f"{repository}'s {task.name} {name}")
+        for split in (train, *dev)
+        for note in (describe_split(task, split), *report_empty_texts(split, split.source))
     ]
     return TaskData(task, train, splits, tuple(notes))
 
@@ -43,11 +45,11 @@ def _download(repository: str, name: str) -> Any:
         ) from error
 
 
-def _read_split(task: Task, source: Any) -> Split:
+def _read_split(task: Task, source: Any, name: str) -> Split:
     _check_labels(task, source.features["label"])
     texts = [list(source[column]) for column in task.columns]
     labels = np.array(source["label"], np.float32 if task.is_regression else np.int32)
-    return Split(texts[0], texts[1] if task.is_pair else None, labels)
+    return Split(texts[0], texts[1] if task.is_pair else None, labels, name)
 
 
 def _check_labels(task: Task, feature: Any) -> None:

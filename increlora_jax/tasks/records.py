@@ -1,18 +1,13 @@
-r"""From bytes to records: the lines of a file, split into fields, each with its line number.
+"""From lines to records: the fields of a row, or a JSON object, each with its line number."""
 
-Lines end at "\n" alone (a "\r" before it is dropped) whatever else Unicode calls a line break, so
-line numbers are those of every text editor. Nothing is guessed: what is not UTF-8 is an error.
-"""
-
-import codecs
 import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.lines import Lines
 
 # csv keeps its limit in a C long, which is 32 bits wide on some machines.
 _LONGEST_CSV_FIELD = 2**31 - 1
@@ -34,23 +29,24 @@ def quote_all(values: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def read_tsv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_tsv_records(lines: Lines) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, fields), split at tabs alone: GLUE's quotes are text and need not balance.
 
     A blank line has no fields.
     """
-    for line, text in _read_lines(path):
+    for line, text in lines:
         row = text.removesuffix("\n").removesuffix("\r")
         yield line, row.split("\t") if row else []
 
 
-def read_csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, fields); a quoted field may hold commas, quotes and line breaks.
+def read_csv_records(lines: Lines, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, fields); a quoted field may hold delimiters, quotes and line breaks.
 
     A blank line has no fields.
     """
     # Strict, because otherwise a quote left open swallows the rest of the file as one field.
-    reader = csv.reader((text for _, text in _read_lines(path)), strict=True)
+    texts = (_refuse_lone_return(lines, line, text) for line, text in lines)
+    reader = csv.reader(texts, strict=True, delimiter=delimiter)
     line = 1
     with _lift_csv_field_limit():
         try:
@@ -59,56 +55,53 @@ def read_csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 line = reader.line_num + 1
         except csv.Error as error:
             raise InputError(
-                f"{path}:{line}: the row that starts here is not valid CSV ({error}); "
+                f"{lines.path}:{line}: the row that starts here is not valid CSV ({error}); "
                 'quote the field and double each " within it, or save the file as .tsv'
             ) from error
 
 
-def read_json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def read_json_records(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield (line, object) of a file with one JSON object a line; None for a blank line."""
-    for line, text in _read_lines(path):
+    for line, text in lines:
         if not text.strip():
             yield line, None
             continue
         try:
-            record = json.loads(text, parse_constant=_refuse_constant)
+            record = json.loads(text, parse_constant=refuse_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}:{line}: not valid JSON ({error}); write one JSON object a line"
+                f"{lines.path}:{line}: not valid JSON ({error}); write one JSON object a line, "
+                "or end the name of a file that is one array in .json"
             ) from error
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{path}:{line}: a JSON {type(record).__name__} where an object is needed; "
-                'write one object a line, such as {"sentence": "…", "label": "…"}'
-            )
-        yield line, record
+        yield line, check_object(f"{lines.path}:{line}", record)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                yield line, _decode_line(path, line, raw)
-    except OSError as error:
+def check_object(where: str, record: object) -> dict[str, Any]:
+    """Return a row's JSON value if it is an object.
+
+    Raises:
+      InputError: It is none.
+    """
+    if not isinstance(record, dict):
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a readable file"
-        ) from error
+            f"{where}: a JSON {type(record).__name__} where an object is needed; "
+            'write each row as an object, such as {"sentence": "…", "label": "…"}'
+        )
+    return record
 
 
-def _decode_line(path: Path, line: int, raw: bytes) -> str:
-    if line == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse what Python's json takes for a number and JSON does not."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_lone_return(lines: Lines, line: int, text: str) -> str:
+    """Refuse the line breaks of old Macintoshes, which leave a whole file on one line."""
+    place = text.removesuffix("\n").removesuffix("\r").find("\r")
+    if place >= 0 and text.count('"', 0, place) % 2 == 0 and line == 1:
         raise InputError(
-            f"{path}:{line}: byte {error.start + 1} of this line (0x{raw[error.start]:02x}) is not "
-            "UTF-8; save the file as UTF-8, for example with iconv -t UTF-8"
-        ) from error
-    if "\0" in text:
-        raise InputError(
-            f"{path}:{line}: byte {raw.index(0) + 1} of this line is a NUL, which no text holds; "
-            "the file is damaged or UTF-16: save it as UTF-8"
+            f"{lines.path}:1: the lines of this file end in a carriage return alone; "
+            "end them in a line feed, for example with tr '\\r' '\\n'"
         )
     return text
 
@@ -120,7 +113,3 @@ def _lift_csv_field_limit() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(previous)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

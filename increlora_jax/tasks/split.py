@@ -6,10 +6,12 @@ from pathlib import Path
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task
 from increlora_jax.tasks.demo import DEMO_TASK
-from increlora_jax.tasks.folder import find_split, index_labels, make_split, report_oddities
+from increlora_jax.tasks.folder import find_split, index_labels, make_split, report_rows
 from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
-from increlora_jax.tasks.tables import Layout, Table, read_table
-from increlora_jax.tasks.text import TEXT_COLUMNS, describe_task
+from increlora_jax.tasks.layout import Columns, Layout
+from increlora_jax.tasks.tables import Table, read_table
+from increlora_jax.tasks.telling import describe_task
+from increlora_jax.tasks.text import TEXT_COLUMNS
 
 
 def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] = ()) -> Task:
@@ -34,7 +36,12 @@ def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] =
 
 
 def load_split(
-    task: Task, source: str | Path, split: str = "dev", *, needs_labels: bool = True
+    task: Task,
+    source: str | Path,
+    split: str = "dev",
+    *,
+    columns: Columns | None = None,
+    needs_labels: bool = True,
 ) -> tuple[Split, tuple[str, ...]]:
     """Read one file, or the file of one split of a folder.
 
@@ -42,6 +49,7 @@ def load_split(
       task: The task, with its labels (see `known_task`).
       source: A file, or a folder.
       split: The split to look for in a folder: `train`, `dev`, `dev_matched`, `test` and so on.
+      columns: The names of the file's columns; default: the task's own.
       needs_labels: Whether a file without a label column, or whose labels are all -1, is refused.
 
     Returns:
@@ -53,21 +61,20 @@ def load_split(
     path = Path(source)
     if path.is_dir():
         path = find_split(path, split)
-    layouts = _list_layouts(task)
+    layouts = _list_layouts(task, columns or Columns())
     unlabelled = [layout.without_label() for layout in layouts]
     table = read_table(path, layouts if needs_labels else [*layouts, *unlabelled])
     ids = index_labels(task) if task.name != "text" else _number(task.labels)
     if not needs_labels and table.layout.is_labelled and _hides_labels(table, task):
         table = table.without_label()
     read = make_split(task, table, ids)
-    return read, tuple(report_oddities(table, read))
+    return read, tuple(report_rows(task, table, read))
 
 
-def _list_layouts(task: Task) -> list[Layout]:
+def _list_layouts(task: Task, columns: Columns) -> list[Layout]:
     if task.name in GLUE_TASKS:
-        return list_layouts(task)
-    columns = [task.columns] if task.columns else TEXT_COLUMNS
-    return [Layout((*texts, "label")) for texts in columns]
+        return list_layouts(task, columns)
+    return columns.make_layouts([task.columns] if task.columns else TEXT_COLUMNS)
 
 
 def _number(labels: tuple[str, ...] | None) -> dict[str, int]:

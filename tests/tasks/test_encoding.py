@@ -53,6 +53,24 @@ def test_pairs_of_all_lengths_are_cut_as_the_tokenizer_cuts(tokenizer):
         )
 
 
+def test_a_tokenizer_that_cuts_from_the_left_is_obeyed(tokenizer, minilm_dir):
+    left = AutoTokenizer.from_pretrained(minilm_dir, truncation_side="left")
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    lengths = [(first, second) for first in range(9) for second in range(9)]
+    firsts = [" ".join(words[:first]) for first, _ in lengths]
+    seconds = [" ".join(words[:second]) for _, second in lengths]
+    for second in (None, seconds):
+        for max_length in range(5, 13):
+            split = split_of(firsts, second)
+            expected = left(firsts, second, truncation="longest_first", max_length=max_length)
+            encoded = encode(split, left, max_length)
+            assert examples_of(encoded) == list(
+                zip(expected["input_ids"], expected["token_type_ids"], strict=True)
+            )
+            assert encoded.truncation_side == "left"
+            assert examples_of(encoded) != examples_of(encode(split, tokenizer, max_length))
+
+
 def test_pair_of_megabyte_texts_is_cut_and_counted(tokenizer):
     # The tokenizer's own truncation builds every pair of cut-off pieces here, and is killed.
     text = "ab cd " * 170_000

@@ -2,8 +2,8 @@ import pytest
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task
-from increlora_jax.tasks.folder import find_split, load_folder, name_hub_split
-from increlora_jax.tasks.tables import Layout
+from increlora_jax.tasks.folder import find_split, list_unused, load_folder, name_hub_split
+from increlora_jax.tasks.layout import Layout
 
 TASK = Task("demo", ("a", "b"), ("no", "yes"), ("accuracy",))
 LAYOUTS = [Layout(("a", "b", "label"), skips_broken_rows=True)]
@@ -16,6 +16,38 @@ def test_split_is_found_under_every_accepted_name(tmp_path):
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize("stem", ["dev", "validation"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".json", ".parquet", ".tsv.gz", ".csv.gz", ".jsonl.gz", ".json.gz", ".CSV", ".Tsv.GZ"],
+)
+def test_kinds_of_files_are_known_in_any_case(tmp_path, stem, suffix):
+    for name in (stem + suffix, stem.upper() + suffix):
+        (tmp_path / name).touch()
+        assert find_split(tmp_path, "dev") == tmp_path / name
+        (tmp_path / name).unlink()
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    for name in ("train.tsv", "dev.tsv", "test.csv", "Extra.JSON", "notes.txt", "x.parquet.gz"):
+        (tmp_path / name).touch()
+    used = [tmp_path / "train.tsv", tmp_path / "dev.tsv"]
+    (note,) = list_unused(tmp_path, used)
+    assert note.startswith(f"not read in {tmp_path}: 'Extra.JSON', 'test.csv'; to score")
+    assert note.endswith("evaluate --run RUN --split test")
+    (tmp_path / "test.csv").unlink()
+    assert list_unused(tmp_path, used) == [f"not read in {tmp_path}: 'Extra.JSON'"]
+    (tmp_path / "Extra.JSON").unlink()
+    assert list_unused(tmp_path, used) == []
+
+
+def test_missing_split_names_the_data_files_that_are_there(tmp_path):
+    for name in ("val.csv", "readme.md"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"here are 'val.csv'$"):
+        find_split(tmp_path, "dev")
+
+
 def test_hub_names_of_splits():
     assert [name_hub_split(split) for split in ("train", "dev", "dev_mismatched")] == [
         "train",
@@ -25,7 +57,9 @@ def test_hub_names_of_splits():
 
 
 def test_missing_split_names_the_folder_and_the_file_to_add(tmp_path):
-    with pytest.raises(InputError, match=r"no dev file is here; add one of dev.tsv, .*validation"):
+    with pytest.raises(
+        InputError, match=r"no dev file is here; add dev or validation with one of .tsv, "
+    ):
         find_split(tmp_path, "dev")
 
 
@@ -56,7 +90,39 @@ def test_names_and_ids_are_both_labels(tmp_path):
     data = load_folder(TASK, tmp_path, LAYOUTS)
     assert data.train.labels.tolist() == [1, 0]
     assert (data.dev["dev"].first, data.dev["dev"].second) == (["x"], ["y"])
-    assert data.notes == ()
+    assert data.notes == (
+        "train.tsv: 2 rows of 3 lines; labels 'no' 1, 'yes' 1",
+        "dev.tsv: 1 row of 2 lines; labels 'no' 0, 'yes' 1",
+    )
+
+
+def test_columns_that_are_not_read_are_named_once(tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tb\tc\tlabel\tid\nx\ty\tz\tyes\t1\n")
+    (tmp_path / "dev.tsv").write_text("a\tb\tc\tid\tlabel\nx\ty\tz\t1\tno\n")
+    notes = load_folder(TASK, tmp_path, LAYOUTS).notes
+    assert notes[-1] == "columns not read in train.tsv and dev.tsv: 'c', 'id'"
+    (tmp_path / "dev.tsv").unlink()
+    (tmp_path / "dev.jsonl").write_text('{"a": "x", "b": "y", "label": 1, "why": []}\n')
+    assert load_folder(TASK, tmp_path, LAYOUTS).notes[-2:] == (
+        "columns not read in train.tsv: 'c', 'id'",
+        "columns not read in dev.jsonl: 'why'",
+    )
+
+
+def test_rows_of_several_lines_and_padded_labels_are_counted(tmp_path):
+    (tmp_path / "train.csv").write_text('a;b;label\n"x\nz";y;yes \nx;y;no\n')
+    (tmp_path / "dev.csv").write_text("a,b,label\nx,y,\u00a0no\n", encoding="utf-8")
+    data = load_folder(TASK, tmp_path, LAYOUTS)
+    assert (data.train.num_lines, data.train.labels.tolist()) == (4, [1, 0])
+    assert data.notes == (
+        "train.csv: 2 rows of 4 lines; labels 'no' 1, 'yes' 1",
+        "train.csv is read with a semicolon between its columns",
+        "1 row with line breaks within quotes in train.csv; the first on line 2",
+        "1 row with blanks around the label in train.csv, which were taken away; "
+        "the first on line 2",
+        "dev.csv: 1 row of 2 lines; labels 'no' 1, 'yes' 0",
+        "1 row with blanks around the label in dev.csv, which were taken away; the first on line 2",
+    )
 
 
 def test_oddities_are_read_and_counted(tmp_path):
@@ -66,6 +132,8 @@ def test_oddities_are_read_and_counted(tmp_path):
     assert len(data.train) == 3
     assert len(data.dev["dev"]) == 1
     assert data.notes == (
+        "train.tsv: 3 rows of 4 lines; labels 'no' 1, 'yes' 2",
         "2 rows with empty text in train.tsv",
+        "dev.tsv: 1 row of 4 lines; labels 'no' 0, 'yes' 1",
         "2 rows with too few or too many fields skipped in dev.tsv, the first on line 2",
     )

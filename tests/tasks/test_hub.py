@@ -106,7 +106,9 @@ def test_classes_come_as_the_hub_numbers_them(tmp_path):
             "int32",
             ["dev"],
             (
+                "nyu-mll/glue's rte train: 2 rows; labels 'entailment' 1, 'not_entailment' 1",
                 "1 row with empty text in nyu-mll/glue's rte train",
+                "nyu-mll/glue's rte dev: 2 rows; labels 'entailment' 1, 'not_entailment' 1",
                 "1 row with empty text in nyu-mll/glue's rte dev",
             ),
         )
@@ -117,7 +119,11 @@ def test_scores_come_as_they_are(tmp_path):
     features = {"sentence1": "string", "sentence2": "string", "label": "float32"}
     write_hub(tmp_path, "stsb", features, [{"sentence1": "a", "sentence2": "b", "label": 4.5}])
     result = load_elsewhere(tmp_path, "stsb", HF_HUB_OFFLINE="1")
-    assert result.stdout.strip() == repr((["a"], ["b"], [4.5], "float32", ["dev"], ()))
+    notes = tuple(
+        f"nyu-mll/glue's stsb {split}: 1 row; scores 4.5 to 4.5, mean 4.5"
+        for split in ("train", "dev")
+    )
+    assert result.stdout.strip() == repr((["a"], ["b"], [4.5], "float32", ["dev"], notes))
 
 
 def test_another_order_of_labels_is_refused(tmp_path):

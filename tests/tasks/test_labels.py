@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.label_forms import is_integer, is_number
 from increlora_jax.tasks.labels import (
-    is_integer,
-    is_number,
     parse_classes,
     parse_scores,
     refuse_empty_labels,
 )
-from increlora_jax.tasks.tables import Layout, Table
+from increlora_jax.tasks.layout import Layout
+from increlora_jax.tasks.tables import Table
 
 
 def table_of(*labels):

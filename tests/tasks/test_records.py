@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.lines import Lines
 from increlora_jax.tasks.records import (
     quote,
     quote_all,
@@ -19,7 +20,7 @@ READERS = {".tsv": read_tsv_records, ".csv": read_csv_records, ".jsonl": read_js
 def read(tmp_path, suffix, content):
     path = tmp_path / f"data{suffix}"
     path.write_bytes(content)
-    return list(READERS[suffix](path))
+    return list(READERS[suffix](Lines(path)))
 
 
 def test_tsv_splits_at_tab_and_newline_alone(tmp_path):
@@ -86,7 +87,7 @@ def test_what_is_no_readable_file_is_an_input_error(tmp_path, suffix):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "nowhere", tmp_path / "folder", tmp_path / "file" / "inside"):
         with pytest.raises(InputError, match="cannot be read"):
-            list(READERS[suffix](path))
+            list(READERS[suffix](Lines(path)))
 
 
 def test_quoted_values_are_escaped_and_cut():

@@ -1,6 +1,12 @@
+import gzip
+import json
+
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.layout import Columns
 from increlora_jax.tasks.metrics import METRICS
 from increlora_jax.tasks.registry import load_task, task_names
 
@@ -9,6 +15,61 @@ def test_names_are_the_nine_of_glue_and_the_two_of_our_own():
     assert sorted(task_names()) == sorted(
         ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "text", "demo"]
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "given"),
+    [
+        ("sst2", ("body", "gold"), Columns(("body",), "gold")),
+        ("text", ("body", "gold"), Columns(("body",), "gold")),
+        ("text", ("left", "right", "label"), Columns(("left", "right"))),
+        ("rte", ("left", "right", "labels"), Columns(("left", "right"))),
+        ("text", ("sentence", "gold"), Columns(label="gold")),
+        ("sst2", ("sentence", "labels"), Columns()),
+    ],
+)
+def test_columns_may_have_any_names(tmp_path, task, names, given):
+    rows = [names, *(("x",) * (len(names) - 1) + (label,) for label in "01")]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(map("\t".join, rows)))
+    data = load_task(task, tmp_path, columns=given)
+    assert data.train.labels.tolist() == [0, 1]
+    assert data.task.is_pair == (len(names) == 3)
+
+
+def test_columns_are_of_files_and_as_many_as_the_task_has(tmp_path):
+    with pytest.raises(InputError, match="--text-column and --label-column are of files: give"):
+        load_task("sst2", None, columns=Columns(("a",)))
+    with pytest.raises(InputError, match="--text-column a b: --task sst2 reads 1 of them"):
+        load_task("sst2", tmp_path, columns=Columns(("a", "b")))
+
+
+def write_kind(path, rows):
+    """Write rows of texts in the kind that the file's name says."""
+    kind = path.name.lower().removeprefix(path.name.lower().split(".")[0])
+    if kind == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+        return
+    delimiter = "\t" if kind.startswith(".tsv") else ","
+    lines = [delimiter.join(map(str, values)) for values in (rows[0], *(r.values() for r in rows))]
+    text = "\n".join(map(json.dumps, rows) if kind.startswith(".jsonl") else lines)
+    text = json.dumps(rows, indent=1) if kind in (".json", ".json.gz") else text
+    path.write_bytes(gzip.compress(text.encode()) if kind.endswith(".gz") else text.encode())
+
+
+ROWS = [{"sentence": "good", "label": 1}, {"sentence": "bad", "label": 0}]
+KINDS = ".tsv .csv .jsonl .json .parquet .tsv.gz .csv.gz .jsonl.gz .json.gz .TSV .Csv.GZ .PARQUET"
+
+
+@pytest.mark.parametrize("kind", KINDS.split())
+@pytest.mark.parametrize("task", ["sst2", "text"])
+def test_every_kind_of_file_gives_the_same_data(tmp_path, kind, task):
+    write_kind(tmp_path / f"train{kind}", ROWS)
+    write_kind(tmp_path / f"DEV{kind}", ROWS[:1])
+    data = load_task(task, tmp_path)
+    assert (data.train.first, data.train.labels.tolist()) == (["good", "bad"], [1, 0])
+    assert len(data.dev["dev"]) == 1
+    assert data.notes[-2].startswith(f"train{kind}: 2 rows")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])

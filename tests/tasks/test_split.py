@@ -19,7 +19,7 @@ def test_a_file_or_a_folders_split_is_read_with_the_labels_given(tmp_path):
         read, notes = load_split(TASK, source, split)
         assert (read.first, read.labels.tolist()) == (["a", "b"], [1, 1])
         assert (read.is_labelled, read.source) == (True, "test.tsv")
-        assert notes == ()
+        assert notes == ("test.tsv: 2 rows of 3 lines; labels 'neg' 0, 'pos' 2",)
 
 
 def test_a_label_that_is_not_the_adapters_is_named(tmp_path):

@@ -5,7 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.tables import Layout, read_table
+from increlora_jax.tasks.label_forms import strip_blanks
+from increlora_jax.tasks.layout import Layout
+from increlora_jax.tasks.tables import read_table
 
 SINGLE = Layout(("sentence", "label"))
 PAIR = Layout(("sentence1", "sentence2", "label"))
@@ -30,6 +32,43 @@ def test_columns_are_taken_by_name_in_the_order_of_the_layout(tmp_path, suffix, 
     table = read(tmp_path, content, suffix=suffix)
     assert table.columns == (["good", "bad"], ["1", "0"])
     assert table.locate(1).endswith(f"data{suffix}:{2 if suffix == '.jsonl' else 3}")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_csv_of_another_separator_is_read_if_its_header_leaves_no_doubt(tmp_path, delimiter, quote):
+    header, row = (
+        delimiter.join(f"{quote}{value}{quote}" for value in values)
+        for values in (("label", "sentence"), ("1", "good, very"))
+    )
+    table = read(tmp_path, f"{header}\n{row}\n", suffix=".csv")
+    assert (table.columns, table.delimiter) == ((["good, very"], ["1"]), delimiter)
+
+
+def test_a_comma_wins_where_the_header_has_other_separators_too(tmp_path):
+    table = read(tmp_path, "sentence,label,a;b\nx;y,1,z\n", suffix=".csv")
+    assert table.columns == (["x;y"], ["1"])
+
+
+def test_quote_within_a_csv_field_is_text(tmp_path):
+    table = read(tmp_path, 'sentence,label\na 5" nail and a 6" one,1\n', suffix=".csv")
+    assert table.columns[0] == ['a 5" nail and a 6" one']
+
+
+def test_json_boolean_is_a_label_and_no_text(tmp_path):
+    content = '[{"sentence": "a", "label": true}, {"sentence": "b", "label": false}]'
+    table = read(tmp_path, content, suffix=".json")
+    assert table.columns[1] == ["true", "false"]
+    with pytest.raises(InputError, match="'sentence' is 'True'"):
+        read(tmp_path, '[{"sentence": true, "label": 1}]', suffix=".json")
+
+
+@pytest.mark.parametrize("content", ["sentence,label\ra,1\rb,0", "sentence,label\ra,1\rb,0\r\n"])
+def test_lines_that_end_in_a_carriage_return_alone_are_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r"data.csv:1: the lines of this file end in a carriage"):
+        read(tmp_path, content, suffix=".csv")
+    with pytest.raises(InputError, match=r"data.tsv:1: .*carriage return alone"):
+        read(tmp_path, content.replace(",", "\t"))
 
 
 def test_first_layout_that_fits_is_the_one_read(tmp_path):
@@ -83,9 +122,14 @@ def test_blank_lines_may_end_a_file(tmp_path):
         (".csv", "sentence,label\na,1\n\n\nb,0\n", ":3", "blank line with rows after it"),
         (".jsonl", '{"sentence": "a", "label": 1}\n{}\n', ":2", "what is needed is 'sentence'"),
         (".jsonl", '{"sentence": null, "label": 1}\n', ":1", "'sentence' is 'None'"),
-        (".jsonl", '{"sentence": "a", "label": true}\n', ":1", "'label' is 'True'"),
+        (".jsonl", '{"sentence": true, "label": true}\n', ":1", "'sentence' is 'True'"),
         (".jsonl", '{"sentence": "\\ud800", "label": 1}\n', ":1", "half a character"),
-        (".txt", "sentence\tlabel\n", "", "unknown kind of file; give one of .tsv, .csv, .jsonl"),
+        (
+            ".txt",
+            "sentence\tlabel\n",
+            "",
+            "unknown kind of file; give one of .tsv, .csv, .jsonl, .json, .parquet",
+        ),
     ],
 )
 def test_error_names_file_line_and_what_is_wrong(tmp_path, suffix, content, where, problem):
@@ -108,4 +152,7 @@ def test_what_is_written_is_what_is_read(tmp_path, rows):
     (tmp_path / "data.tsv").write_text(tsv, encoding="utf-8", newline="")
     (tmp_path / "data.jsonl").write_text(jsonl, encoding="utf-8", newline="")
     for name in ("data.tsv", "data.jsonl"):
-        assert read_table(tmp_path / name, [SINGLE]).columns == (texts, labels)
+        assert read_table(tmp_path / name, [SINGLE]).columns == (
+            texts,
+            [strip_blanks(label) for label in labels],
+        )

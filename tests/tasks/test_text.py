@@ -62,6 +62,8 @@ def test_notes_say_what_was_told_from_the_file(tmp_path):
     assert load(tmp_path, ["a", "b"], columns=("text1", "text2")).notes == (
         "classification into 2 labels of text1 and text2, told from train.tsv; "
         "--problem-type overrides",
+        "train.tsv: 2 rows of 3 lines; labels 'a' 1, 'b' 1",
+        "dev.tsv: 1 row of 2 lines; labels 'a' 1, 'b' 0",
     )
 
 

@@ -1,0 +1,50 @@
+"""How many rows a split has, of how many lines, and with which labels."""
+
+from typing import Any
+
+import numpy as np
+
+from increlora_jax.tasks.base import Split, Task, TaskData
+from increlora_jax.tasks.records import quote
+
+_MOST_LABELS = 20
+
+
+def count_data(data: TaskData) -> dict[str, Any]:
+    """Count the rows and labels of every split, as `results.json` has them."""
+    return {
+        name: count_split(data.task, split)
+        for name, split in {"train": data.train, **data.dev}.items()
+    }
+
+
+def count_split(task: Task, split: Split) -> dict[str, Any]:
+    """Count the rows, the lines and each label of a split; of scores give range and mean."""
+    counts: dict[str, Any] = {"source": split.source, "rows": len(split), "lines": split.num_lines}
+    if not split.is_labelled:
+        return counts
+    if task.labels is None:
+        scores = split.labels.astype(np.float64)
+        low, high, mean = (float(f(scores)) for f in (np.min, np.max, np.mean))
+        return counts | {"scores": {"min": low, "max": high, "mean": mean}}
+    each = np.bincount(split.labels, minlength=len(task.labels)).tolist()
+    return counts | {"labels": dict(zip(task.labels, each, strict=True))}
+
+
+def describe_split(task: Task, split: Split) -> str:
+    """Say the same in a line."""
+    counts = count_split(task, split)
+    rows = f"{len(split)} row" if len(split) == 1 else f"{len(split)} rows"
+    lines = "" if split.num_lines is None else f" of {split.num_lines} lines"
+    return f"{split.source}: {rows}{lines}; {_describe_labels(counts)}"
+
+
+def _describe_labels(counts: dict[str, Any]) -> str:
+    if "scores" in counts:
+        scores = counts["scores"]
+        return f"scores {scores['min']:g} to {scores['max']:g}, mean {scores['mean']:.4g}"
+    if "labels" not in counts:
+        return "no labels"
+    each = [f"{quote(label)} {count}" for label, count in counts["labels"].items()]
+    more = f" and {len(each) - _MOST_LABELS} labels more" if len(each) > _MOST_LABELS else ""
+    return "labels " + ", ".join(each[:_MOST_LABELS]) + more

@@ -1,0 +1,52 @@
+"""The forms in which one label may be written: blanks, case, width, spellings of a number."""
+
+import re
+import unicodedata
+
+_NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
+_UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+_MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "nil", "-", "--", "?", "#n/a", "."))
+
+
+def strip_blanks(label: str) -> str:
+    """Take away the blanks around a label, of Unicode's and of no width too."""
+    shorter = label.strip().strip(_UNSEEN)
+    return shorter if shorter == label else strip_blanks(shorter)
+
+
+def is_number(text: str) -> bool:
+    """Whether a label's text is a decimal number."""
+    # ASCII digits only: float() would also take "1_000", "nan" and digits of other scripts.
+    return _NUMBER.fullmatch(text) is not None
+
+
+def is_integer(text: str) -> bool:
+    """Whether a label's text is an integer literal."""
+    return _INTEGER.fullmatch(text) is not None
+
+
+def has_decimal_comma(text: str) -> bool:
+    """Whether a label's text would be a number if its comma were a point."""
+    return _DECIMAL_COMMA.fullmatch(text) is not None
+
+
+def may_be_missing(label: str) -> bool:
+    """Whether a label is a word that stands for a missing value in many files."""
+    return label.lower() in _MISSING
+
+
+def fold(label: str) -> str:
+    """Return what labels share that differ by blanks, case, width or spelling of a number only."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    seen = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    text = unicodedata.normalize("NFKC", " ".join(seen.split()))
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return text
+    sign, digits, exponent = match.groups()
+    if exponent:
+        return str(float(text))
+    whole, _, part = digits.partition(".")
+    return f"{sign.replace('+', '')}{whole.lstrip('0') or '0'}.{part.rstrip('0') or '0'}"

@@ -1,0 +1,102 @@
+r"""The lines of a text file: opened, unpacked, decoded and counted.
+
+Lines end at "\n" alone (a "\r" before it is dropped by the readers) whatever else Unicode calls a
+line break, so line numbers are those of every text editor. Whatever is not UTF-8 is an error.
+"""
+
+import codecs
+import gzip
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from increlora_jax.errors import InputError
+
+PACKED = ".gz"
+_KINDS = {
+    stat.S_ISDIR: "directory",
+    stat.S_ISFIFO: "FIFO",
+    stat.S_ISSOCK: "socket",
+    stat.S_ISCHR: "device",
+    stat.S_ISBLK: "device",
+}
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip; end its name in .gz",
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save it as CSV in UTF-8",
+    b"PAR1": "Parquet; end its name in .parquet",
+    b"\xd0\xcf\x11\xe0": "an old workbook; save it as CSV in UTF-8",
+}
+"""What the first bytes of a file that is no text say of it, and what to do."""
+
+
+class Lines:
+    """The lines of a file, which may be packed by gzip.
+
+    Attributes:
+      path: The file.
+      count: How many lines have been read; all of them, once the iteration has ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Yield (line number from 1, text with its line break).
+
+        Raises:
+          InputError: Naming the file, and the line if there is one.
+        """
+        self.count = 0
+        check_regular(self.path)
+        is_packed = self.path.name.lower().endswith(PACKED)
+        try:
+            with gzip.open(self.path, "rb") if is_packed else self.path.open("rb") as file:
+                for raw in file:
+                    self.count += 1
+                    yield self.count, _decode_line(self.path, self.count, raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise describe_unreadable(self.path, error) from error
+
+
+def check_regular(path: Path) -> None:
+    """See that a path is of a regular file: the reading of a FIFO may never end.
+
+    Raises:
+      InputError: Naming the path and its kind.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise describe_unreadable(path, error) from error
+    for is_kind, kind in _KINDS.items():
+        if is_kind(mode):
+            raise InputError(f"{path}: cannot be read (Is a {kind}); give a regular file")
+
+
+def describe_unreadable(path: Path, error: Exception) -> InputError:
+    """Describe a file that the system, or its packing, does not let us read."""
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path}: cannot be read ({reason}); give a readable file")
+
+
+def _decode_line(path: Path, line: int, raw: bytes) -> str:
+    if line == 1:
+        for signature, kind in _SIGNATURES.items():
+            if raw.startswith(signature):
+                raise InputError(f"{path}: no text, but {kind}")
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}:{line}: byte {error.start + 1} of this line (0x{raw[error.start]:02x}) is not "
+            "UTF-8; save the file as UTF-8, for example with iconv -t UTF-8"
+        ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{path}:{line}: byte {raw.index(0) + 1} of this line is a NUL, which no text holds; "
+            "the file is damaged or UTF-16: save it as UTF-8"
+        )
+    return text

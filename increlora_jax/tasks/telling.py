@@ -1,0 +1,153 @@
+"""What kind of task the labels of a training file make, and which of them cannot be right."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.base import Task
+from increlora_jax.tasks.label_forms import (
+    fold,
+    has_decimal_comma,
+    is_integer,
+    is_number,
+    may_be_missing,
+)
+from increlora_jax.tasks.labels import describe_rows
+from increlora_jax.tasks.records import quote
+from increlora_jax.tasks.tables import Table
+
+PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
+
+MOSTLY = 0.9
+"""The share of numbers, among rows or among different labels, from which on the rest is an error.
+
+Names of classes are seldom numbers at all, so that a file of both has slips in it. A tenth leaves
+room for classes of mixed names ("0", "1", "two"). Below that share a half is enough if each of the
+others is a word for a missing value, or has a decimal comma: those are numbers gone wrong.
+"""
+
+REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
+
+
+def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> Task:
+    """Return the task of these text columns and labels; of a regression without labels."""
+    return Task("text", columns, labels, REGRESSION_METRICS if labels is None else CLASS_METRICS)
+
+
+def tell_task(train: Table, problem_type: str) -> Task:
+    """Tell a task from the training table, whose labels are not empty.
+
+    Args:
+      train: The table.
+      problem_type: One of `PROBLEM_TYPES`. `auto` is a regression if every label is a number and
+        at least one of them is not an integer literal.
+
+    Raises:
+      InputError: Naming file and line of labels that cannot be right.
+    """
+    columns, labels = train.layout.texts, set(train.columns[-1])
+    if problem_type == "auto":
+        _refuse_odd_labels(train)
+        if all(map(is_number, labels)) and not all(map(is_integer, labels)):
+            problem_type = "regression"
+            _refuse_two_spellings(train)
+    if problem_type == "regression":
+        return describe_task(columns, None)
+    if problem_type == "auto" and (groups := find_alike(labels)):
+        raise _describe_alike(train, groups[0])
+    if len(labels) == 1:
+        raise InputError(
+            f"{train.path}: every row has the label {quote(labels.pop())}; give rows of two or more"
+        )
+    return describe_task(columns, _sort_labels(labels))
+
+
+def note_task(task: Task, train: Table) -> list[str]:
+    """Say what was told from the training table, and what of its labels may be a slip."""
+    kind = "regression" if task.is_regression else f"classification into {task.num_labels} labels"
+    columns = " and ".join(task.columns)
+    name = train.path.name
+    notes = [f"{kind} of {columns}, told from {name}; --problem-type overrides"]
+    labels = train.columns[-1]
+    if task.labels is None:
+        if all(float(label).is_integer() for label in labels):
+            notes.append(
+                f"every score in {name} is a whole number; if they are classes, give "
+                "--problem-type single_label_classification"
+            )
+        return notes
+    for first, second in find_alike(set(task.labels)):
+        notes.append(f"labels {quote(first)} and {quote(second)} are kept apart as two classes")
+    for label in filter(may_be_missing, task.labels):
+        notes.append(
+            f"label {quote(label)} of {labels.count(label)} rows in {name} is a class like any "
+            "other; remove those rows if it stands for a missing label"
+        )
+    if 2 * task.num_labels > len(labels) > 20:
+        notes.append(
+            f"{task.num_labels} different labels in {len(labels)} rows: see that "
+            f"{quote(train.layout.columns[-1])} is the column meant, or name it by --label-column"
+        )
+    return notes
+
+
+def find_alike(labels: set[str]) -> list[tuple[str, str]]:
+    """Find pairs of labels that differ by blanks, case, width or spelling of a number only."""
+    groups = defaultdict(list)
+    for label in sorted(labels):
+        groups[fold(label)].append(label)
+    return [(first, other) for first, *others in groups.values() for other in others]
+
+
+def _refuse_odd_labels(train: Table) -> None:
+    """Refuse the labels that are no numbers where the others are: slips, not names of classes."""
+    labels = train.columns[-1]
+    odd = [row for row, label in enumerate(labels) if not is_number(label)]
+    wrong = [row for row in odd if may_be_missing(labels[row]) or has_decimal_comma(labels[row])]
+    distinct = set(labels)
+    share = max(
+        sum(is_number(label) or has_decimal_comma(label) for label in group) / len(group)
+        for group in (labels, distinct)
+    )
+    is_mostly = share >= MOSTLY or (share >= 0.5 and len(wrong) == len(odd))
+    if odd and is_mostly:
+        count = len(labels) - len(odd)
+        others = (
+            f"{count} of {len(labels)} labels are numbers"
+            if count
+            else "the others look like some too"
+        )
+        raise describe_rows(
+            train,
+            odd,
+            f"label {quote(labels[odd[0]])} is no number, and {others}",
+            "correct it or remove the row, or give --problem-type single_label_classification if "
+            "every label is the name of a class",
+        )
+
+
+def _refuse_two_spellings(train: Table) -> None:
+    """Refuse whole numbers of which one is spelt in two ways: they may be classes or scores."""
+    labels = set(train.columns[-1])
+    groups = find_alike(labels)
+    if groups and all(float(label).is_integer() for label in labels):
+        raise _describe_alike(train, groups[0])
+
+
+def _describe_alike(train: Table, pair: Sequence[str]) -> InputError:
+    """Describe two labels that look like one, at the first row of the rarer."""
+    labels = train.columns[-1]
+    rare, common = sorted(pair, key=labels.count)
+    return InputError(
+        f"{train.locate(labels.index(rare))}: label {quote(rare)} (rows: {labels.count(rare)}) "
+        f"differs from {quote(common)} (rows: {labels.count(common)}, the first on line "
+        f"{train.lines[labels.index(common)]}) by blanks, case, width or spelling only; write "
+        "both alike, or give --problem-type single_label_classification for two classes"
+    )
+
+
+def _sort_labels(labels: set[str]) -> tuple[str, ...]:
+    if all(map(is_integer, labels)):
+        # float, because int() refuses thousands of digits.
+        return tuple(sorted(labels, key=lambda label: (float(label), label)))
+    return tuple(sorted(labels))
