@@ -1,5 +1,6 @@
 """What the trainer knows of a method: a small record of functions."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,8 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from increlora_jax.config import AdapterConfig
 from increlora_jax.core.adapter import Adapter, Score, Slots
+from increlora_jax.errors import InputError
+from increlora_jax.nn.model import parameter_selector
 from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.targets import ALL_LINEAR, Targets
 
 Adapters = dict[Any, Adapter]
 """By module, or by group of modules."""
@@ -68,6 +73,55 @@ class Method(NamedTuple):
 def trains_nothing(path: str) -> bool:
     """The default label: none of the model's own parameters learn in full."""
     return False
+
+
+class Chosen(NamedTuple):
+    """The places of a model that a method adapts, leaves out and trains in full."""
+
+    targets: Targets
+    exclude: Targets
+    is_trained: Callable[[str], bool]
+
+
+def choose_places(
+    model: Any,
+    targets: Targets | None,
+    exclude: Targets | None,
+    is_trained: Callable[[str], bool] | None,
+    adapter: AdapterConfig,
+) -> Chosen:
+    """Return each argument that is given, else what the configuration names, else the default.
+
+    Raises:
+        InputError: a place that argument and configuration name differently, or no such module.
+    """
+    saved = adapter.modules_to_save
+    if is_trained is not None and saved:
+        raise InputError(
+            f"is_trained and modules_to_save={saved} both say what is trained in full. Give one"
+        )
+    if saved:
+        is_trained = parameter_selector(model, saved)
+    return Chosen(
+        _choose("targets", targets, "target_modules", adapter) or ALL_LINEAR,
+        _choose("exclude", exclude, "exclude_modules", adapter) or (),
+        is_trained or trains_nothing,
+    )
+
+
+def _choose(name: str, given: Targets | None, field: str, adapter: AdapterConfig) -> Targets | None:
+    configured = as_targets(getattr(adapter, field))
+    if given is not None and configured is not None and given != configured:
+        raise InputError(f"{name}={given!r} and {field}={configured!r} differ. Give one")
+    return configured if given is None else given
+
+
+def as_targets(words: list[str] | None) -> Targets | None:
+    """Read a flag's words: a single one that is no plain name is a regex for the whole path."""
+    if words is None or len(words) > 1:
+        return words
+    is_name = re.fullmatch(r"[\w.]+", words[0]) and words[0] != ALL_LINEAR
+    return words if is_name else words[0]
 
 
 def fixed_method(

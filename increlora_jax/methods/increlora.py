@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int
 
 from increlora_jax.config import AdapterConfig, GrowthConfig, vary
@@ -33,29 +32,41 @@ def increlora(
     model: Any,
     *,
     steps: int,
-    targets: Targets,
-    exclude: Targets = (),
+    targets: Targets | None = None,
+    exclude: Targets | None = None,
     parameters: Parameters = NO_PARAMETERS,
-    adapter: AdapterConfig,
-    growth: GrowthConfig,
-    is_trained: Callable[[str], bool] = base.trains_nothing,
+    adapter: AdapterConfig = AdapterConfig(),
+    growth: GrowthConfig = GrowthConfig(),
+    is_trained: Callable[[str], bool] | None = None,
     dtype: Any = jnp.float32,
 ) -> base.Method:
-    """Plan the growth of `model`, which may be abstract, over `steps`, and make the method.
+    """Plan the growth of `model` over `steps`, and make the method; nothing is attached yet.
 
-    `model` is an NNX module, a `LinenModel` or a pytree of parameters.
+    Args:
+        model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
+        steps: optimizer steps of the run.
+        targets: what to adapt; default: `adapter.target_modules`, else all-linear.
+        exclude: what of it to leave out; default: `adapter.exclude_modules`.
+        parameters: how other parameters are matrices, by a regex for their path.
+        adapter: α, dropout and scaling.
+        growth: budget, rounds and importance.
+        is_trained: a test of paths; default: whether `adapter.modules_to_save` names it.
+        dtype: of the adapters.
 
     Raises:
-        InputError: a plan that cannot finish in the run, with the flag to change.
+        InputError: targets that match nothing, or a plan that cannot finish; named.
+
+    >>> import increlora_jax as il
+    >>> growth = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
+    >>> il.increlora({"w": jnp.ones((4, 4))}, steps=100, growth=growth).rank_budget
+    2
     """
-    plan = _plan(target_sizes(model, targets, exclude, parameters), steps, growth)
-    rules = _Growth(growth, plan, adapter)
-    settings = rules.adapter_settings() | {"exclude": exclude, "parameters": parameters}
-
-    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
-        return attach(model, targets, rngs=rngs, dtype=dtype, **settings)
-
-    return _method(rules, attach_adapters, is_trained)
+    chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
+    sizes = target_sizes(model, chosen.targets, chosen.exclude, parameters)
+    rules = _Growth(growth, _plan(sizes, steps, growth), adapter)
+    places = {"targets": chosen.targets, "exclude": chosen.exclude, "parameters": parameters}
+    settings = {**places, **rules.adapter_settings(), "dtype": dtype}
+    return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), chosen.is_trained)
 
 
 def _method(

@@ -19,40 +19,51 @@ from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 def lora(
     model: Any,
     *,
-    targets: Targets,
-    exclude: Targets = (),
+    steps: int | None = None,
+    targets: Targets | None = None,
+    exclude: Targets | None = None,
     parameters: Parameters = NO_PARAMETERS,
-    adapter: AdapterConfig,
-    growth: GrowthConfig,
-    is_trained: Callable[[str], bool] = base.trains_nothing,
+    adapter: AdapterConfig = AdapterConfig(),
+    growth: GrowthConfig = GrowthConfig(),
+    is_trained: Callable[[str], bool] | None = None,
     dtype: Any = jnp.float32,
 ) -> base.Method:
     """y = x·W + (α/r) · x·A·B with A ~ U(±1/√in), B = 0 and r = `target_rank` slots, all active.
 
-    It is IncreLoRA's layer with λ held at 1.
+    It is IncreLoRA's layer with λ held at 1. The arguments are those of `increlora`, so that
+    methods swap; `steps` and the rest of `growth` change nothing.
+
+    Raises:
+        InputError: targets that match nothing, or a rank that is not whole.
+
+    >>> import increlora_jax as il
+    >>> il.lora({"w": jnp.ones((4, 4)), "v": jnp.ones((4, 2))}).description
+    '2 modules of rank 2'
     """
+    chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
+    places: dict[str, Any] = {"exclude": chosen.exclude, "parameters": parameters}
+    sizes = target_sizes(model, chosen.targets, **places)
+    settings = places | _settings(adapter, growth) | {"dtype": dtype}
+    return base.fixed_method(
+        "lora",
+        f"{len(sizes)} modules of rank {settings['max_rank']}",
+        attach=lambda model, rngs: attach(model, chosen.targets, rngs=rngs, **settings),
+        is_trained=chosen.is_trained,
+    )
+
+
+def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
+    """Return what `attach` is given of the adapters."""
     rank = int(growth.target_rank)
     if rank != growth.target_rank:
         raise InputError(f"--target-rank {growth.target_rank} must be whole for --method lora")
-    sizes = target_sizes(model, targets, exclude, parameters)
-
-    def attach_adapters(model: Any, rngs: nnx.Rngs) -> Any:
-        return attach(
-            model,
-            targets,
-            exclude=exclude,
-            parameters=parameters,
-            max_rank=rank,
-            initial_rank=rank,
-            scaling=Scaling(adapter.lora_alpha, "target", rank),
-            dropout=adapter.lora_dropout,
-            rngs=rngs,
-            dtype=dtype,
-            start=_start,
-        )
-
-    description = f"{len(sizes)} modules of rank {rank}"
-    return base.fixed_method("lora", description, attach=attach_adapters, is_trained=is_trained)
+    return {
+        "max_rank": rank,
+        "initial_rank": rank,
+        "scaling": Scaling(adapter.lora_alpha, "target", rank),
+        "dropout": adapter.lora_dropout,
+        "start": _start,
+    }
 
 
 def _start(

@@ -1,6 +1,8 @@
 """From a configuration to the method it names."""
 
-import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from flax import nnx
 
@@ -10,8 +12,14 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
-from increlora_jax.nn.attach import parameter_selector
-from increlora_jax.nn.targets import ALL_LINEAR, Targets
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "increlora": increlora,
+    "lora": lora,
+    "full": full,
+    "head": head,
+}
+"""Every method by its flag; all take the same arguments."""
 
 
 def build_method(
@@ -20,7 +28,7 @@ def build_method(
     growth: GrowthConfig,
     *,
     steps: int,
-    default_targets: Targets,
+    default_targets: str,
     default_modules_to_save: list[str],
 ) -> Method:
     """Make the method for `model`, which may be abstract; nothing is attached yet.
@@ -28,37 +36,9 @@ def build_method(
     Raises:
         InputError: targets that match nothing, or a growth plan that cannot finish.
     """
-    saved = adapter.modules_to_save or default_modules_to_save
-    is_trained = parameter_selector(model, saved)
-    if adapter.method == "full":
-        return full()
-    if adapter.method == "head":
-        return head(is_trained)
-    targets = as_targets(adapter.target_modules) or default_targets
-    exclude = as_targets(adapter.exclude_modules) or ()
-    if adapter.method == "lora":
-        return lora(
-            model,
-            targets=targets,
-            exclude=exclude,
-            adapter=adapter,
-            growth=growth,
-            is_trained=is_trained,
-        )
-    return increlora(
-        model,
-        steps=steps,
-        targets=targets,
-        exclude=exclude,
-        adapter=adapter,
-        growth=growth,
-        is_trained=is_trained,
+    complete: Any = replace(
+        adapter,
+        target_modules=adapter.target_modules or [default_targets],
+        modules_to_save=adapter.modules_to_save or default_modules_to_save,
     )
-
-
-def as_targets(words: list[str] | None) -> Targets | None:
-    """Read a flag's words: a single one that is no plain name is a regex for the whole path."""
-    if words is None or len(words) > 1:
-        return words
-    is_name = re.fullmatch(r"[\w.]+", words[0]) and words[0] != ALL_LINEAR
-    return words if is_name else words[0]
+    return METHODS[adapter.method](model, steps=steps, adapter=complete, growth=growth)

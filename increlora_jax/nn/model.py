@@ -6,13 +6,19 @@ Each way in has these four functions; the model's type says which are meant.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
+from increlora_jax.core.adapter import Scaling
 from increlora_jax.nn import attach as modules
 from increlora_jax.nn import linen, parts, tree
 from increlora_jax.nn.linen import AdaptedLinen, LinenModel
 from increlora_jax.nn.parts import Parts, Skeleton
-from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
+from increlora_jax.nn.start import Start, start_small
+from increlora_jax.nn.targets import ALL_LINEAR, NO_PARAMETERS, Parameters, Targets
+
+DEFAULT_SCALING = Scaling(16.0)
+"""α/r with the default α."""
 
 
 def target_sizes(
@@ -29,15 +35,46 @@ def target_sizes(
     return _way(model).target_sizes(model, targets, exclude, parameters)
 
 
-def attach(model: Any, targets: Targets, **settings: Any) -> Any:
-    """Put adapters on a model: on an NNX module in place, beside any other.
+def attach(
+    model: Any,
+    targets: Targets = ALL_LINEAR,
+    *,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+    max_rank: int | dict[str, int] = 8,
+    initial_rank: int = 1,
+    scaling: Scaling = DEFAULT_SCALING,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+    dtype: Any = jnp.float32,
+    start: Start = start_small,
+) -> Any:
+    """Put adapters on a model, in place on an NNX module; outputs stay the same bit for bit.
 
-    The settings are those of `nn.attach.attach`. Outputs stay the same bit for bit: λ starts at 0.
+    Args:
+        model: an NNX module, a `LinenModel` or a pytree of parameters.
+        targets: a regex for whole paths, names that end a path, or "all-linear".
+        exclude: what of it to leave out, given in the same way.
+        parameters: how other parameters are matrices, by a regex for their path.
+        max_rank: slots of a buffer, one number for all or by path.
+        initial_rank: active slots of each.
+        scaling: the rule for s; default: 16/r.
+        dropout: rate on the input of an adapter.
+        rngs: draws A and B; default: `nnx.Rngs(0)`.
+        dtype: of the adapters.
+        start: draws an adapter and its slots; default: λ = 0.
 
     Raises:
         InputError: targets that match nothing or must be declared, or a rank over a matrix.
+
+    >>> attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
+    (8, 6)
     """
-    return _way(model).attach(model, targets, **settings)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    return _way(model).attach(
+        model, targets, exclude=exclude, parameters=parameters, max_rank=max_rank, start=start,
+        initial_rank=initial_rank, scaling=scaling, dropout=dropout, rngs=rngs, dtype=dtype,
+    )  # fmt: skip
 
 
 def split(

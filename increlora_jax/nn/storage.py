@@ -1,8 +1,10 @@
 """An adapter on disk: one safetensors file of slots, masks and head, one JSON file beside it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -36,6 +38,9 @@ CONFIG_KINDS: dict[str, Any] = {
 }
 """What a run says of the adapter it leaves."""
 
+Folder = str | os.PathLike[str]
+"""A path, in which `~` is the user's home."""
+
 _MAX_CONFIG_BYTES = 1 << 22
 _NAMES = {
     np.dtype(np.float64): "F64", np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
@@ -44,28 +49,43 @@ _NAMES = {
 """What safetensors calls the dtypes of adapters."""
 
 
-def save_adapter(folder: Path, parts: Parts, config: dict[str, Any]) -> None:
+def save_adapter(
+    folder: Folder, parts: Parts, config: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Write adapters, slots and head of `parts`, and `config`; waits for the device.
 
     The folder is replaced whole: it holds the old adapter or the new one.
 
+    Args:
+        folder: a path, as text or `Path`.
+        parts: a model taken apart, as `trainer.parts` gives it.
+        config: what else to write, as JSON.
+
     Raises:
         WriteError: it cannot be written; the old adapter is as it was.
+
+    >>> import tempfile
+    >>> import increlora_jax as il
+    >>> _, parts = il.split(il.attach({"w": jnp.ones((4, 4))}), lambda path: False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     il.save_adapter(f"{folder}/adapter", parts)
+    ...     il.load_adapter(f"{folder}/adapter", parts).adapters["w"].A.shape
+    (4, 4)
     """
     tensors = {name: np.asarray(value) for name, value in jax.device_get(parts.learned()).items()}
-    text = json.dumps(config, indent=2) + "\n"
-    with replace_folder(folder) as aside:
+    text = json.dumps(dict(config), indent=2) + "\n"
+    with replace_folder(_path(folder)) as aside:
         write_tensors(tensors, aside / TENSORS)
         (aside / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load_adapter(folder: Path, parts: Parts) -> Parts:
-    """Read a saved adapter into the shape of `parts`.
+def load_adapter(folder: Folder, parts: Parts) -> Parts:
+    """Read a saved adapter into the shape of `parts`; `folder` may be text.
 
     Raises:
         InputError: no adapter there, a damaged file, or tensors other than the model's; named.
     """
-    file = find_folder(folder) / TENSORS
+    file = find_folder(_path(folder)) / TENSORS
     # Before a byte is read: a file may claim whatever fits on a disk.
     _check_claims(file, read_claims(file), parts.learned())
     with open_tensors(file) as reader:
@@ -85,16 +105,20 @@ def load_adapter(folder: Path, parts: Parts) -> Parts:
     )
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Folder) -> dict[str, Any]:
     """Read what a run has told `save_adapter` beside the tensors.
 
     Raises:
         InputError: it is not there, or other than `CONFIG_KINDS`; file and key are named.
     """
-    file = find_folder(folder) / CONFIG
+    file = find_folder(_path(folder)) / CONFIG
     config = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES)
     check_keys(file, config, CONFIG_KINDS)
     return config
+
+
+def _path(folder: Folder) -> Path:
+    return Path(folder).expanduser()
 
 
 def _check_claims(file: Path, claims: Mapping[str, Claim], expected: Mapping[str, Array]) -> None:

@@ -15,7 +15,7 @@ from increlora_jax.training.step import Base, Loss, Trainer, build_trainer, no_l
 def prepare(
     model: Any,
     method: Method,
-    config: TrainingConfig,
+    config: TrainingConfig = TrainingConfig(),
     *,
     total_steps: int,
     loss: Loss = no_loss,
@@ -25,12 +25,28 @@ def prepare(
 ) -> tuple[Trainer, TrainState, Base]:
     """Attach `method` to `model`, and make its trainer, the state before step 0, and its base.
 
-    `model` is an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
     A loop calls `trainer.value_and_grad(loss)` and `trainer.update`, or, where `loss` is given as
     a `Loss`, `trainer.step`; in the end `trainer.merge`.
 
-    `is_called_once` may be said of an NNX module of which a loss calls every adapted layer once: a
-    scored step then holds the dense gradient of one layer at a time, and not of all of them.
+    Args:
+        model: an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
+        method: what `il.increlora` and its like return for this model.
+        config: learning rate, warmup and the optimizer's other settings.
+        total_steps: optimizer steps of the run.
+        loss: (model, batch) → (sum of the losses [], sum of their weights []).
+        seed: of adapters, dropout and whatever else is drawn.
+        dtype: of learning rates and the optimizer's other numbers.
+        is_called_once: a loss calls each adapted layer of an NNX module once. A scored step then
+            holds the dense gradient of one layer at a time, and not of all of them.
+
+    Raises:
+        InputError: targets or ranks that the model cannot have.
+
+    >>> import increlora_jax as il
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)
+    >>> int(state.total_rank), sorted(base)
+    (2, ['w'])
     """
     adapted = method.attach(model, nnx.Rngs(seed))
     skeleton, parts = split(adapted, method.is_trained, is_called_once=is_called_once)

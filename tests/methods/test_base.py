@@ -1,26 +1,30 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.groups import Groups
+from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method, fixed_method
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
+from increlora_jax.nn.attach import adapters_of
 from tests.tiny import MLP, assert_same, start, trains_head
 
+GROWTH = GrowthConfig(target_rank=2, init_warmup=1, incre_interval=1)
 SETTINGS = {
     "targets": r"layers\.\d",
     "adapter": AdapterConfig(),
-    "growth": GrowthConfig(target_rank=2, init_warmup=1, incre_interval=1),
+    "growth": GROWTH,
     "is_trained": trains_head,
 }
 METHODS = {
     "increlora": lambda model: increlora(model, steps=9, **SETTINGS),
     "lora": lambda model: lora(model, **SETTINGS),
-    "head": lambda model: head(trains_head),
+    "head": lambda model: head(model, is_trained=trains_head),
     "full": lambda model: full(),
 }
 
@@ -56,6 +60,55 @@ def test_methods_of_fixed_shape_change_nothing_and_ask_for_nothing(name):
     assert method.probes(params, True) == {}
     assert method.regularize(params, slots) == 0
     assert not any(method.is_scored(step, False) for step in range(9))
+
+
+@pytest.mark.parametrize("make", [increlora, lora, head, full])
+def test_methods_take_the_same_arguments(make):
+    assert (
+        make(MLP(), steps=9, exclude=["layers.0"], dtype=jnp.float32, **SETTINGS).name
+        == make.__name__
+    )
+
+
+@pytest.mark.parametrize("make", [increlora, lora])
+def test_arguments_that_are_not_given_are_the_configurations(make):
+    named = AdapterConfig(
+        target_modules=["layers.*"], exclude_modules=["layers.0"], modules_to_save=["head"]
+    )
+    method = make(MLP(), steps=9, adapter=named, growth=GROWTH)
+    assert list(adapters_of(method.attach(MLP(), nnx.Rngs(0)))) == [
+        "layers.1",
+        "layers.2",
+        "layers.3",
+    ]
+    assert method.is_trained("head.kernel")
+    assert not method.is_trained("layers.2.kernel")
+
+
+@pytest.mark.parametrize("make", [increlora, lora])
+def test_every_layer_is_the_default_target(make):
+    method = make(MLP(), steps=9, growth=GROWTH)
+    assert "head" in adapters_of(method.attach(MLP(), nnx.Rngs(0)))
+    assert not method.is_trained("head.kernel")
+
+
+@pytest.mark.parametrize("make", [increlora, lora, head, full])
+@pytest.mark.parametrize(
+    ("named", "given", "message"),
+    [
+        ({"target_modules": ["head"]}, {"targets": "all-linear"}, "targets='all-linear' and targ"),
+        ({"exclude_modules": ["head"]}, {"exclude": ["layers.1"]}, "exclude=.*differ. Give one"),
+        ({"modules_to_save": ["head"]}, {"is_trained": trains_head}, "both say what is trained"),
+    ],
+)
+def test_an_argument_that_contradicts_the_configuration_is_refused(make, named, given, message):
+    with pytest.raises(InputError, match=message):
+        make(MLP(), steps=9, adapter=AdapterConfig(**named), **given)
+
+
+def test_a_head_that_nobody_names_is_refused():
+    with pytest.raises(InputError, match=r"nothing would be trained\. Give is_trained"):
+        head(trains_head)
 
 
 def test_a_fixed_method_keeps_what_it_is_given():

@@ -3,7 +3,8 @@ from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.errors import InputError
-from increlora_jax.methods.registry import as_targets, build_method
+from increlora_jax.methods.base import as_targets
+from increlora_jax.methods.registry import build_method
 from increlora_jax.nn.attach import adapted_layers
 from tests.tiny import MLP, MODULES
 

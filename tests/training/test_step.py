@@ -366,7 +366,9 @@ def test_prediction_is_without_dropout():
 
 
 def test_a_step_without_adapters_is_stock_adamw():
-    begun = start(head(trains_head), steps=STEPS, weight_decay=0.1, max_grad_norm=1e9)
+    begun = start(
+        head(None, is_trained=trains_head), steps=STEPS, weight_decay=0.1, max_grad_norm=1e9
+    )
 
     def loss(params, batch):
         model = MLP()
