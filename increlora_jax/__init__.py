@@ -1,5 +1,7 @@
 """IncreLoRA in JAX and Flax: low-rank fine-tuning whose rank grows during training."""
 
+__version__ = "0.1.0"
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

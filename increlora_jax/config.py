@@ -7,11 +7,16 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
 
+if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
+    from increlora_jax.core.adapter import Scaling
+
+TaskName = Literal[
+    "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "text", "demo"
+]
 Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
 ]
@@ -19,13 +24,53 @@ ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of a configuration: its default and the line that `--help` prints."""
+    """A field of a configuration: its default and the line that `--help` prints, in ASCII."""
     return field(default=default, metadata={"help": help})
 
 
-def _require(is_good: bool, flag: str, value: Any, wanted: str) -> None:
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _require(is_good: bool, name: str, value: Any, wanted: str) -> None:
     if not is_good:
-        raise InputError(f"--{flag.replace('_', '-')} {value} must be {wanted}")
+        raise InputError(f"{flag_of(name)} {value} must be {wanted}")
+
+
+def expand_home(path: str) -> str:
+    """Return the path with a leading `~` or `~user` replaced by that home folder.
+
+    Raises:
+        ValueError: There is no such user, or the home folder is unknown.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{path}: the home folder {path.partition('/')[0]} is unknown; write the path out, or "
+            f"./{path} for a folder of that name"
+        )
+    return expanded
+
+
+def _expand_homes(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, str) and value.startswith("~"):
+            try:
+                object.__setattr__(config, name, expand_home(value))
+            except ValueError as error:
+                raise InputError(f"{flag_of(name)} {error}") from None
+
+
+def _split_names(words: list[str] | None) -> list[str] | None:
+    """Split `query,key,value` at its commas; a regex that holds a comma stays whole."""
+    if words is None:
+        return None
+    lists = [re.split(r"\s*,\s*", word.strip()) for word in words]
+    are_names = [all(re.fullmatch(r"[\w.]+", name) for name in names) for names in lists]
+    pairs = zip(words, lists, are_names, strict=True)
+    return [name for word, names, are in pairs for name in (names if are else [word])]
 
 
 _LONGEST_NAME = 60
@@ -100,9 +145,9 @@ def vary(config: Any, settings: Mapping[str, Any]) -> Any:
 class TaskConfig:
     """What is learned: the task, its data, the base model."""
 
-    _argument_group_name = "task, data and base model"
+    sections: ClassVar[dict[str, str]] = {"task": "task, data and base model"}
 
-    task: str = option("sst2", "a GLUE task (cola, sst2, …), demo, or text for data of your own")
+    task: TaskName = option("sst2", "a GLUE task, text for data of your own, or demo")
     data_dir: str | None = option(None, "folder with train and dev files; default: the hub")
     problem_type: Literal["auto", "single_label_classification", "regression"] = option(
         "auto", "of --task text; auto tells from the labels"
@@ -124,20 +169,21 @@ class TaskConfig:
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
     quantize_base: Literal["none", "int8", "int4", "nf4"] = option(
-        "none", "how the frozen dense layers of the base are stored, at 1 or ½ byte a weight"
+        "none", "how the frozen dense layers of the base are stored, at 1 or 1/2 byte a weight"
     )
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         _require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
         _require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        _expand_homes(self, "data_dir", "model")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """What is trained, and where adapters go."""
 
-    _argument_group_name = "method"
+    sections: ClassVar[dict[str, str]] = {"method": "method"}
 
     method: Literal["increlora", "lora", "full", "head"] = option(
         "increlora", "increlora, lora of fixed rank, full fine-tuning, or the head on a frozen base"
@@ -149,19 +195,23 @@ class AdapterConfig:
     modules_to_save: list[str] | None = option(
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
-    lora_alpha: float = option(16.0, "α of the scale s = α/r")
+    lora_alpha: float = option(16.0, "alpha of the scale s = alpha/r")
     lora_dropout: float = option(0.0, "dropout on an adapter's input")
     scaling: Literal["rank", "target", "rsqrt"] = option(
-        "rank", "s = α/r with the present rank, α/target_rank, or α/√r"
+        "rank", "s = alpha/r with the present rank, alpha/target_rank, or alpha/sqrt(r)"
     )
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         _require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         _require_each(self, "lora_alpha", lambda v: v > 0, "positive")
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            object.__setattr__(self, name, _split_names(getattr(self, name)))
 
-    def scaling_rule(self, target_rank: float) -> Scaling:
+    def scaling_rule(self, target_rank: float) -> "Scaling":
         """The rule for s."""
+        from increlora_jax.core.adapter import Scaling
+
         return Scaling(self.lora_alpha, self.scaling, target_rank)
 
 
@@ -169,7 +219,7 @@ class AdapterConfig:
 class GrowthConfig:
     """How ranks grow; names are the paper's."""
 
-    _argument_group_name = "growth"
+    sections: ClassVar[dict[str, str]] = {"growth": "growth"}
 
     growth: bool = option(True, "whether ranks grow at all")
     initial_rank: int = option(1, "active slots of every module at the start")
@@ -180,7 +230,7 @@ class GrowthConfig:
     init_warmup: int = option(100, "steps before the first round")
     incre_interval: int = option(100, "steps between rounds")
     max_rank: str = option("auto", "slots of a buffer: a number, exact (all the plan could use) "
-                           "or auto (exact, but at most max(32, 4 · target_rank))")  # fmt: skip
+                           "or auto (exact, but at most max(32, 4 * target_rank))")  # fmt: skip
     advance_learn: bool = option(True, "whether reserve slots learn before they count")
     restart_warmup: bool = option(True, "whether every new slot has a warmup of its own")
     importance: Importance = option("sensitivity", "what a module is ranked by")
@@ -189,7 +239,7 @@ class GrowthConfig:
     score_window: int | None = option(
         None, "steps scored up to a round; default: all that float32 averages remember of"
     )
-    reg_orth_coef: float = option(0.1, "γ, weight of the orthogonality term")
+    reg_orth_coef: float = option(0.1, "weight of the orthogonality term (gamma)")
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -219,7 +269,14 @@ class GrowthConfig:
 class TrainingConfig:
     """How a run goes: steps, optimizer, evaluation, output."""
 
-    _argument_group_name = "training"
+    sections: ClassVar[dict[str, str]] = {
+        "output_dir": "output, seeds and sweeps",
+        "learning_rate": "optimizer and steps",
+        "eval_batch_size": "evaluation and logging",
+        "resume": "checkpoints and resuming",
+        "steps_per_execution": "speed, memory and devices",
+    }
+    """The titles in `--help`, each by the first setting below it."""
 
     output_dir: str | None = option(
         None, "the run's folder; default: runs/TASK-METHOD-SEED, or runs/text-FOLDER-METHOD-SEED"
@@ -237,9 +294,9 @@ class TrainingConfig:
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
     warmup_steps: int = option(100, "steps of warmup, of the run and of every new slot")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    adam_beta1: float = option(0.9, "AdamW's β₁")
-    adam_beta2: float = option(0.999, "AdamW's β₂")
-    adam_epsilon: float = option(1e-8, "AdamW's ε")
+    adam_beta1: float = option(0.9, "AdamW's beta1")
+    adam_beta2: float = option(0.999, "AdamW's beta2")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     max_grad_norm: float = option(1.0, "clip by the global norm of everything trainable")
     num_train_epochs: float = option(3.0, "passes over the training data")
     max_steps: int | None = option(None, "optimizer steps, instead of --num-train-epochs")
@@ -248,10 +305,7 @@ class TrainingConfig:
     eval_batch_size: int = option(64, "examples a forward pass of evaluation")
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
-    steps_per_execution: int = option(
-        1, "steps a call of the compiled program carries out: more where a step is too short to "
-        "keep the device busy; their batches are padded to the longest of them"
-    )  # fmt: skip
+    tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     resume: bool = option(True, "go on with a run of the same settings that the folder holds")
     save_steps: int = option(500, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints kept, beside the best one")
@@ -259,6 +313,10 @@ class TrainingConfig:
     max_skipped_steps: int = option(
         10, "steps in a row, of a loss or gradient that is not finite, that a run passes over"
     )
+    steps_per_execution: int = option(
+        1, "steps a call of the compiled program carries out: more where a step is too short to "
+        "keep the device busy; their batches are padded to the longest of them"
+    )  # fmt: skip
     remat: Literal["none", "dots", "full"] = option(
         "none",
         "what of a layer is computed again in the backward pass, to save memory: nothing, "
@@ -274,7 +332,6 @@ class TrainingConfig:
         "what computes the attention of DeBERTa: XLA, or kernels for NVIDIA GPUs that never write "
         "its scores to memory; these are not measured yet",
     )
-    tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
     compilation_cache_dir: str | None = option(
         None, "where compiled programs are kept, or off; default: a private folder in ~/.cache"
     )
@@ -302,6 +359,7 @@ class TrainingConfig:
             self, "warmup_steps weight_decay seed max_skipped_steps", lambda v: v >= 0, "at least 0"
         )
         _require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
+        _expand_homes(self, "output_dir", "compilation_cache_dir")
 
 
 @dataclass(frozen=True)
@@ -314,8 +372,11 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """See that every number is one to compute with."""
+        """Check that every number is one to compute with, and that no text is blank."""
         for name, value in self.flat().items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not text.strip():
+                    raise InputError(f"{flag_of(name)} {text!r} is blank; fill it, or leave it out")
             if type(value) is float:
                 _require(isfinite(value), name, value, "finite")
             elif type(value) is int:
@@ -351,3 +412,15 @@ class RunConfig:
         ]
         default = "-".join(map(str, [*words, *(training.sweep or [])]))
         return training.output_dir or f"runs/{default}"
+
+
+KINDS: dict[str, Any] = {
+    name: kind
+    for group in get_type_hints(RunConfig).values()
+    for name, kind in get_type_hints(group).items()
+    if name != "sections"
+}
+"""The annotation of every setting."""
+
+DEFAULTS: dict[str, Any] = RunConfig().flat()
+"""The default of every setting, before a recipe has its say."""

@@ -1,5 +1,8 @@
 """The errors that end a command in one line, each with the exit status that belongs to it."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message names it, where it stands, and the remedy.
@@ -29,3 +32,9 @@ class OutOfMemoryError(RuntimeError):
     """Host or device lack memory; the message says what was asked for and which flags lower it."""
 
     exit_status = 5
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the nearest of the known words, or nothing."""
+    found = get_close_matches(word.lower(), list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

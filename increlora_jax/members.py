@@ -2,16 +2,11 @@
 
 from dataclasses import fields, replace
 from itertools import product
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
-from increlora_jax.config import VARIABLE, RunConfig, TrainingConfig
-from increlora_jax.errors import InputError
-
-_KINDS = {
-    name: kind
-    for group in get_type_hints(RunConfig).values()
-    for name, kind in get_type_hints(group).items()
-}
+from increlora_jax.config import DEFAULTS, KINDS, VARIABLE, RunConfig, flag_of
+from increlora_jax.errors import InputError, suggest
+from increlora_jax.values import convert
 
 
 class Member(NamedTuple):
@@ -33,7 +28,7 @@ def members_of(config: RunConfig) -> tuple[Member, ...]:
     Raises:
         InputError: `--seeds` or `--sweep` cannot be understood, or asks for what cannot differ.
     """
-    axes = _parse_axes(config.training)
+    axes = _parse_axes(config)
     if not axes:
         return (Member("", config, "", {}),)
     chosen = [dict(zip(axes, texts, strict=True)) for texts in product(*axes.values())]
@@ -43,31 +38,39 @@ def members_of(config: RunConfig) -> tuple[Member, ...]:
     return tuple(_make_member(config, texts) for texts in chosen)
 
 
-def _parse_axes(training: TrainingConfig) -> dict[str, list[str]]:
-    """The values, as they are written, of everything that differs."""
-    axes = {}
-    if training.seeds is not None:
-        if training.seed != TrainingConfig.seed:
-            raise InputError(f"--seed {training.seed} and --seeds {training.seeds}: give only one")
-        axes["seed"] = _split(f"--seeds {training.seeds}", "seed", training.seeds)
-    for word in training.sweep or []:
-        flag, (name, _, values) = f"--sweep {word}", word.partition("=")
-        name = name.strip().replace("-", "_")
+def swept_names(seeds: str | None, sweep: list[str] | None) -> dict[str, str]:
+    """Return the settings that differ between runs, each with the flag that says so."""
+    flags = {} if seeds is None else {"seed": f"--seeds {seeds}"}
+    for word in sweep or []:
+        name = word.partition("=")[0].strip().replace("-", "_")
         if name not in VARIABLE:
             raise InputError(
-                f"{flag}: {name!r} cannot differ between runs that train together; what can is "
-                f"{', '.join(VARIABLE)}, and the seed by --seeds"
+                f"--sweep {word}: {name!r} cannot differ between runs that train together"
+                f"{suggest(name, VARIABLE)}; what can is {', '.join(VARIABLE)}, and the seed by "
+                "--seeds"
             )
-        if name in axes:
-            raise InputError(f"{flag}: {name} is given twice; give all of its values at once")
-        axes[name] = _split(flag, name, values)
+        if name in flags:
+            raise InputError(f"--sweep {word}: {name} is given twice; give all its values at once")
+        flags[name] = f"--sweep {word}"
+    return flags
+
+
+def _parse_axes(config: RunConfig) -> dict[str, list[str]]:
+    """Return the values of everything that differs, as they are written."""
+    training, values = config.training, config.flat()
+    axes = {}
+    for name, flag in swept_names(training.seeds, training.sweep).items():
+        if values[name] != DEFAULTS[name]:
+            raise InputError(f"{flag_of(name)} {values[name]} and {flag}: give only one")
+        given = training.seeds if name == "seed" else flag.partition("=")[2]
+        axes[name] = _split(flag, name, given or "")
     return axes
 
 
 def _split(flag: str, name: str, values: str) -> list[str]:
     texts = [text.strip() for text in values.split(",")]
     try:
-        numbers = [_KINDS[name](text) for text in texts]
+        numbers = [convert(text, KINDS[name]) for text in texts]
     except ValueError as error:
         raise InputError(f"{flag}: {error}; give numbers with commas between them") from None
     if len(set(numbers)) < len(numbers):
@@ -76,7 +79,7 @@ def _split(flag: str, name: str, values: str) -> list[str]:
 
 
 def _make_member(config: RunConfig, texts: dict[str, str]) -> Member:
-    values = {name: _KINDS[name](text) for name, text in texts.items()}
+    values = {name: convert(text, KINDS[name]) for name, text in texts.items()}
     settings = {name: value for name, value in values.items() if name != "seed"}
     name, variant = _join(texts), _join({name: texts[name] for name in settings})
     values |= {"seeds": None, "sweep": None, "output_dir": f"{config.output_dir}/{name}"}

@@ -1,75 +1,165 @@
-"""From a command line, a YAML file and a recipe to one configuration; and back to YAML."""
+"""From a command line, YAML files and a recipe to one configuration; and back to YAML."""
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from transformers import HfArgumentParser
 
 from increlora_jax.config import (
+    KINDS,
     AdapterConfig,
     GrowthConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
+    flag_of,
 )
 from increlora_jax.errors import InputError
-from increlora_jax.members import members_of
-from increlora_jax.recipes import recipe
-from increlora_jax.settings_file import read_settings
+from increlora_jax.flags import SWITCH, Parser, path, type_of
+from increlora_jax.members import members_of, swept_names
+from increlora_jax.recipes import RECIPES, recipe
+from increlora_jax.settings_file import Setting, read_settings
+from increlora_jax.values import kinds_in
 
 GROUPS: Any = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+_DESCRIPTION = """\
+Fine-tune a model with IncreLoRA. To try it: --task demo.
+
+A flag without a value in this list is a switch: --packing turns it on, --no-packing off.
+A default with a star is another one for --task demo and for GLUE tasks, which take the
+paper's; --print-config shows the settings of a run.
+"""
 
 
-class Parser(HfArgumentParser):
-    """One flag a field, in both spellings; complaints are `InputError`s."""
+class Command(NamedTuple):
+    """A training command: the settings, and whether only to print them."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(GROUPS, allow_abbrev=False, **kwargs)
-        self.add_argument("--config", metavar="FILE.yaml", help="settings by name; flags win")
+    config: RunConfig
+    print_config: bool
 
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving, so that callers can say where the words came from."""
-        raise InputError(message)
+
+def parse_command(argv: Sequence[str] | None = None) -> Command:
+    """Resolve a command line: flags win over `--config`, which wins over the task's recipe.
+
+    Raises:
+        InputError: A flag or a key of a file is unknown, wrong, or set by a sweep, too.
+    """
+    given = train_parser().parse_flags(argv)
+    files = given.pop("config", ())
+    print_config = given.pop("print_config")
+    flags = {name: Setting(value, flag_of(name)) for name, value in given.items()}
+    settings = {
+        name: Setting(setting.value, f"{setting.where}: {name}")
+        for file in files
+        for name, setting in _read_settings(file).items()
+    }
+    return Command(_resolve(settings | flags), print_config)
 
 
 def parse_run(argv: Sequence[str] | None = None) -> RunConfig:
-    """Resolve a command line: flags win over `--config`, which wins over the task's recipe."""
-    parser = Parser(
-        prog="python -m increlora_jax.train",
-        description="Fine-tune a model with IncreLoRA.",
-    )
-    file = parser.parse_args(argv).config
-    settings = _read_values(Path(file)) if file else {}
-    parser.set_defaults(**settings)
-    known = parser.parse_args(argv)
-    parser.set_defaults(**recipe(known.task, known.target_rank) | settings)
-    return _build(vars(parser.parse_args(argv)))
+    """Resolve a command line to its settings alone."""
+    return parse_command(argv).config
+
+
+def train_parser() -> Parser:
+    """Make the parser of the training command: one flag for every setting."""
+    parser = Parser("train", _DESCRIPTION)
+    add = parser.others.add_argument
+    add("--config", metavar="FILE.yaml", type=path, action="append", default=[],
+        help="settings by name; flags win, and so do later files")  # fmt: skip
+    add("--print-config", action="store_true", help="print all settings as such a file and leave")
+    starred = {
+        name for task in (*RECIPES, "demo") for name in recipe(task, GrowthConfig.target_rank)
+    }
+    for group in GROUPS:
+        section: Any = None
+        for field in fields(group):
+            if field.name in group.sections:
+                section = parser.add_argument_group(group.sections[field.name])
+            _add_flag(section, field, KINDS[field.name], "*" if field.name in starred else "")
+    return parser
 
 
 def read_run(path: Path) -> RunConfig:
     """Read a resolved configuration, as `write_run` leaves it."""
-    return _build(_read_values(path))
+    values = {name: setting.value for name, setting in _read_settings(path).items()}
+    # Files of old runs also hold a value for what is swept; it never had an effect.
+    swept = swept_names(values.get("seeds"), values.get("sweep"))
+    return _build({name: value for name, value in values.items() if name not in swept})
 
 
 def write_run(config: RunConfig, path: Path) -> None:
     """Write every setting, resolved."""
-    text = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(describe_run(config), encoding="utf-8")
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def describe_run(config: RunConfig) -> str:
+    """Return every setting as YAML, but for those that a sweep sets."""
+    swept = swept_names(config.training.seeds, config.training.sweep)
+    values = {name: value for name, value in config.flat().items() if name not in swept}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _add_flag(section: Any, field: Field[Any], kind: Any, star: str) -> None:
+    """Add a setting's flag to a section of the help; a switch gets its `--no-` flag as well."""
+    flag = flag_of(field.name)
+    options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS}
+    options["help"] = _explain(field, kind, star).replace("%", "%%")
+    if kind is bool:
+        section.add_argument(
+            flag, nargs="?", const=True, type=type_of(bool), metavar=SWITCH, **options
+        )
+        off = {"action": "store_const", "const": False, **options, "help": SUPPRESS}
+        section.add_argument(flag_of(f"no_{field.name}"), **off)
+        return
+    first = kinds_in(kind)[0]
+    if get_origin(first) is list:
+        kind = first = get_args(first)[0]
+        options |= {"nargs": "+", "action": "extend"}
+    metavar = _METAVARS.get(first, "NAME")
+    section.add_argument(flag, type=type_of(kind), metavar=metavar, **options)
+
+
+def _explain(field: Field[Any], kind: Any, star: str) -> str:
+    """Return a setting's line of help: what it is, its choices and its default."""
+    choices = [word for k in kinds_in(kind) if get_origin(k) is Literal for word in get_args(k)]
+    default = field.default
+    notes = [", ".join(choices)] if choices else []
+    if kind is bool:
+        notes += [f"on; {flag_of(f'no_{field.name}')} turns it off"] if default else []
+    elif default is not None:
+        notes += [
+            f"default {default:g}{star}" if type(default) is float else f"default {default}{star}"
+        ]
+    return field.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
+    values = {name: setting.value for name, setting in settings.items()}
+    swept = swept_names(values.get("seeds"), values.get("sweep"))
+    for name in swept.keys() & values.keys():
+        where = settings[name].where
+        raise InputError(f"{where} {values[name]} and {swept[name]}: give only one")
+    chosen = recipe(
+        values.get("task", TaskConfig.task), values.get("target_rank", GrowthConfig.target_rank)
+    )
+    unswept = {name: value for name, value in chosen.items() if name not in swept}
+    return _build(unswept | values)
+
+
+def _read_settings(file: Path) -> dict[str, Setting]:
     """Read the settings of a file, each within its bounds."""
-    kinds = {name: kind for group in GROUPS for name, kind in get_type_hints(group).items()}
-    settings = read_settings(path, kinds)
+    settings = read_settings(file, KINDS)
     for name, setting in settings.items():
         try:
             _build({name: setting.value})
         except InputError as error:
             raise InputError(f"{setting.where}: {error}") from None
-    return {name: setting.value for name, setting in settings.items()}
+    return settings
 
 
 def _build(values: Mapping[str, Any]) -> RunConfig:

@@ -1,26 +1,20 @@
 """Settings from a YAML file: known keys and plain values of their kinds, nothing else of YAML."""
 
-import math
-import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 
-from increlora_jax.errors import InputError
+from increlora_jax.errors import InputError, suggest
 from increlora_jax.files.bounded import read_bounded
+from increlora_jax.values import convert, kinds_in, show
 
 MAX_BYTES = 1 << 17
-_LONGEST_SHOWN = 40
-_WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _NULL = "tag:yaml.org,2002:null"
 _LIST = "tag:yaml.org,2002:seq"
 _WORDS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "timestamp")}
 """How YAML takes what is written without a tag; by which of them does not matter."""
-_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Setting(NamedTuple):
@@ -44,7 +38,8 @@ def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
         where = f"{path}:{key.start_mark.line + 1}"
         name = key.value if isinstance(key, yaml.ScalarNode) else "a key that is no word"
         if name not in kinds:
-            raise InputError(f"{where}: unknown key {_show(name)}; the keys are the flags' names")
+            hint = suggest(name, kinds) or "; the keys are the flags' names"
+            raise InputError(f"{where}: unknown key {show(name)}{hint}")
         if name in settings:
             raise InputError(f"{where}: {name} stands there twice; keep one")
         try:
@@ -82,55 +77,18 @@ def _list_entries(path: Path) -> Iterator[tuple[yaml.Node, yaml.Node]]:
 
 def _convert(node: yaml.Node, kind: Any) -> Any:
     """Turn what is written into a value of its kind, by the kind and not by the look of it."""
-    plain = get_args(kind)[0] if NoneType in get_args(kind) else kind
     if node.tag == _NULL:
         return None
-    if get_origin(plain) is not list:
-        return _convert_word(node, plain)
+    [list_kind] = [k for k in kinds_in(kind) if get_origin(k) is list] or [None]
+    if list_kind is None:
+        return _convert_word(node, kind)
     words = node.value if node.tag == _LIST else [node]
     if not words:
         raise ValueError("must be a plain value or a list of them, not an empty list")
-    return [_convert_word(word, str) for word in words]
+    return [_convert_word(word, *get_args(list_kind)) for word in words]
 
 
 def _convert_word(node: yaml.Node, kind: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _WORDS:
         raise ValueError("must be a plain value, or a list of them where there may be several")
-    if kind is bool:
-        return _SWITCH[node.value.lower()] if node.value.lower() in _SWITCH else _refuse(node, kind)
-    if kind is int:
-        return int(node.value) if _WHOLE.fullmatch(node.value) else _refuse(node, kind)
-    if kind is float:
-        return _convert_float(node)
-    return _convert_text(node, kind)
-
-
-def _convert_float(node: yaml.ScalarNode) -> float:
-    try:
-        value = float(node.value)
-    except ValueError:
-        _refuse(node, float)
-    return value if math.isfinite(value) else _refuse(node, float)
-
-
-def _convert_text(node: yaml.ScalarNode, kind: Any) -> str:
-    try:
-        is_text = b"\0" not in os.fsencode(node.value)
-    except UnicodeEncodeError:
-        is_text = False
-    if not is_text:
-        raise ValueError("holds what no text or name of a file may hold")
-    if get_origin(kind) is Literal and node.value not in get_args(kind):
-        choices = ", ".join(map(str, get_args(kind)))
-        raise ValueError(f"invalid choice: {_show(node.value)} (choose from {choices})")
-    return node.value
-
-
-def _refuse(node: yaml.ScalarNode, kind: Any) -> NoReturn:
-    words = {bool: "true or false", int: "a whole number", float: "a finite number"}
-    raise ValueError(f"{_show(node.value)} must be {words[kind]}")
-
-
-def _show(text: str) -> str:
-    more = len(text) - _LONGEST_SHOWN
-    return repr(text) if more <= 0 else f"{text[:_LONGEST_SHOWN]!r}… and {more} characters more"
+    return convert(node.value, kind)

@@ -20,7 +20,7 @@ from increlora_jax.members import Member
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
-from increlora_jax.parsing import parse_run
+from increlora_jax.parsing import describe_run, parse_command
 from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
@@ -36,7 +36,7 @@ from increlora_jax.run_folder import (
     write_results,
 )
 from increlora_jax.runtime.ending import fail_clearly
-from increlora_jax.runtime.streams import tell
+from increlora_jax.runtime.streams import tell, write_result
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
@@ -56,9 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     dispatch_synchronously()
     stop = Stop()
     with fail_clearly("; the same command goes on from here") as ending, stop.listening():
-        config = parse_run(argv)
-        ending.folder = Path(config.output_dir)
-        train(config, stop)
+        command = parse_command(argv)
+        if command.print_config:
+            write_result(describe_run(command.config).rstrip())
+            return
+        ending.folder = Path(command.config.output_dir)
+        train(command.config, stop)
 
 
 def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:

@@ -12,12 +12,18 @@ from transformers import GPT2Config
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.parsing import parse_run
-from tests.tiny import assert_same
+from tests.tiny import assert_same, without
 
 
 @pytest.fixture
 def make_plan(short_run):
-    return lambda *words: plan_run(parse_run([*short_run, *words]))
+    """Plan the short run with more words; `--seeds` take the place of its seed."""
+
+    def make(*words):
+        own = without(short_run, "--seed") if "--seeds" in words else short_run
+        return plan_run(parse_run([*own, *words]))
+
+    return make
 
 
 def test_the_plan_counts_steps_and_ranks_without_weights(make_plan, tiny_model, tmp_path):
@@ -65,7 +71,7 @@ def test_accumulation_cuts_the_same_batch_up(make_plan):
 
 def test_runs_that_train_together_are_made_ready_as_each_alone(make_plan, minilm_dir, tmp_path):
     flags = ("--modules-to-save", "classifier", "--model", str(minilm_dir), "--no-growth")
-    together = prepare_run(make_plan(*flags, "--seed", "42", "--seeds", "7,9"))
+    together = prepare_run(make_plan(*flags, "--seeds", "7,9"))
     state, batch = together.first_state(), together.batch_at(3)
     assert state.members == (2,)
     for index, seed in enumerate(("7", "9")):
@@ -78,7 +84,7 @@ def test_runs_that_train_together_are_made_ready_as_each_alone(make_plan, minilm
 
 def test_batches_of_runs_that_train_together_are_padded_alike_and_cut_up_alike(make_plan):
     flags = ("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
-    run = prepare_run(make_plan(*flags, "--seed", "42", "--seeds", "7,9", "--max-seq-length", "24"))
+    run = prepare_run(make_plan(*flags, "--seeds", "7,9", "--max-seq-length", "24"))
     assert run.batch_at(0)["input_ids"].shape == (2, 4, 4, 16)
     assert run.batch_at(0)["labels"].shape == (2, 4, 4)
     padded = prepare_run(make_plan("--pad-to-max-length", "--max-seq-length", "24"))

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from increlora_jax.config import VARIABLE, RunConfig
+from increlora_jax.config import VARIABLE, RunConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.members import members_of
-from increlora_jax.parsing import parse_run
+from increlora_jax.parsing import parse_run, read_run, write_run
 
 BASE = ["--task", "mrpc", "--output-dir", "out"]
 
@@ -73,6 +73,12 @@ def test_the_default_folder_is_that_of_all_of_them():
     ("words", "message"),
     [
         (["--seeds", "1,2", "--seed", "3"], "--seed 3 and --seeds 1,2: give only one"),
+        (["--seeds", "1,2", "--seed", "42"], "--seed 42 and --seeds 1,2: give only one"),
+        (
+            ["--lora-alpha", "16", "--sweep", "lora_alpha=8,16"],
+            "--lora-alpha 16.0 and --sweep lora",
+        ),
+        (["--sweep", "lr=1,2", "--sweep", "beta1=.1,.2"], "--sweep lr=1,2: 'lr' cannot differ"),
         (["--seeds", "1,2,1"], "--seeds 1,2,1: one of them stands there twice"),
         (["--seeds", "1,x"], "--seeds 1,x: .*'x'.*numbers with commas between"),
         (["--seeds", "1,"], "--seeds 1,: .*''"),
@@ -84,7 +90,7 @@ def test_the_default_folder_is_that_of_all_of_them():
         (["--sweep", "learning_rate"], "--sweep learning_rate: .*numbers with commas"),
         (["--sweep", "learning_rate=1e-3,0.001"], "stands there twice"),
         (["--sweep", "learning_rate=1e-3,-1"], "--learning-rate -1.0 must be positive"),
-        (["--sweep", "learning_rate=1e-3,inf"], "--learning-rate inf must be finite"),
+        (["--sweep", "learning_rate=1e-3,inf"], "'inf' must be a finite number"),
         (["--sweep", "warmup_steps=1.5,2"], "--sweep warmup_steps=1.5,2: .*1.5"),
         (["--sweep", "beta1=.1,.2", "beta1=.3,.4"], "beta1 is given twice"),
     ],
@@ -94,8 +100,44 @@ def test_what_cannot_be_is_refused_with_its_words(words, message):
         members(*words)
 
 
+@pytest.mark.parametrize("name", VARIABLE)
+def test_a_setting_is_given_once_and_a_sweep_of_it_is_never_ignored(tmp_path, name):
+    default = str(RunConfig().flat()[name])
+    sweep = ["--sweep", f"{name}=3,4" if name == "warmup_steps" else f"{name}=0.25,0.5"]
+    message = f"{default} and --sweep {name}=.*: give only one"
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {message}"):
+        members(*sweep, f"--{name}", default)
+    file = tmp_path / "a.yaml"
+    file.write_text(f"# mine\n{name}: {default}\n")
+    with pytest.raises(InputError, match=f"a.yaml:2: {name} {message}"):
+        members(*sweep, "--config", str(file))
+    file.write_text(f"{name}: {default}\nsweep: {sweep[1]}\n")
+    with pytest.raises(InputError, match="give only one"):
+        members("--config", str(file))
+
+
+def test_all_sweeps_of_a_line_count():
+    found = members("--sweep", "beta1=.1,.2", "--sweep", "beta2=.3,.4", "warmup_steps=1,2")
+    assert len(found) == 8
+
+
+def test_a_run_of_a_sweep_is_read_from_its_file_and_from_those_of_older_versions(tmp_path):
+    config = parse_run([*BASE, "--seeds", "1,2", "--sweep", "learning_rate=1e-3,2e-3"])
+    write_run(config, tmp_path / "config.yaml")
+    assert read_run(tmp_path / "config.yaml") == config
+    assert parse_run(["--config", str(tmp_path / "config.yaml")]) == config
+    text = (tmp_path / "config.yaml").read_text()
+    assert "\nseed:" not in text
+    assert "\nlearning_rate:" not in text
+    (tmp_path / "config.yaml").write_text(text + "seed: 42\nlearning_rate: 0.0008\n")
+    assert read_run(tmp_path / "config.yaml") == config
+
+
 def test_a_configuration_made_in_code_is_checked_too():
     config = RunConfig()
     config = replace(config, training=replace(config.training, seeds="a,b"))
     with pytest.raises(InputError, match="--seeds a,b"):
+        members_of(config)
+    config = RunConfig(training=TrainingConfig(learning_rate=0.5, sweep=["learning_rate=1,2"]))
+    with pytest.raises(InputError, match=r"--learning-rate 0\.5 and --sweep learning_rate=1,2"):
         members_of(config)

@@ -1,3 +1,5 @@
+import os
+import re
 import shlex
 import sys
 from dataclasses import fields
@@ -5,9 +7,9 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from increlora_jax.config import RunConfig
+from increlora_jax.config import DEFAULTS, RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.parsing import GROUPS, Parser, parse_run, read_run, write_run
+from increlora_jax.parsing import GROUPS, parse_run, read_run, train_parser, write_run
 from increlora_jax.recipes import RECIPES
 
 # One value a flag, other than its default and than every recipe's.
@@ -27,13 +29,15 @@ VALUES = {
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
-    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41,
-    "steps_per_execution": 3, "resume": False,
+    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "tensorboard": True,
+    "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
-    "remat": "dots", "scan_layers": True, "attn_implementation": "pallas", "tensorboard": True,
+    "steps_per_execution": 3, "remat": "dots", "scan_layers": True, "attn_implementation": "pallas",
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",
 }  # fmt: skip
-TOGETHER = VALUES | {"seed": 42}  # beside `seeds`
+SWEPT = ("seed", "beta1", "lora_alpha")
+GIVEN = {name: value for name, value in VALUES.items() if name not in SWEPT}
+TOGETHER = VALUES | {name: DEFAULTS[name] for name in SWEPT}
 
 
 def words_of(name, value):
@@ -92,22 +96,38 @@ def test_the_issues_command_is_understood():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate"),
-        (["--learning", "1"], "unrecognized arguments: --learning"),  # no abbreviations
-        (["--seed", "x"], "--seed: invalid int value: 'x'"),
-        (["--seed", "1.5"], "invalid int value"),
-        (["--learning-rate", "fast"], "invalid float value: 'fast'"),
+        (["--lerning-rate", "1"], "--lerning-rate: unknown; did you mean --learning-rate?"),
+        (["--lerning_rate=1"], "--lerning-rate: unknown; did you mean --learning-rate?"),
+        (["--learning", "1"], "--learning: unknown; did you mean --learning-rate"),  # no short form
+        (["--lr", "1"], "--lr: unknown; did you mean --learning-rate?"),
+        (["--per_device_train_batch_size", "8"], "did you mean --train-batch-size?"),
+        (["--no-grwth"], "did you mean --no-growth?"),
+        (["--xyzzy"], "--xyzzy: unknown; --help lists the flags"),
+        (["-x"], "-x: unknown"),
+        (["--seed", "x"], "--seed: 'x' must be a whole number"),
+        (["--seed", "1.5"], "--seed: '1.5' must be a whole number"),
+        (["--learning-rate", "fast"], "--learning-rate: 'fast' must be a finite number"),
         (["--method", "magic"], "invalid choice: 'magic'.*increlora"),
+        (["--method", "incre-lora"], "did you mean increlora?"),
+        (["--task", "sst-2"], "--task: invalid choice: 'sst-2' .*sst2.*did you mean sst2?"),
+        (["--task", "MRPC"], "did you mean mrpc?"),
         (["--dtype", "int8"], "invalid choice: 'int8'.*bfloat16"),
-        (["--growth", "maybe"], "maybe"),
-        (["--seed"], "expected one argument"),
+        (["--growth", "maybe"], "--growth: 'maybe' must be true or false"),
+        (["--no-growth=false"], "--no-growth: .*'false'; this flag takes no value"),
+        (["--seed"], "--seed: expected one argument"),
+        (["--data-dir", "--seed", "3"], "--data-dir: expected .*as --flag=-value"),
+        (["--target-modules"], "--target-modules: expected at least one argument"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
+        (["--learning-rate=-1e-3"], "--learning-rate -0.001 must be positive"),
         (["--top-h", "0"], "--top-h 0 must be at least 1"),
-        (["--learning-rate", "inf"], "--learning-rate inf must be finite"),
-        (["--learning-rate", "nan"], "--learning-rate nan must be positive"),
-        (["--target-rank", "1" + "0" * 400], "--target-rank inf must be finite"),
-        (["--max-steps", "1" + "0" * 400], "--max-steps 10*0 must be at most 2147483646"),
-        (["--max-steps", "1" * 5000], "--max-steps.*: invalid int value"),
-        (["stray"], "unrecognized arguments: stray"),
+        (["--learning-rate", "inf"], "--learning-rate: 'inf' must be a finite number"),
+        (["--learning-rate", "nan"], "--learning-rate: 'nan' must be a finite number"),
+        (["--target-rank", "1" + "0" * 400], "--target-rank: .* must be a finite number"),
+        (["--max-steps", "2147483647"], "--max-steps 2147483647 must be at most 2147483646"),
+        (["--max-steps", "1" * 5000], "--max-steps: .* whole number of at most 18 digits"),
+        (["stray"], "stray: unexpected; settings are given by flags"),
+        (["@words.txt"], "@words.txt: unexpected"),
+        (["--tensorboard", "stray"], "--tensorboard: 'stray' must be true or false"),
         (["--seeds", "1,1"], "--seeds 1,1: one of them stands there twice"),
     ],
 )
@@ -117,9 +137,23 @@ def test_wrong_flags_are_named(words, message):
 
 
 def test_help_names_every_flag():
-    text = Parser(prog="x").format_help()
+    text = train_parser().format_help()
     for name in VALUES:
-        assert f"--{name}" in text
+        assert f"--{name.replace('_', '-')}" in text
+    flags = re.findall(r"^  (--\S+)", text, re.MULTILINE)
+    assert len(flags) == len(set(flags)) == len(VALUES) + 3
+    assert "_" not in "".join(flags)
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) < 170
+    assert text.isascii()
+    assert "BOOL" not in text
+
+
+def test_help_says_defaults_and_which_of_them_a_recipe_changes():
+    text = " ".join(train_parser().format_help().split())
+    assert "peak learning rate (default 0.001*)" in text
+    assert "(default 32)" in text
+    assert "on; --no-growth turns it off" in text
 
 
 def test_words_come_from_the_command_line_unless_given(monkeypatch):
@@ -129,7 +163,7 @@ def test_words_come_from_the_command_line_unless_given(monkeypatch):
 
 
 def test_a_file_gives_any_setting_under_its_flags_name(tmp_path):
-    path = write_yaml(tmp_path, yaml.safe_dump(TOGETHER))
+    path = write_yaml(tmp_path, yaml.safe_dump(GIVEN))
     assert parse_run(["--config", str(path)]).flat() == TOGETHER
 
 
@@ -169,11 +203,16 @@ def test_numbers_may_be_written_as_people_do(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerning_rate: 1", "settings.yaml:1: unknown key 'lerning_rate'"),
+        (
+            "lerning_rate: 1",
+            "settings.yaml:1: unknown key 'lerning_rate'; did you mean learning_rate?",
+        ),
         ("config: other.yaml", "settings.yaml:1: unknown key 'config'"),
         ("# a comment\n\nseed: 1.5", "settings.yaml:3: seed: '1.5' must be a whole number"),
         ("method: magic", "settings.yaml:1: method: invalid choice: 'magic'.*increlora"),
         ("seed: 3\ntop_h: 0", "settings.yaml:2: --top-h 0 must be at least 1"),
+        ("task: sst", "settings.yaml:1: task: invalid choice: 'sst'.*; did you mean sst2?"),
+        ("output_dir: ''", "settings.yaml:1: --output-dir '' is blank"),
         ("seed: 2147483647", "settings.yaml:1: --seed 2147483647 must be at most 2147483646"),
         ("beta1: 1", "settings.yaml:1: --beta1 1.0 must be in"),
         ("top_h: 3\nsweep: top_h=1,2", "settings.yaml:2: --sweep top_h=1,2: 'top_h' cannot differ"),
@@ -206,7 +245,7 @@ def test_a_resolved_configuration_is_read_as_it_was_written(tmp_path, task, rank
 
 
 def test_every_setting_survives_writing(tmp_path):
-    config = parse_run([word for name in TOGETHER for word in words_of(name, TOGETHER[name])])
+    config = parse_run([word for name in GIVEN for word in words_of(name, GIVEN[name])])
     assert config.flat() == TOGETHER
     write_run(config, tmp_path / "config.yaml")
     assert read_run(tmp_path / "config.yaml") == config
@@ -220,10 +259,88 @@ def test_a_written_configuration_keeps_no_default_to_the_reader(tmp_path):
 
 @pytest.mark.parametrize(
     "folder",
-    ["007", "1e-3", "yes", "null", "~", "tür", "数据", "#x", "a: b", " a b", "-x", "--seed", ""],
+    [
+        "007",
+        "1e-3",
+        "yes",
+        "null",
+        "./~",
+        "tür",
+        "数据",
+        "#x",
+        "a: b",
+        " a b",
+        "-x",
+        "--seed",
+        "\udcff",
+    ],
 )
 def test_odd_names_survive_writing(tmp_path, folder):
     config = parse_run([f"--data-dir={folder}"])
     assert config.task.data_dir == folder
     write_run(config, tmp_path / "config.yaml")
     assert read_run(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["data_dir", "model", "output_dir", "compilation_cache_dir"])
+def test_a_home_folder_is_written_out_once_wherever_it_is_given(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_yaml(tmp_path, f"{name}: ~/x\n")
+    for words in ([f"--{name}=~/x"], ["--config", "~/settings.yaml"], ["--config", str(path)]):
+        assert parse_run(words).flat()[name] == f"{tmp_path}/x"
+    assert parse_run([f"--{name}", "~root/x"]).flat()[name] == os.path.expanduser("~root/x")
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InputError, match=f"{flag} ~nobody-here/x: the home folder ~nobody-here is"):
+        parse_run([flag, "~nobody-here/x"])
+
+
+def test_a_settings_file_in_an_unknown_home_is_refused():
+    with pytest.raises(InputError, match="--config: ~nobody-here/x: the home folder"):
+        parse_run(["--config", "~nobody-here/x"])
+
+
+TEXTS = [name for name in VALUES if isinstance(VALUES[name], str | list)]
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "config"])
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_blank_text_is_an_error_and_not_a_default(name, blank):
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InputError, match=flag):
+        parse_run([flag, blank])
+    with pytest.raises(InputError, match=flag):
+        parse_run([f"{flag}={blank}"])
+
+
+def test_switches_take_a_value_or_none_and_both_have_an_opposite():
+    words = ["--no-tensorboard", "--no-growth", "--packing", "true", "--resume", "false"]
+    flat = parse_run([*words, "--remat=full", "--no_advance_learn", "--scan-layers=on"]).flat()
+    assert {name: flat[name] for name in ("tensorboard", "growth", "packing", "resume")} == {
+        "tensorboard": False, "growth": False, "packing": True, "resume": False,
+    }  # fmt: skip
+    assert flat["remat"] == "full"
+    assert flat["scan_layers"]
+    assert not flat["advance_learn"]
+    assert parse_run(["--no-growth", "--growth"]).growth.growth
+
+
+def test_of_a_flag_given_twice_the_last_counts_but_lists_and_files_add_up(tmp_path):
+    assert parse_run(["--seed", "1", "--seed=2"]).training.seed == 2
+    words = ["--target-modules", "query", "--target_modules", "key", "value"]
+    assert parse_run(words).adapter.target_modules == ["query", "key", "value"]
+    one = write_yaml(tmp_path, "seed: 5\ntop_h: 9\n")
+    two = tmp_path / "two.yaml"
+    two.write_text("seed: 6\n")
+    flat = parse_run(["--config", str(one), "--config", str(two)]).flat()
+    assert (flat["seed"], flat["top_h"]) == (6, 9)
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_names_of_modules_may_stand_between_commas(tmp_path, name):
+    names = ["query", "key", "attention.output"]
+    for words in (["query,key,attention.output"], ["query, key", "attention.output"], names):
+        assert parse_run([f"--{name}", *words]).flat()[name] == names
+    path = write_yaml(tmp_path, f"{name}: query,key,attention.output\n")
+    assert parse_run(["--config", str(path)]).flat()[name] == names
+    for regex in (".{1,3}", r"encoder\.layer\.[0,1]\..*", "(query|key){1,2}", "all-linear"):
+        assert parse_run([f"--{name}", regex]).flat()[name] == [regex]

@@ -8,6 +8,7 @@ from increlora_jax.compose import plan_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.results import results_of_all, summarize
 from increlora_jax.training.loop import Outcome
+from tests.tiny import without
 
 OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0, 0.25)
 
@@ -15,8 +16,7 @@ OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0, 0.25)
 @pytest.fixture
 def plan_of(short_words):
     """The plan of a command line."""
-    seed = short_words.index("--seed")
-    words = short_words[:seed] + short_words[seed + 2 :]
+    words = without(short_words, "--seed")
     return lambda *more: plan_run(parse_run([*words, *more]))
 
 

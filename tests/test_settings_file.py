@@ -16,6 +16,7 @@ KINDS = {
     "is_on": bool,
     "kind": Literal["a", "b"],
     "words": list[str] | None,
+    "count": int | Literal["auto"],
 }
 
 
@@ -45,6 +46,7 @@ def test_values_come_with_the_lines_they_stand_on(read, tmp_path):
         ("number: 1e-3", 1e-3), ("number: 1.0e-3", 1e-3), ("number: .5", 0.5), ("number: 3", 3.0),
         ("number: '2.5'", 2.5), ("share: -1E+2", -100.0),
         ("is_on: true", True), ("is_on: no", False), ("is_on: Off", False), ("is_on: 'yes'", True),
+        ("is_on: 1", True), ("count: auto", "auto"), ("count: 7", 7),
         ("name: 16", "16"), ("name: 1e-3", "1e-3"), ("name: 007", "007"), ("name: no", "no"),
         ("name: 'null'", "null"), ("name: ''", ""), ("name: 2020-01-01", "2020-01-01"),
         ("name: tür", "tür"), ("folder: '~'", "~"), ("kind: b", "b"),
@@ -65,14 +67,16 @@ def test_null_is_as_good_as_none(read, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nam: x", ":1: unknown key 'nam'"),
-        ("na-me: x", "unknown key 'na-me'"),
+        ("nam: x", ":1: unknown key 'nam'; did you mean name?"),
+        ("na-me: x", "unknown key 'na-me'; did you mean name?"),
+        ("xyzzy: x", "unknown key 'xyzzy'; the keys are the flags' names"),
         ("1: 2", "unknown key '1'"),
         ("[name]: 2", "unknown key 'a key that is no word'"),
         ("? name: x\n: 2", "unknown key"),
         (f"{'k' * 1000}: 2", "unknown key 'k*'… and 960 characters more"),
         ("name: x\n\nname: y", ":3: name stands there twice"),
         ("whole: x", ":1: whole: 'x' must be a whole number"),
+        ("count: some", ":1: count: 'some' must be a whole number of at most 18 digits or auto"),
         ("whole: 1.5", "'1.5' must be a whole number"),
         ("whole: 1e3", "'1e3' must be a whole number"),
         ("whole: true", "'true' must be a whole number"),
@@ -86,7 +90,7 @@ def test_null_is_as_good_as_none(read, text):
         ("number: nan", "must be a finite number"),
         ("number: 1" + "0" * 400, "must be a finite number"),
         ("number: 1e999", "must be a finite number"),
-        ("is_on: 1", "'1' must be true or false"),
+        ("is_on: 2", "'2' must be true or false"),
         ("is_on: perhaps", "'perhaps' must be true or false"),
         ("kind: c", "kind: invalid choice: 'c' .choose from a, b"),
         ("whole: [1, 2]", "whole: must be a plain value"),

@@ -16,6 +16,7 @@ from increlora_jax.parsing import parse_run
 from increlora_jax.run_folder import RESULTS
 from increlora_jax.runtime.signals import Preempted
 from tests.conftest import WORDS
+from tests.tiny import without
 from tests.training.test_loop import SignalAt
 
 RTOL, ATOL = 1e-4, 1e-5
@@ -39,10 +40,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def words(short_words, data):
     """A command that seeds can be added to."""
-    without_seed = short_words[: short_words.index("--seed")]
+    seedless = without(short_words, "--seed")
     more = ["--data-dir", str(data), "--max-seq-length", "32", "--train-batch-size", "8"]
     few = ["--target-modules", "query", "value", "--top-h", "1"]  # of four; compiles sooner
-    return [*without_seed, *more, *few, "--lora-dropout", "0.1"]
+    return [*seedless, *more, *few, "--lora-dropout", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def finish(words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name, *more):
-        train.main([*words, "--output-dir", str(folder / name), *more])
+        own = without(words, "--learning-rate") if "--sweep" in more else words
+        train.main([*own, "--output-dir", str(folder / name), *more])
         return folder / name
 
     return run

@@ -112,3 +112,11 @@ def _assert_same_leaf(got: jax.Array, expected: jax.Array) -> None:
     if jnp.issubdtype(got.dtype, jax.dtypes.prng_key):
         got, expected = jax.random.key_data(got), jax.random.key_data(expected)
     np.testing.assert_array_equal(got, expected)
+
+
+def without(words, *flags):
+    """Leave flags out of the words of a command, each with its one value."""
+    for flag in flags:
+        place = words.index(flag)
+        words = words[:place] + words[place + 2 :]
+    return words

@@ -8,7 +8,7 @@ from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.parsing import parse_run
 from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.loop import jit_step
-from tests.tiny import assert_same
+from tests.tiny import assert_same, without
 
 
 def prepare(words, *more):
@@ -16,14 +16,9 @@ def prepare(words, *more):
     return run, run.first_state()
 
 
-def words_without_seed(words):
-    place = words.index("--seed")
-    return words[:place] + words[place + 2 :]
-
-
 @pytest.mark.parametrize("seeds", [(), ("--seeds", "3,4")])
 def test_it_comes_back_as_it_was(short_words, seeds):
-    words = words_without_seed(short_words) if seeds else short_words
+    words = without(short_words, "--seed") if seeds else short_words
     run, state = prepare(words, *seeds)
     rest = AtRest(run.plan.layout, state)
     packed = rest.pack(jax.tree.map(jnp.copy, state))

@@ -20,7 +20,7 @@ from increlora_jax.training.logging import METRICS_FILE, Bar, RunLog
 from increlora_jax.training.loop import LAG, Loop
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
-from tests.tiny import assert_same
+from tests.tiny import assert_same, without
 
 STEPS, EVAL_STEPS = 14, 6
 
@@ -307,7 +307,7 @@ def test_patience_is_for_steps_in_a_row(train, run):
 @pytest.fixture(scope="module")
 def pair(short_words):
     """Two runs that train together."""
-    return prepare_run(plan_run(parse_run([*short_words, "--seed", "42", "--seeds", "7,8"])))
+    return prepare_run(plan_run(parse_run([*without(short_words, "--seed"), "--seeds", "7,8"])))
 
 
 def train_pair(pair, folder, batch_at, patience):
@@ -335,7 +335,7 @@ def train_pair(pair, folder, batch_at, patience):
 
 
 def test_two_runs_share_calls_of_several_steps(short_words, pair, tmp_path):
-    words = [*short_words, "--seed", "42", "--seeds", "7,8", "--steps-per-execution", "4"]
+    words = [*without(short_words, "--seed"), "--seeds", "7,8", "--steps-per-execution", "4"]
     blocks = prepare_run(plan_run(parse_run(words)))
     told = []
     for name, runs in {"blocks": blocks, "single": pair}.items():

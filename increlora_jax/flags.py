@@ -1,0 +1,115 @@
+"""The command line of every command: flags in both spellings, and errors that name the flag."""
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from increlora_jax import __version__
+from increlora_jax.config import expand_home
+from increlora_jax.errors import InputError, suggest
+from increlora_jax.values import convert
+
+_OTHER_NAMES = {
+    "--lr": "--learning-rate",
+    "--rank": "--target-rank",
+    "--r": "--target-rank",
+    "--alpha": "--lora-alpha",
+    "--epochs": "--num-train-epochs",
+    "--batch-size": "--train-batch-size",
+    "--per-device-train-batch-size": "--train-batch-size",
+    "--per-device-eval-batch-size": "--eval-batch-size",
+    "--model-name-or-path": "--model",
+}
+"""Flags of other trainers, with the names that they have here."""
+
+
+SWITCH = "[BOOL]"
+"""Stands for a switch's value, which the list of flags leaves out."""
+
+
+class Parser(ArgumentParser):
+    """A command's flags: `--a-b` may be written `--a_b`, and what is wrong is an `InputError`."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m increlora_jax.{command}",
+            usage="%(prog)s [flags]",
+            description=description,
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=partial(HelpFormatter, max_help_position=32, width=80),
+        )
+        self.others = self.add_argument_group("about this command")
+        self.others.add_argument("-h", "--help", action="help", help="list the flags and leave")
+        self.others.add_argument(
+            "--version",
+            action="version",
+            version=f"increlora_jax {__version__}",
+            help="print the version and leave",
+        )
+
+    def parse_flags(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """Parse the words, by default the process's own, into the flags that they give.
+
+        Raises:
+            InputError: A flag is unknown, lacks its value or has a wrong one.
+        """
+        words = sys.argv[1:] if argv is None else argv
+        given, rest = self.parse_known_args(list(map(_dash, words)))
+        if rest:
+            raise InputError(self._explain(rest[0]))
+        return vars(given)
+
+    def format_help(self) -> str:
+        """Return the list of flags."""
+        shown = f"[{SWITCH}]"
+        return super().format_help().replace(shown, " " * len(shown))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving, so that a command ends in one place."""
+        message = message.removeprefix("argument ")
+        if "expected" in message:
+            message += "; write a value that begins with - as --flag=-value"
+        if "ignored explicit argument" in message:
+            message += "; this flag takes no value"
+        raise InputError(message)
+
+    def _explain(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"{word}: unexpected; settings are given by flags, as --task sst2 (see --help)"
+        flag = word.partition("=")[0]
+        known = [f for f in self._option_string_actions if f.startswith("--")]
+        other = _OTHER_NAMES.get(flag)
+        hint = f"; did you mean {other}?" if other in known else suggest(flag, known)
+        return f"{flag}: unknown{hint or '; --help lists the flags'}"
+
+
+def type_of(kind: Any) -> Callable[[str], Any]:
+    """Return the function that a flag's words are converted by."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text, kind)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def path(text: str) -> Path:
+    """Convert a flag's words to a path; a leading `~` is the home folder."""
+    if not text.strip():
+        raise ArgumentTypeError(f"{text!r} is blank; fill it, or leave the flag out")
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _dash(word: str) -> str:
+    """Write a flag with dashes; a value behind it stays as it is."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word

@@ -1,0 +1,97 @@
+"""Values of settings from text, by their kinds; of command lines and settings files alike."""
+
+import math
+import os
+import re
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from increlora_jax.errors import suggest
+
+_LONGEST_SHOWN = 40
+_MOST_DIGITS = 18
+_SWITCH = {
+    word: is_on
+    for words, is_on in (("true t yes y on 1", True), ("false f no n off 0", False))
+    for word in words.split()
+}
+_WANTED = {
+    bool: "true or false",
+    int: f"a whole number of at most {_MOST_DIGITS} digits",
+    float: "a finite number",
+    str: "text",
+}
+
+
+def kinds_in(kind: Any) -> tuple[Any, ...]:
+    """Return the kinds that a setting may have beside None: those of a union, or the one kind."""
+    is_union = not isinstance(kind, type) and get_origin(kind) not in (list, Literal)
+    return tuple(k for k in get_args(kind) if k is not NoneType) if is_union else (kind,)
+
+
+def convert(text: str, kind: Any) -> Any:
+    """Convert text to a value of its kind: bool, int, float, str, Literal, or a union of these.
+
+    Raises:
+        ValueError: The text is no such value; the message shows the text and what is wanted.
+    """
+    kinds = kinds_in(kind)
+    for one in kinds:
+        try:
+            return _convert(text, one)
+        except ValueError as error:
+            if len(kinds) == 1:
+                raise error from None
+    raise ValueError(f"{show(text)} must be {' or '.join(map(_describe, kinds))}")
+
+
+def show(text: str) -> str:
+    """Return the text in quotes, cut if it is long."""
+    more = len(text) - _LONGEST_SHOWN
+    return repr(text) if more <= 0 else f"{text[:_LONGEST_SHOWN]!r}… and {more} characters more"
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return _choose(text, get_args(kind))
+    if kind is str:
+        return _check_text(text)
+    value: Any = None
+    if kind is bool:
+        value = _SWITCH.get(text.lower())
+    elif kind is int and re.fullmatch(rf"[-+]?[0-9]{{1,{_MOST_DIGITS}}}", text):
+        value = int(text)
+    elif kind is float:
+        value = _finite(text)
+    if value is None:
+        raise ValueError(f"{show(text)} must be {_WANTED[kind]}")
+    return value
+
+
+def _finite(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _choose(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        listed = f"choose from {', '.join(choices)}"
+        raise ValueError(f"invalid choice: {show(text)} ({listed}){suggest(text, choices)}")
+    return text
+
+
+def _check_text(text: str) -> str:
+    try:
+        is_text = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text:
+        raise ValueError("holds what no text or name of a file may hold")
+    return text
+
+
+def _describe(kind: Any) -> str:
+    return ", ".join(get_args(kind)) if get_origin(kind) is Literal else _WANTED[kind]
