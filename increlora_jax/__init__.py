@@ -2,7 +2,6 @@
 
 __version__ = "0.1.0"
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +10,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Load the public names at the first use: a command tells signals and flags apart before."""
-    public = import_module("increlora_jax.public")
+    import increlora_jax.public
+
+    public = increlora_jax.public
     globals().update({known: getattr(public, known) for known in public.__all__})
     globals()["__all__"] = public.__all__
     if name not in globals():
