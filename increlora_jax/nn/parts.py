@@ -143,19 +143,9 @@ def split(
         if isinstance(variable, nnx.RngState)
     }
     paths = {name: path for name, path in places.items() if name not in streams}
-    head: dict[str, Array] = {}
-    base: dict[str, Array] = {}
-    for name in paths:
-        variable = variables[name]
-        if not isinstance(variable, nnx.Variable):  # an array that is an attribute as it is
-            base[name] = jnp.asarray(variable)
-        elif not isinstance(variable, AdapterParam | SlotState):
-            value = variable.get_value()
-            if isinstance(variable, nnx.Param) and is_trained(name):
-                # Of a bf16 model, what learns is kept in float32: small steps must not round away.
-                head[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-            else:
-                base[name] = value
+    own = {n: v for n, v in variables.items() if n in paths and not _is_adapter(v)}
+    head = {name: _widen(v.get_value()) for name, v in own.items() if _learns(name, v, is_trained)}
+    base = {name: _value_of(variable) for name, variable in own.items() if name not in head}
     adapters = adapters_of(model)
     parts = Parts(
         {name: adapter.parameters for name, adapter in adapters.items()},
@@ -165,6 +155,24 @@ def split(
     )
     names = module_names(parts.slots)
     return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts
+
+
+def _is_adapter(variable: Any) -> bool:
+    return isinstance(variable, AdapterParam | SlotState)
+
+
+def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool:
+    return isinstance(variable, nnx.Param) and is_trained(name)
+
+
+def _widen(value: Array) -> Array:
+    """Keep in float32 what learns of a bf16 model: small steps must not round away."""
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _value_of(variable: Any) -> Any:
+    """Return the value of a variable, or an array that is an attribute by itself."""
+    return variable.get_value() if isinstance(variable, nnx.Variable) else jnp.asarray(variable)
 
 
 def _as_leaf(value: Any) -> Any:
