@@ -13,7 +13,7 @@ from increlora_jax.core.adapter import Adapter, Score, Slots
 from increlora_jax.errors import InputError
 from increlora_jax.nn.model import parameter_selector
 from increlora_jax.nn.parts import Parts
-from increlora_jax.nn.targets import ALL_LINEAR, Targets
+from increlora_jax.nn.targets import ALL_LINEAR, Targets, trains_nothing
 
 Adapters = dict[Any, Adapter]
 """By module, or by group of modules."""
@@ -68,11 +68,6 @@ class Method(NamedTuple):
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
     vary: Callable[[Settings], "Method"]
-
-
-def trains_nothing(path: str) -> bool:
-    """The default label: none of the model's own parameters learn in full."""
-    return False
 
 
 class Chosen(NamedTuple):

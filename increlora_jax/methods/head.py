@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
-from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
+from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets, trains_nothing
 
 
 def head(
@@ -37,7 +37,7 @@ def head(
     (True, False)
     """
     chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
-    if chosen.is_trained is base.trains_nothing:
+    if chosen.is_trained is trains_nothing:
         raise InputError("head: nothing would be trained. Give is_trained or modules_to_save")
     return base.fixed_method(
         "head",

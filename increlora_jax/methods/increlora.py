@@ -23,7 +23,7 @@ from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.methods import base
 from increlora_jax.nn.kernels import path_of
-from increlora_jax.nn.model import attach, target_sizes
+from increlora_jax.nn.model import attach, plan_targets
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
@@ -50,7 +50,8 @@ def increlora(
         parameters: how other parameters are matrices, by a regex for their path.
         adapter: α, dropout and scaling.
         growth: budget, rounds and importance.
-        is_trained: a test of paths; default: whether `adapter.modules_to_save` names it.
+        is_trained: a test of paths; default: whether `adapter.modules_to_save` names it. Targets
+            that learn in full are left out, and the description names them.
         dtype: of the adapters.
 
     Raises:
@@ -62,9 +63,9 @@ def increlora(
     2
     """
     chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
-    sizes = target_sizes(model, chosen.targets, chosen.exclude, parameters)
-    rules = _Growth(growth, _plan(sizes, steps, growth), adapter)
-    places = {"targets": chosen.targets, "exclude": chosen.exclude, "parameters": parameters}
+    places: dict[str, Any] = {**chosen._asdict(), "parameters": parameters}
+    planned = plan_targets(model, **places)
+    rules = _Growth(growth, _plan(planned.sizes, steps, growth), adapter, planned.describe())
     settings = {**places, **rules.adapter_settings(), "dtype": dtype}
     return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), chosen.is_trained)
 
@@ -74,11 +75,11 @@ def _method(
 ) -> base.Method:
     def varied(settings: base.Settings) -> base.Method:
         config, adapter = vary(rules.config, settings), vary(rules.adapter, settings)
-        return _method(_Growth(config, rules.plan, adapter), attach, is_trained)
+        return _method(rules._replace(config=config, adapter=adapter), attach, is_trained)
 
     return base.Method(
         name="increlora",
-        description=rules.plan.describe(),
+        description=rules.plan.describe() + rules.note,
         rank_budget=rules.plan.budget,
         attach=attach,
         is_trained=is_trained,
@@ -118,6 +119,7 @@ class _Growth(NamedTuple):
     config: GrowthConfig
     plan: GrowthPlan
     adapter: AdapterConfig
+    note: str  # of the targets that are left out
 
     @property
     def function(self) -> Any:

@@ -11,7 +11,7 @@ from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, Adapter, Scaling, Slots
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
-from increlora_jax.nn.model import attach, target_sizes
+from increlora_jax.nn.model import attach, plan_targets
 from increlora_jax.nn.start import start_small
 from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
@@ -41,13 +41,13 @@ def lora(
     '2 modules of rank 2'
     """
     chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
-    places: dict[str, Any] = {"exclude": chosen.exclude, "parameters": parameters}
-    sizes = target_sizes(model, chosen.targets, **places)
+    places: dict[str, Any] = {**chosen._asdict(), "parameters": parameters}
+    planned = plan_targets(model, **places)
     settings = places | _settings(adapter, growth) | {"dtype": dtype}
     return base.fixed_method(
         "lora",
-        f"{len(sizes)} modules of rank {settings['max_rank']}",
-        attach=lambda model, rngs: attach(model, chosen.targets, rngs=rngs, **settings),
+        f"{len(planned.sizes)} modules of rank {settings['max_rank']}{planned.describe()}",
+        attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
         is_trained=chosen.is_trained,
     )
 

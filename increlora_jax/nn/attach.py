@@ -10,7 +10,7 @@ from flax import nnx
 
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
-from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
+from increlora_jax.nn.kernels import KernelAxes, module_order
 from increlora_jax.nn.layers import (
     LAYER_TYPES,
     AdaptedLayer,
@@ -32,13 +32,16 @@ from increlora_jax.nn.start import Start, start_small
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,
+    IsTrained,
     Parameters,
     Targets,
     Unknown,
     choose_known,
     declared_axes,
+    leave_trained,
     select,
     slots_for,
+    trains_nothing,
 )
 
 LAYERS = "Linear, LinearGeneral or Einsum layer"
@@ -72,6 +75,7 @@ def attach(
     *,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
+    is_trained: IsTrained = trains_nothing,
     max_rank: int | dict[str, int] = 8,
     initial_rank: int = 1,
     scaling: Scaling,
@@ -85,15 +89,16 @@ def attach(
     The layers' variables and names stay. A parameter of any other module becomes a target by
     `parameters`: a regex for its path → its `KernelAxes`; the module then reads W + ΔW. A stack of
     layers (`nnx.vmap`, run by `nnx.scan`) gets one stack of adapters. `max_rank` is the number of
-    slots, one for all or by path. A layer shared by several paths gets one adapter. Returns the
-    model, whose outputs are the same bit for bit: λ starts at 0. A reserve that learns in advance
+    slots, one for all or by path. A layer shared by several paths gets one adapter. Kernels that
+    learn in full by `is_trained` get none. Returns the model, whose outputs are the same bit for
+    bit: λ starts at 0. A reserve that learns in advance
     then moves a layer's output by at most s · 1e-5 · Σ_reserve ‖aₖ‖‖bₖ‖ · ‖x‖.
 
     Raises:
         InputError: a target that matches nothing or meets a module that is not known, or a rank
             over a matrix.
     """
-    found = find_targets(model, targets, exclude, parameters)
+    found = leave_trained(find_targets(model, targets, exclude, parameters), is_trained)
     settings = {"scaling": scaling, "rngs": rngs, "dtype": dtype, "start": start}
     adapters = {
         path: _new_adapter(path, site, max_rank, initial_rank, dropout, **settings)
@@ -218,23 +223,6 @@ def find_targets(
         path: declared.get(path) or layer_site(layers[path])
         for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
     }
-
-
-def target_sizes(
-    model: nnx.Module,
-    targets: Targets,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every target's kernel as a matrix; the model may be abstract.
-
-    Each matrix of a stack has an entry of its own, as `path[3]`.
-    """
-    sizes = {}
-    for path, site in find_targets(model, targets, exclude, parameters).items():
-        for name in stack_names(path, site.axes.stack_shape(site.shape)):
-            sizes[name] = site.axes.matrix_shape(site.shape)
-    return sizes
 
 
 def parameter_selector(model: nnx.Module, modules: Targets) -> Callable[[str], bool]:

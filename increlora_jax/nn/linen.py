@@ -27,19 +27,21 @@ from increlora_jax.nn.kernels import (
     KernelAxes,
     effective_weight,
     rows_of_axes,
-    stack_names,
 )
 from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.start import Start, start_adapter, start_small
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,
+    IsTrained,
     Parameters,
     Targets,
     Unknown,
     choose_known,
     declared_axes,
+    leave_trained,
     subtree_selector,
+    trains_nothing,
 )
 from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart
 
@@ -89,20 +91,6 @@ class AdaptedLinen(NamedTuple):
     sites: dict[str, Site]
     scaling: Scaling
     dropout: float
-
-
-def target_sizes(
-    model: LinenModel,
-    targets: Targets,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every target as a matrix; each of a stack apart, as `path[3]`."""
-    return {
-        name: site.axes.matrix_shape(site.shape)
-        for path, site in find_targets(model, targets, exclude, parameters).items()
-        for name in stack_names(path, site.axes.stack_shape(site.shape))
-    }
 
 
 def find_targets(
@@ -202,6 +190,7 @@ def attach(
     *,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
+    is_trained: IsTrained = trains_nothing,
     max_rank: int | dict[str, int] = 8,
     initial_rank: int = 1,
     scaling: Scaling,
@@ -219,7 +208,7 @@ def attach(
     Raises:
         InputError: a target that matches nothing or needs declaring, or a rank over a matrix.
     """
-    found = find_targets(model, targets, exclude, parameters)
+    found = leave_trained(find_targets(model, targets, exclude, parameters), is_trained)
     if dropout and not all(site.is_layer for site in found.values()):
         raise InputError(NO_DROPOUT)
     started = {

@@ -4,7 +4,7 @@ Each way in has these four functions; the model's type says which are meant.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,13 +12,58 @@ from flax import nnx
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.nn import attach as modules
 from increlora_jax.nn import linen, parts, tree
+from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.linen import AdaptedLinen, LinenModel
 from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.nn.start import Start, start_small
-from increlora_jax.nn.targets import ALL_LINEAR, NO_PARAMETERS, Parameters, Targets
+from increlora_jax.nn.targets import (
+    ALL_LINEAR,
+    NO_PARAMETERS,
+    IsTrained,
+    Parameters,
+    Targets,
+    leave_trained,
+    trains_nothing,
+)
 
 DEFAULT_SCALING = Scaling(16.0)
 """α/r with the default α."""
+
+
+class Planned(NamedTuple):
+    """The targets of a model, before anything is attached."""
+
+    sizes: dict[str, tuple[int, int]]  # (inputs, outputs) of each as a matrix
+    left_out: tuple[str, ...]  # targets that learn in full
+
+    def describe(self) -> str:
+        """Return a note of the targets that are left out; empty if there are none."""
+        if not self.left_out:
+            return ""
+        many = f"{len(self.left_out)} target{'s' if len(self.left_out) > 1 else ''}"
+        return f"; {many} left out, trained in full: {', '.join(self.left_out)}"
+
+
+def plan_targets(
+    model: Any,
+    targets: Targets,
+    exclude: Targets = (),
+    parameters: Parameters = NO_PARAMETERS,
+    is_trained: IsTrained = trains_nothing,
+) -> Planned:
+    """Find the targets of a model that may be abstract; each matrix of a stack apart, `path[3]`.
+
+    Raises:
+        InputError: targets that match nothing, must be declared, or all learn in full; named.
+    """
+    found = _way(model).find_targets(model, targets, exclude, parameters)
+    left = leave_trained(found, is_trained)
+    sizes = {
+        name: site.axes.matrix_shape(site.shape)
+        for path, site in left.items()
+        for name in stack_names(path, site.axes.stack_shape(site.shape))
+    }
+    return Planned(sizes, tuple(path for path in found if path not in left))
 
 
 def target_sizes(
@@ -27,12 +72,8 @@ def target_sizes(
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
 ) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every target as a matrix, each of a stack apart, as `path[3]`.
-
-    Raises:
-        InputError: targets that match nothing or must be declared; named.
-    """
-    return _way(model).target_sizes(model, targets, exclude, parameters)
+    """Return (inputs, outputs) of every target as a matrix; see `plan_targets`."""
+    return plan_targets(model, targets, exclude, parameters).sizes
 
 
 def attach(
@@ -41,6 +82,7 @@ def attach(
     *,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
+    is_trained: IsTrained = trains_nothing,
     max_rank: int | dict[str, int] = 8,
     initial_rank: int = 1,
     scaling: Scaling = DEFAULT_SCALING,
@@ -56,6 +98,7 @@ def attach(
         targets: a regex for whole paths, names that end a path, or "all-linear".
         exclude: what of it to leave out, given in the same way.
         parameters: how other parameters are matrices, by a regex for their path.
+        is_trained: a test of parameter paths; kernels that learn in full get no adapter.
         max_rank: slots of a buffer, one number for all or by path.
         initial_rank: active slots of each.
         scaling: the rule for s; default: 16/r.
@@ -72,8 +115,9 @@ def attach(
     """
     rngs = nnx.Rngs(0) if rngs is None else rngs
     return _way(model).attach(
-        model, targets, exclude=exclude, parameters=parameters, max_rank=max_rank, start=start,
-        initial_rank=initial_rank, scaling=scaling, dropout=dropout, rngs=rngs, dtype=dtype,
+        model, targets, exclude=exclude, parameters=parameters, is_trained=is_trained,
+        max_rank=max_rank, initial_rank=initial_rank, scaling=scaling, dropout=dropout,
+        rngs=rngs, dtype=dtype, start=start,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol, TypeVar, runtime_checkable
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
@@ -19,7 +20,28 @@ Parameters = Mapping[str, KernelAxes]
 Unknown = tuple[str, Mapping[str, Sequence[int]]]
 """What could hold a matrix but does not say how: what it is, and its arrays' shapes by path."""
 
+IsTrained = Callable[[str], bool]
+"""A test of the path of a parameter: whether it learns in full."""
+
 NO_PARAMETERS: Parameters = MappingProxyType({})
+
+
+@runtime_checkable
+class Place(Protocol):
+    """A place for an adapter."""
+
+    @property
+    def kernel(self) -> str:
+        """The path of the kernel."""
+
+
+S = TypeVar("S", bound=Place)
+
+
+def trains_nothing(path: str) -> bool:
+    """Return False: no parameter of the model learns in full."""
+    return False
+
 
 NO_DROPOUT = (
     "what is adapted by its effective weights (a tree's arrays, a declared parameter) has no input "
@@ -93,12 +115,33 @@ def choose_known(
     if not chosen - left_out:
         raise InputError(f"exclude {exclude!r} leaves none of the targets {targets!r}")
     found = [path for path in places if path in chosen - left_out]
-    for path in found:
+    _check_known(found, unknown, refused)
+    return found
+
+
+def _check_known(
+    chosen: Iterable[str], unknown: Mapping[str, Unknown], refused: Mapping[str, str]
+) -> None:
+    for path in chosen:
         if path in refused:
             raise InputError(f"target_modules: {path} is {refused[path]}. Exclude {path}")
         if path in unknown:
             raise InputError(_ask_to_declare(path, *unknown[path]))
-    return found
+
+
+def leave_trained(found: Mapping[str, S], is_trained: IsTrained) -> dict[str, S]:
+    """Leave out the targets whose kernels learn in full: they need no update beside.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    left = {path: site for path, site in found.items() if not is_trained(site.kernel)}
+    if not left:
+        raise InputError(
+            f"target_modules: all of them ({', '.join(found)}) are trained in full by "
+            "modules_to_save; target others, or save fewer modules"
+        )
+    return left
 
 
 def _warn_of_passing(refused: Mapping[str, str]) -> None:

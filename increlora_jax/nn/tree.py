@@ -20,18 +20,20 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import (
     KernelAxes,
     effective_weight,
-    stack_names,
 )
 from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.start import Start, start_adapter, start_small
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,
+    IsTrained,
     Parameters,
     Targets,
     choose_known,
     declared_axes,
+    leave_trained,
     subtree_selector,
+    trains_nothing,
 )
 
 KIND = "matrix"
@@ -83,10 +85,18 @@ def take_apart(tree: Any) -> tuple[TreeShape, dict[str, Any]]:
     return TreeShape(structure, tuple(names), fixed), arrays
 
 
-def find_kernels(
+class Site(NamedTuple):
+    """A place for an adapter: an array."""
+
+    kernel: str  # its path
+    axes: KernelAxes
+    shape: tuple[int, ...]
+
+
+def find_targets(
     params: Any, targets: Targets, exclude: Targets = (), parameters: Parameters = NO_PARAMETERS
-) -> dict[str, tuple[KernelAxes, tuple[int, ...]]]:
-    """How each targeted array is a matrix, and its shape, by path, in module order.
+) -> dict[str, Site]:
+    """Find the targeted arrays by path, in module order.
 
     An array of two axes is [inputs, outputs] unless `parameters` says otherwise.
 
@@ -103,23 +113,12 @@ def find_kernels(
         if path not in axes
     }
     chosen = choose_known(axes, unknown, targets, exclude, KIND)
-    return {path: (axes[path], shapes[path]) for path in chosen}
+    return {path: Site(path, axes[path], shapes[path]) for path in chosen}
 
 
 def is_kernel(array: Any) -> bool:
     """Whether an array could hold a matrix, or several."""
     return len(array.shape) > 1 and jnp.issubdtype(array.dtype, jnp.floating)
-
-
-def target_sizes(
-    params: Any, targets: Targets, exclude: Targets = (), parameters: Parameters = NO_PARAMETERS
-) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every target as a matrix; each of a stack apart, as `path[3]`."""
-    return {
-        name: axes.matrix_shape(shape)
-        for path, (axes, shape) in find_kernels(params, targets, exclude, parameters).items()
-        for name in stack_names(path, axes.stack_shape(shape))
-    }
 
 
 def attach(
@@ -128,6 +127,7 @@ def attach(
     *,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
+    is_trained: IsTrained = trains_nothing,
     max_rank: int | dict[str, int] = 8,
     initial_rank: int = 1,
     scaling: Scaling,
@@ -148,16 +148,16 @@ def attach(
     """
     if dropout:
         raise InputError(NO_DROPOUT)
-    found = find_kernels(params, targets, exclude, parameters)
+    found = leave_trained(find_targets(params, targets, exclude, parameters), is_trained)
     started = {
-        path: start_adapter(path, *kernel, max_rank, initial_rank, rngs, dtype, start)
-        for path, kernel in found.items()
+        path: start_adapter(path, site.axes, site.shape, max_rank, initial_rank, rngs, dtype, start)
+        for path, site in found.items()
     }
     return AdaptedTree(
         params,
         {path: adapter for path, (adapter, _) in started.items()},
         {path: slots for path, (_, slots) in started.items()},
-        {path: axes for path, (axes, _) in found.items()},
+        {path: site.axes for path, site in found.items()},
         scaling,
     )
 

@@ -12,9 +12,9 @@ from increlora_jax.nn.attach import (
     find_targets,
     merge,
     parameter_selector,
-    target_sizes,
     unmerge,
 )
+from increlora_jax.nn.model import target_sizes
 from increlora_jax.nn.targets import path_matches
 
 ATTENTION = ["attention.key", "attention.out", "attention.query", "attention.value"]

@@ -12,10 +12,10 @@ from increlora_jax.nn.attach import (
     detach,
     find_targets,
     merge,
-    target_sizes,
     unmerge,
 )
 from increlora_jax.nn.kernels import KernelAxes
+from increlora_jax.nn.model import target_sizes
 from increlora_jax.nn.parts import split
 
 DECLARED = {

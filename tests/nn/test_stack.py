@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.nn.attach import attach, target_sizes
+from increlora_jax.nn.attach import attach
+from increlora_jax.nn.model import target_sizes
 from increlora_jax.nn.parts import split
 
 LAYERS = 3

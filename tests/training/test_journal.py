@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import NonFiniteError
-from increlora_jax.methods.base import fixed_method, trains_nothing
+from increlora_jax.methods.base import fixed_method
+from increlora_jax.nn.targets import trains_nothing
 from increlora_jax.training.journal import Journal, Schedule
 from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.progress import Progress
