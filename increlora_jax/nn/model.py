@@ -113,12 +113,10 @@ def attach(
     >>> attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
     (8, 6)
     """
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    return _way(model).attach(
-        model, targets, exclude=exclude, parameters=parameters, is_trained=is_trained,
-        max_rank=max_rank, initial_rank=initial_rank, scaling=scaling, dropout=dropout,
-        rngs=rngs, dtype=dtype, start=start,
-    )  # fmt: skip
+    adapters = {"max_rank": max_rank, "initial_rank": initial_rank, "scaling": scaling}
+    drawn = {"rngs": rngs or nnx.Rngs(0), "dropout": dropout, "dtype": dtype, "start": start}
+    places = {"exclude": exclude, "parameters": parameters, "is_trained": is_trained}
+    return _way(model).attach(model, targets, **places, **adapters, **drawn)
 
 
 def split(
