@@ -94,7 +94,7 @@ def attach(
     """Put adapters on a model, in place on an NNX module; outputs stay the same bit for bit.
 
     Args:
-        model: an NNX module, a `LinenModel` or a pytree of parameters.
+        model: an NNX module, a `LinenModel` or a pytree.
         targets: a regex for whole paths, names that end a path, or "all-linear".
         exclude: what of it to leave out, given in the same way.
         parameters: how other parameters are matrices, by a regex for their path.
@@ -109,14 +109,13 @@ def attach(
 
     Raises:
         InputError: targets that match nothing or must be declared, or a rank over a matrix.
-
     >>> attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
     (8, 6)
     """
-    adapters = {"max_rank": max_rank, "initial_rank": initial_rank, "scaling": scaling}
-    drawn = {"rngs": rngs or nnx.Rngs(0), "dropout": dropout, "dtype": dtype, "start": start}
-    places = {"exclude": exclude, "parameters": parameters, "is_trained": is_trained}
-    return _way(model).attach(model, targets, **places, **adapters, **drawn)
+    adapters: Any = {"max_rank": max_rank, "initial_rank": initial_rank, "scaling": scaling}
+    adapters |= {"rngs": rngs or nnx.Rngs(0), "dropout": dropout, "dtype": dtype, "start": start}
+    adapters |= {"exclude": exclude, "parameters": parameters, "is_trained": is_trained}
+    return _way(model).attach(model, targets, **adapters)
 
 
 def split(
