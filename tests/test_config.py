@@ -61,6 +61,11 @@ def test_every_number_has_a_bound():
                 assert name in checked, name
 
 
+def test_an_empty_data_dir_is_not_the_hub():
+    with pytest.raises(InputError, match="--data-dir is empty"):
+        TaskConfig(data_dir="")
+
+
 def test_nan_is_no_value():
     with pytest.raises(InputError, match="--learning-rate nan must be positive"):
         TrainingConfig(learning_rate=float("nan"))

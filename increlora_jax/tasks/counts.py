@@ -34,9 +34,13 @@ def count_split(task: Task, split: Split) -> dict[str, Any]:
 def describe_split(task: Task, split: Split) -> str:
     """Say the same in a line."""
     counts = count_split(task, split)
-    rows = f"{len(split)} row" if len(split) == 1 else f"{len(split)} rows"
-    lines = "" if split.num_lines is None else f" of {split.num_lines} lines"
-    return f"{split.source}: {rows}{lines}; {_describe_labels(counts)}"
+    lines = "" if split.num_lines is None else f" of {count_word(split.num_lines, 'line')}"
+    return f"{split.source}: {count_word(len(split), 'row')}{lines}; {_describe_labels(counts)}"
+
+
+def count_word(count: int, word: str) -> str:
+    """Say how many there are of something: `1 row`, `2 rows`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _describe_labels(counts: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """From a data folder to a task's examples: which file is which split, and what was read of it."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
-from increlora_jax.tasks.counts import describe_split
+from increlora_jax.tasks.counts import count_word, describe_split
 from increlora_jax.tasks.labels import parse_classes, parse_scores
 from increlora_jax.tasks.layout import Layout
 from increlora_jax.tasks.lines import PACKED
 from increlora_jax.tasks.records import quote_all
 from increlora_jax.tasks.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
+
+_QUOTED = re.compile('"(?:[^"]|"")+"')
 
 
 def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskData:
@@ -104,6 +107,7 @@ def report_rows(task: Task, table: Table, split: Split) -> list[str]:
         *_report_broken_rows(table),
         *_report_lines(table.multiline, f"line breaks within quotes in {name}"),
         *_report_lines(table.padded, f"blanks around the label in {name}, which were taken away"),
+        *_report_quotes(table),
         *report_empty_texts(split, name),
     ]
 
@@ -111,7 +115,7 @@ def report_rows(task: Task, table: Table, split: Split) -> list[str]:
 def report_empty_texts(split: Split, name: str) -> list[str]:
     """Report the rows with an empty text, which are allowed, if there are any."""
     count = split.num_empty
-    return [f"{_count_rows(count)} with empty text in {name}"] if count else []
+    return [f"{count_word(count, 'row')} with empty text in {name}"] if count else []
 
 
 def _report_separator(table: Table) -> list[str]:
@@ -124,7 +128,25 @@ def _report_separator(table: Table) -> list[str]:
 def _report_lines(lines: Sequence[int], problem: str) -> list[str]:
     if not lines:
         return []
-    return [f"{_count_rows(len(lines))} with {problem}; the first on line {lines[0]}"]
+    return [f"{count_word(len(lines), 'row')} with {problem}; the first on line {lines[0]}"]
+
+
+def _report_quotes(table: Table) -> list[str]:
+    """Report the rows of a .tsv file that have fields as CSV quotes them, which are text here."""
+    if kind_of(table.path.name) != ".tsv":
+        return []
+    *texts, last = table.columns
+    quoted = [
+        line
+        for line, label, *fields in zip(table.lines, last, *texts, strict=True)
+        if (table.layout.is_labelled and _QUOTED.fullmatch(label))
+        or any('""' in field and _QUOTED.fullmatch(field) for field in (label, *fields))
+    ]
+    return _report_lines(
+        quoted,
+        f"quotes around a field in {table.path.name}, read as text; if they were written "
+        "as those of CSV, end the file's name in .csv",
+    )
 
 
 def _report_unread(tables: Sequence[Table]) -> list[str]:
@@ -144,11 +166,7 @@ def _report_broken_rows(table: Table) -> list[str]:
     if not lines:
         return []
     where = f"{table.path.name}, the first on line {lines[0]}"
-    return [f"{_count_rows(len(lines))} with too few or too many fields skipped in {where}"]
-
-
-def _count_rows(count: int) -> str:
-    return f"{count} row" if count == 1 else f"{count} rows"
+    return [f"{count_word(len(lines), 'row')} with too few or too many fields skipped in {where}"]
 
 
 def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:

@@ -68,7 +68,7 @@ def describe_rows(
     """Describe what is wrong with the first of some rows, and name a few of the others."""
     labels = table.columns[-1]
     if has_decimal_comma(labels[rows[0]]):
-        remedy = "write its decimal comma as a point"
+        remedy = "write its decimal comma as a point, and leave commas of thousands out"
     others = [f"{quote(labels[row])} at {table.lines[row]}" for row in rows[1:_MOST_ROWS]]
     more = len(rows) - len(others) - 1
     tail = f", and {more} more" if more else ""

@@ -54,6 +54,8 @@ class Columns:
     def __post_init__(self) -> None:
         """Check the names."""
         names = [*self.texts, *([] if self.label is None else [self.label])]
+        if "" in names:
+            raise InputError("--text-column and --label-column need names that are not empty")
         if len(self.texts) > 2:
             raise InputError(
                 f"--text-column {' '.join(self.texts)}: one text or two are read; name one or two"
@@ -105,7 +107,8 @@ def describe_missing_columns(
     where: str, columns: list[str], layouts: Sequence[Layout]
 ) -> InputError:
     """Describe a file that has none of the layouts, by those that come closest."""
-    shared = [len(set(layout.columns) & set(columns)) for layout in layouts]
+    present = {name.strip().lower() for name in columns}
+    shared = [len(set(layout.columns) & present) for layout in layouts]
     closest = [
         layout.columns
         for layout, count in zip(layouts, shared, strict=True)

@@ -7,6 +7,9 @@ from increlora_jax.errors import InputError
 from increlora_jax.tasks.label_forms import is_integer, is_number
 from increlora_jax.tasks.records import quote
 
+_FEW = 10
+"""Different integers up to which a file is taken to have all of them outside of suspect texts."""
+
 
 def refuse_swallowed_rows(
     path: Path,
@@ -25,7 +28,7 @@ def refuse_swallowed_rows(
       rows: The rows with a line break in a field, each with the line that it starts on.
       label_place: The place of the label among the fields.
       delimiter: The character between fields.
-      labels: The labels of the other rows.
+      labels: The labels of all rows of the file.
 
     Raises:
       InputError: Naming file and line.
@@ -49,9 +52,10 @@ def refuse_swallowed_rows(
 
 
 def _choose_test(labels: set[str]) -> Callable[[str], bool]:
-    """Tell labels by their equality to a known one; scores by being numbers."""
-    is_scores = all(map(is_number, labels)) and not all(map(is_integer, labels))
-    return is_number if is_scores else labels.__contains__
+    """Tell classes by their equality to a known one; scores, and many integers, by being such."""
+    if all(map(is_integer, labels)):
+        return is_integer if len(labels) > _FEW else labels.__contains__
+    return is_number if all(map(is_number, labels)) else labels.__contains__
 
 
 def _split_lines(

@@ -28,7 +28,7 @@ JSON: dict[str, Callable[[Lines], Iterator[tuple[int, dict[str, Any] | None]]]] 
     ".json": read_json_file,
 }
 SUFFIXES = (*TABULAR, *JSON, PARQUET)
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 """Characters that may separate the columns of a .csv file, the usual one first."""
 
 # JSON can spell half of a surrogate pair, which is no text: no tokenizer takes it.
@@ -161,11 +161,12 @@ def _check_multiline(
 ) -> None:
     """Note the rows of several lines, and refuse those that hold other rows."""
     table.multiline.extend(line for line, _ in multiline)
-    rows = zip(table.lines, table.columns[-1], strict=True)
-    broken = set(table.multiline)
-    known = {label for line, label in rows if line not in broken} or set(table.columns[-1])
     refuse_swallowed_rows(
-        table.path, multiline, label_place=label_place, delimiter=table.delimiter, labels=known
+        table.path,
+        multiline,
+        label_place=label_place,
+        delimiter=table.delimiter,
+        labels=set(table.columns[-1]),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task
+from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.label_forms import (
     fold,
     has_decimal_comma,
@@ -79,9 +80,10 @@ def note_task(task: Task, train: Table) -> list[str]:
     for first, second in find_alike(set(task.labels)):
         notes.append(f"labels {quote(first)} and {quote(second)} are kept apart as two classes")
     for label in filter(may_be_missing, task.labels):
+        rows = count_word(labels.count(label), "row")
         notes.append(
-            f"label {quote(label)} of {labels.count(label)} rows in {name} is a class like any "
-            "other; remove those rows if it stands for a missing label"
+            f"label {quote(label)} of {rows} in {name} is a class like any other; remove those "
+            "rows if it stands for a missing label"
         )
     if 2 * task.num_labels > len(labels) > 20:
         notes.append(

@@ -125,6 +125,20 @@ def test_rows_of_several_lines_and_padded_labels_are_counted(tmp_path):
     )
 
 
+def test_quotes_as_of_csv_are_noted_in_a_file_of_tabs(tmp_path):
+    rows = ['"He said ""hi"""\ty\tyes', '"plain"\ty\t"no"', '"Hi," he said "."\ty\tno']
+    (tmp_path / "train.tsv").write_text("\n".join(["a\tb\tlabel", rows[0], rows[2]]))
+    (tmp_path / "dev.tsv").write_text("a\tb\tlabel\nx\ty\tyes\n")
+    notes = load_folder(TASK, tmp_path, LAYOUTS).notes
+    assert [note for note in notes if "quotes" in note] == [
+        "1 row with quotes around a field in train.tsv, read as text; if they were written as "
+        "those of CSV, end the file's name in .csv; the first on line 2"
+    ]
+    (tmp_path / "train.tsv").write_text("\n".join(["a\tb\tlabel", rows[1]]))
+    with pytest.raises(InputError, match=r"train.tsv:2: label '.no.'"):
+        load_folder(TASK, tmp_path, LAYOUTS)
+
+
 def test_oddities_are_read_and_counted(tmp_path):
     (tmp_path / "train.tsv").write_text("a\tb\tlabel\n\ty\t1\nx\t \t0\nx\ty\t1\n")
     (tmp_path / "dev.tsv").write_text("a\tb\tlabel\nx\ny\t1\nx\ty\t1\n")

@@ -29,6 +29,8 @@ def test_the_label_column_may_be_called_labels():
     [
         (("a", "b", "c"), None, "--text-column a b c: one text or two are read"),
         (("a", "a"), None, "'a', 'a' name a column twice"),
+        (("",), None, "need names that are not empty"),
+        ((), "", "need names that are not empty"),
         (("a",), "a", "'a', 'a' name a column twice"),
     ],
 )
@@ -42,6 +44,7 @@ def test_names_that_do_not_fit_together_are_refused(texts, label, problem):
     [
         (["text", "target"], r"what is needed is 'text', 'label'; .*--label-column$"),
         (["body", "label"], r"what is needed is 'text1', 'text2', 'label' or 'text', 'label'; "),
+        (["Text", "label "], r"'label ', and what is needed is 'text', 'label'; "),
         (["text,label"], r"commas separate the columns; end the file's name in \.csv\)$"),
         (["text\tlabel"], r"tabs separate"),
         (["text\ra\rb"], r"carriage return alone"),

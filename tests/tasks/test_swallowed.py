@@ -43,6 +43,8 @@ SWALLOWED = {
     "scores": ["text,label", '"good,1.5', "odd,7.25", 'bad",0', "fine,1.5", "dull,0"],
     "more columns": ["id,text,label,by", '1,"good,1,x', '2,bad",0,x', "3,fine,1,x", "4,dull,0,x"],
     "semicolons": ["text;label", '"good;1', 'bad";0', "fine;1", "dull;0"],
+    "a label of no other row": ["text,label", '"good,0', "odd,0", 'bad",0', "fine,1"],
+    "integer scores": ["text,label", '"good,99', 'bad",0', *(f"x,{i}" for i in range(20))],
     "no other rows": ["text,label", '"good,1', 'bad",1'],
 }
 

@@ -34,7 +34,7 @@ def test_columns_are_taken_by_name_in_the_order_of_the_layout(tmp_path, suffix, 
     assert table.locate(1).endswith(f"data{suffix}:{2 if suffix == '.jsonl' else 3}")
 
 
-@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_csv_of_another_separator_is_read_if_its_header_leaves_no_doubt(tmp_path, delimiter, quote):
     header, row = (
