@@ -92,6 +92,7 @@ FREE = frozenset(
         "data_dir",
         "model",
         "output_dir",
+        "eval_batch_size",
         "overwrite_output_dir",
         "resume",
         "save_steps",

@@ -17,10 +17,12 @@ from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.members import members_of
+from increlora_jax.memory_advice import advise_evaluation
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
 from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
 from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.streams import write_result
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.processes import check_devices
@@ -66,9 +68,10 @@ def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) 
     # Other data is what --data-dir is for.
     here = {key: value for key, value in plan.identity.items() if key != "data"}
     check_identity(f"the adapter in {run / adapter}", saved["identity"], here)
-    ready = prepare_run(plan)
-    parts = load_adapter(run / adapter, ready.parts)
-    return ready.evaluator.metrics(ready.first_state(parts), parts.base)
+    with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
+        ready = prepare_run(plan)
+        parts = load_adapter(run / adapter, ready.parts)
+        return ready.evaluator.metrics(ready.first_state(parts), parts.base)
 
 
 def _read_config(run: Path) -> RunConfig:

@@ -16,7 +16,9 @@ from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import remove, replace_file
 from increlora_jax.members import members_of
 from increlora_jax.parsing import read_run, write_run
+from increlora_jax.runtime.ending import TRACEBACK
 from increlora_jax.runtime.streams import tell
+from increlora_jax.training.checkpoint import clear_checkpoints
 
 ADAPTER = "adapter"
 BEST_ADAPTER = "adapter-best"
@@ -124,8 +126,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def clear(folder: Path, config: RunConfig) -> None:
+def clear(folder: Path, config: RunConfig, *, keeps_checkpoints: bool = False) -> None:
     """Make room for new runs, and write down the settings of all and of each.
+
+    Args:
+        folder: the folder of all runs.
+        config: its settings.
+        keeps_checkpoints: where no sound one is left; what was set aside then stays.
 
     Raises:
         WriteError: the folder cannot be written.
@@ -134,8 +141,10 @@ def clear(folder: Path, config: RunConfig) -> None:
     with _naming(folder):
         for inner in dict.fromkeys(("", *_members_there(folder), *(m.name for m in members))):
             # The settings go first: without them what remains is nobody's run.
-            for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS):
+            for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, TRACEBACK):
                 remove(folder / inner / name)
+            if not keeps_checkpoints:
+                clear_checkpoints(folder / inner / CHECKPOINTS)
         for member in members:
             (folder / member.name).mkdir(exist_ok=True)
     for inner, own in {"": config, **{m.name: m.config for m in members}}.items():

@@ -17,6 +17,7 @@ from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.members import Member
+from increlora_jax.memory_advice import advise_training
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
@@ -36,7 +37,9 @@ from increlora_jax.run_folder import (
     write_results,
 )
 from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.streams import tell, write_result
+from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
@@ -70,7 +73,7 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
     Returns:
         What that file holds.
     """
-    with joined(config.training.distributed):
+    with joined(config.training.distributed), explain_shortage(lambda: advise_training(config)):
         return _train(_anchor(config), stop or Stop())
 
 
@@ -78,6 +81,8 @@ def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     clock = Clock()
     folder = Path(config.output_dir)
     use_compilation_cache(config.training.compilation_cache_dir)
+    if config.training.tensorboard:
+        import_tensorboard()
     plan = plan_run(config)
     config = plan.config
     held = Held(by_first(lambda: look_into(folder, config).value))
@@ -189,7 +194,8 @@ def _start(
     if step is None:
         if held is Held.BEGUN:
             say(f"{folder} holds this run, but no checkpoint yet: it begins anew")
-        by_first(lambda: clear(folder, config))
+        keeps = held is Held.BEGUN
+        by_first(lambda: clear(folder, config, keeps_checkpoints=keeps))
         return state, tuple(Progress() for _ in range(count))
     saved = checkpoints.read(step)
     check_identity(f"the run in --output-dir {folder}", saved.identity, run.plan.identity)

@@ -193,9 +193,8 @@ def kept_bytes(begun: Begun) -> int:
 def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
     """What the compiled step takes beside its arguments, on this backend."""
     rest = AtRest(begun.layout, begun.state)
-    state = jax.eval_shape(rest.pack, begun.state)
-    jitted = jit_step(begun.trainer, begun.layout, state, rest=rest)
-    lowered = jitted.lower(state, begun.base, begun.setting.batch_at(0), is_scored=is_scored)
+    jitted = jit_step(begun.trainer, begun.layout, rest.shapes, rest=rest)
+    lowered = jitted.lower(rest.shapes, begun.base, begun.setting.batch_at(0), is_scored=is_scored)
     options = AS_ACCELERATORS_DO if jax.default_backend() == "cpu" else None
     return int(lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes)
 

@@ -9,6 +9,7 @@ from increlora_jax.errors import OutOfMemoryError
 
 _OF_JAX = ("JaxRuntimeError", "XlaRuntimeError")
 _WORDS = re.compile(r"RESOURCE_EXHAUSTED|out[ _]of[ _]memory|failed to allocate", re.IGNORECASE)
+_WORDS_OF_THE_LOADER = re.compile("failed to map segment|cannot allocate memory", re.IGNORECASE)
 _BYTES = re.compile(r"\b(\d{6,}) ?(?:bytes|B\b)")
 
 
@@ -18,6 +19,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):  # a library that is loaded when it is needed
+        return bool(_WORDS_OF_THE_LOADER.search(str(error)))
     return type(error).__name__ in _OF_JAX and bool(_WORDS.search(str(error)))
 
 

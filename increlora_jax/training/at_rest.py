@@ -28,8 +28,9 @@ class AtRest:
         self.groups = Groups(one, jax.tree.map(_division, layout.shardings(one)))
         self._names, self._keys = frozenset(adapters), frozenset(self.groups.keys)
         pack, unpack = (over_members(state, f) for f in (self.groups.pack, self.groups.unpack))
-        packed = jax.eval_shape(pack, state)
-        lies = _dicts(layout.shardings(packed, stack), self._keys)
+        self.shapes: TrainState = jax.eval_shape(pack, state)
+        """Of a state at rest, for who has none and compiles all the same."""
+        lies = _dicts(layout.shardings(self.shapes, stack), self._keys)
         self._pack = jax.jit(pack, out_shardings=lies)
         lies = _dicts(layout.shardings(state, stack), self._names)
         self._unpack = jax.jit(unpack, out_shardings=lies)

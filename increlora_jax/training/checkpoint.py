@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +23,26 @@ from increlora_jax.files.bounded import open_plain
 from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import aside_of, replace_file
+from increlora_jax.runtime.out_of_memory import is_out_of_memory
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged"
 FORMAT = 2
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_UNFINISHED = re.compile(rf"({_STEP.pattern})\.orbax-checkpoint-tmp.*")
+"""Names of folders that hold a checkpoint, and one that is being written."""
+
+_OF_A_SAVE = (
+    "state",
+    "saved",
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    aside_of(Path(MANIFEST)).name,
+)
+"""All that a folder holds whose save, or removal, was cut short."""
+
 _SAVED = Path("saved", "metadata")
 """Where Orbax puts the JSON of the item `saved`."""
 _MANIFEST_KINDS = {"files": dict[str, str], "seal": str}
@@ -97,6 +113,8 @@ class Checkpoints:
         )
         with self._naming(step):
             self._folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0 and os.path.lexists(self._path(step)):
+                self._set_aside(step)
             self._writer.save(self._path(step), args=items, force=True)
         best = {each.best_step for each in progress}
         self._pending = self._sealer.submit(self._seal, step, best)
@@ -115,10 +133,17 @@ class Checkpoints:
         """Find the newest sound checkpoint, and what is wrong with those after it.
 
         Those go into a folder of their own, unfinished ones away; nothing unsound stays in line.
+        Whatever else is in the folder is left alone, and named.
+
+        Raises:
+          WriteError: the folder cannot be read or tidied.
         """
         step, notes = -1, list[str]()
         if jax.process_index() == 0:
-            step, notes = self._newest()
+            try:
+                step, notes = self._newest()
+            except OSError as error:
+                raise WriteError(f"{self._folder} cannot be used: {error}; mend it") from error
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         return (None if step < 0 else step), notes
@@ -167,38 +192,50 @@ class Checkpoints:
         return self._folder / str(step)
 
     def _steps(self) -> list[int]:
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return sorted(int(p.name) for p in _list(self._folder) if _is_folder(p, _STEP))
 
     def _seal(self, step: int, best: set[int | None]) -> None:
         with self._naming(step):
             self._writer.wait_until_finished()
             if jax.process_index() == 0:
                 _write_manifest(self._path(step))
-                for old in set(self._steps()) - self._keep.choose(self._steps(), best):
+                steps = [s for s in self._steps() if _is_sealed(self._path(s))]
+                for old in set(steps) - self._keep.choose(steps, best):
                     _remove(self._path(old))
 
     def _newest(self) -> tuple[int, list[str]]:
-        for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left)
-        notes: list[str] = []
+        notes = []
+        for path in _list(self._folder):
+            if _is_folder(path, _UNFINISHED):
+                shutil.rmtree(path)
+            elif path.name != DAMAGED and not _is_folder(path, _STEP):
+                notes.append(f"{path} is no checkpoint: it is passed over")
         for step in reversed(self._steps()):
             problem = find_problem(self._path(step))
             if problem is None:
                 return step, notes
-            notes.append(f"checkpoint {self._path(step)} is not used: {problem}")
-            self._set_aside(step)
+            moved = self._set_aside(step)
+            notes.append(f"checkpoint {self._path(step)} is not used: {problem}{moved}")
         return -1, notes
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int) -> str:
+        """Move what is called like a checkpoint out of the way; remove only what is of a save.
+
+        Returns:
+            what has become of it, for a note.
+        """
         path, aside = self._path(step), self._folder / DAMAGED / str(step)
-        if not (path / MANIFEST).exists():
-            _remove(path)
-            return
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        path.rename(aside)
+        try:
+            if not _is_sealed(path) and _is_of_a_save(path):
+                _remove(path)
+                return ""
+            aside.parent.mkdir(exist_ok=True)
+            while os.path.lexists(aside):
+                aside = aside.with_name(f"{aside.name}.old")
+            path.rename(aside)
+        except OSError as error:
+            return f"; it stays where it is ({error.strerror})"
+        return f"; it is now {aside}"
 
     @contextmanager
     def _naming(self, step: int) -> Iterator[None]:
@@ -206,12 +243,33 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).rpartition('": ')[2]  # TensorStore wraps the system's own words
             raise WriteError(
                 f"the checkpoint {self._path(step)} could not be written: {reason}; those "
                 "before it are as they were: make room or mend the folder, and start the same "
                 "command again"
             ) from error
+
+
+def find_last(folder: Path) -> Path | None:
+    """Find the newest checkpoint that was written to its end, without a look at its content."""
+    sealed = [path for path in _list(folder) if _is_folder(path, _STEP) and _is_sealed(path)]
+    return max(sealed, key=lambda path: int(path.name), default=None)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a folder, and the folder where nothing else is in it.
+
+    Raises:
+      OSError: something cannot be removed.
+    """
+    for path in _list(folder):
+        if path.name == DAMAGED or _is_folder(path, _STEP) or _is_folder(path, _UNFINISHED):
+            shutil.rmtree(path)
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def find_problem(checkpoint: Path) -> str | None:
@@ -262,6 +320,25 @@ def _hash_files(checkpoint: Path) -> dict[str, str]:
 
 def _seal_of(files: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _list(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_folder(path: Path, name: re.Pattern[str]) -> bool:
+    """Return whether a path is a folder itself, no link to one, with such a name."""
+    return bool(name.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+
+
+def _is_sealed(checkpoint: Path) -> bool:
+    return os.path.lexists(checkpoint / MANIFEST)
+
+
+def _is_of_a_save(path: Path) -> bool:
+    """Return whether a save, or a removal, that was cut short can have left a folder so."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and all(inner.name in _OF_A_SAVE for inner in path.iterdir())
 
 
 def _remove(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Self, TextIO
 from tqdm.auto import tqdm
 
 from increlora_jax.errors import InputError, WriteError
+from increlora_jax.training.board import Board
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -76,7 +77,8 @@ class RunLog:
     ):
         self._path = folder / METRICS_FILE
         self._lines = None if is_silent else self._open(kept_bytes)
-        self._board = _open_board(folder, step) if tensorboard and not is_silent else None
+        has_board = tensorboard and not is_silent
+        self._board = Board(folder / "tensorboard", step) if has_board else None
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +104,7 @@ class RunLog:
             self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
             self._lines.flush()
         if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+            self._board.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
 
     def sync(self) -> int:
         """Bring every line onto the disk, and give the length of the file in bytes."""
@@ -133,13 +134,3 @@ class RunLog:
             yield
         except OSError as error:
             raise WriteError(f"{self._path} cannot be written: {error}") from error
-
-
-def _open_board(folder: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "--tensorboard needs tensorboardX: pip install 'increlora_jax[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

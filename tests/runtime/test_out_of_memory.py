@@ -18,6 +18,7 @@ JAX = jax.errors.JaxRuntimeError
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         JAX("RESOURCE_EXHAUSTED: Out of memory allocating 26317944772 bytes."),
         JAX("INTERNAL: Failed to allocate request for 2.0GiB"),
+        ImportError("cmath.so: failed to map segment from shared object"),
         OutOfMemoryError("x"),
     ],
 )

@@ -13,7 +13,14 @@ import pytest
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.training.checkpoint import MANIFEST, Checkpoints, Keep, find_problem
+from increlora_jax.training.checkpoint import (
+    MANIFEST,
+    Checkpoints,
+    Keep,
+    clear_checkpoints,
+    find_last,
+    find_problem,
+)
 from increlora_jax.training.progress import Progress
 from tests.tiny import MLP, assert_same, batch_of, start, trains_head
 
@@ -185,6 +192,86 @@ def test_what_was_not_finished_is_cleared_away(copy):
     assert step == 3
     assert "was not finished" in note
     assert sorted(path.name for path in copy.iterdir()) == ["3"]
+
+
+def make_strangers(folder):
+    """What users, file managers and other systems leave beside checkpoints."""
+    (folder / "000030").touch()
+    (folder / "notes.orbax-checkpoint-tmp").touch()
+    for name in ("30.bak", "000031", "٣٠"):  # decimal digits, but not ours
+        (folder / name).mkdir()
+        (folder / name / "mine.txt").write_text("x")
+    (folder / "40").symlink_to(folder / "30.bak")
+    (folder / "41").write_text("x")
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("3", "5"))
+
+
+def test_strangers_are_named_passed_over_and_never_removed(begun, copy):
+    strangers = make_strangers(copy)
+    checkpoints = Checkpoints(copy, Keep(1), IDENTITY)
+    step, notes = checkpoints.newest()
+    assert step == 5
+    assert notes == [f"{copy / name} is no checkpoint: it is passed over" for name in strangers]
+    for at in (6, 7):
+        checkpoints.save(begun.state, Progress(step=at))
+    checkpoints.wait()
+    assert {path.name for path in copy.iterdir()} == {*strangers, "7"}
+    assert (copy / "30.bak" / "mine.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_is_in_the_way_of_a_checkpoint_is_moved_and_not_removed(begun, copy, kind):
+    (copy / "mine").mkdir()
+    (copy / "mine" / "notes.txt").write_text("x")
+    match kind:
+        case "file":
+            (copy / "6").write_text("x")
+        case "link":
+            (copy / "6").symlink_to(copy / "mine")
+        case _:
+            shutil.copytree(copy / "mine", copy / "6")
+    checkpoints = Checkpoints(copy, Keep(3), IDENTITY)
+    for _ in range(2):  # a second one finds its place taken
+        checkpoints.save(begun.state, Progress(step=6))
+        checkpoints.wait()
+    assert find_problem(copy / "6") is None
+    moved = copy / "damaged" / "6"
+    assert (moved if kind == "file" else moved / "notes.txt").read_text() == "x"
+    assert (copy / "mine" / "notes.txt").exists()
+
+
+def test_a_folder_of_that_name_that_is_no_checkpoint_is_kept(copy):
+    (copy / "6").mkdir()
+    (copy / "6" / "notes.txt").write_text("x")
+    (copy / "damaged" / "6").mkdir(parents=True)
+    step, (note,) = Checkpoints(copy, Keep(2), IDENTITY).newest()
+    assert step == 5
+    assert note.endswith(f"; it is now {copy / 'damaged' / '6.old'}")
+    assert (copy / "damaged" / "6.old" / "notes.txt").read_text() == "x"
+
+
+def test_what_cannot_be_moved_stays_and_the_one_before_is_used(copy):
+    (copy / "damaged").write_text("a file where a folder has to be")
+    (copy / "5" / "state" / "more").write_text("x")
+    step, (note,) = Checkpoints(copy, Keep(2), IDENTITY).newest()
+    assert step == 3
+    assert note.endswith("state/more has come to it; it stays where it is (File exists)")
+
+
+def test_the_last_one_is_found_without_a_look_into_it(copy, tmp_path):
+    make_strangers(copy)
+    (copy / "99").mkdir()
+    assert find_last(copy) == copy / "5"
+    assert find_last(tmp_path / "none") is None
+
+
+def test_clearing_takes_checkpoints_only(copy, tmp_path):
+    strangers = make_strangers(copy)
+    (copy / "7.orbax-checkpoint-tmp").mkdir()
+    (copy / "damaged").mkdir()
+    clear_checkpoints(copy)
+    assert sorted(path.name for path in copy.iterdir()) == strangers
+    clear_checkpoints(tmp_path / "none")
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

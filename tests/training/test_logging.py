@@ -1,11 +1,9 @@
 """What a run tells, read back from its files."""
 
 import json
-import sys
 
 import pytest
 
-from increlora_jax.errors import InputError
 from increlora_jax.training.logging import METRICS_FILE, Bar, RunLog
 
 NUMBERS = {"loss": 0.5, "total_rank": 12, "grad_norm": 2.0}
@@ -53,19 +51,6 @@ def test_the_files_are_closed_after_an_error(tmp_path):
         raise RuntimeError
     with pytest.raises(ValueError, match="closed file"):
         log.write(0, "train", NUMBERS)
-
-
-def test_tensorboard_holds_the_same_numbers(tmp_path):
-    with RunLog(tmp_path, tensorboard=True) as log:
-        log.write(0, "train", NUMBERS)
-    (events,) = (tmp_path / "tensorboard").glob("events*")
-    assert b"train/grad_norm" in events.read_bytes()
-
-
-def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match=r"pip install 'increlora_jax\[tensorboard\]'"):
-        RunLog(tmp_path, tensorboard=True)
 
 
 def test_what_is_silent_writes_and_says_nothing(tmp_path, capsys):
