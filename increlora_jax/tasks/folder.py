@@ -17,6 +17,7 @@ from increlora_jax.tasks.lines import PACKED
 from increlora_jax.tasks.records import quote_all
 from increlora_jax.tasks.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
 
+_ONLY_SHARD = "-00000-of-00001"  # so the hub names a split that is one file
 _QUOTED = re.compile('"(?:[^"]|"")+"')
 
 
@@ -75,7 +76,8 @@ def _list_data(data_dir: Path) -> list[str]:
 
 
 def _stem_of(name: str) -> str:
-    return name.lower().removesuffix(PACKED).removesuffix(kind_of(name))
+    stem = name.lower().removesuffix(PACKED).removesuffix(kind_of(name))
+    return stem.removesuffix(_ONLY_SHARD)
 
 
 def name_hub_split(split: str) -> str:

@@ -59,5 +59,7 @@ def _check_arguments(
         raise InputError("--task text needs --data-dir with your train and dev files")
     if name == "demo" and data_dir is not None:
         raise InputError("--task demo brings its own data; leave out --data-dir")
+    if columns != Columns() and name == "demo":
+        raise InputError("--task demo knows its columns; leave out --text-column, --label-column")
     if columns != Columns() and data_dir is None:
         raise InputError("--text-column and --label-column are of files: give --data-dir too")

@@ -16,7 +16,7 @@ def test_split_is_found_under_every_accepted_name(tmp_path):
         (tmp_path / name).unlink()
 
 
-@pytest.mark.parametrize("stem", ["dev", "validation"])
+@pytest.mark.parametrize("stem", ["dev", "validation", "validation-00000-of-00001"])
 @pytest.mark.parametrize(
     "suffix",
     [".json", ".parquet", ".tsv.gz", ".csv.gz", ".jsonl.gz", ".json.gz", ".CSV", ".Tsv.GZ"],

@@ -40,6 +40,8 @@ def test_columns_may_have_any_names(tmp_path, task, names, given):
 def test_columns_are_of_files_and_as_many_as_the_task_has(tmp_path):
     with pytest.raises(InputError, match="--text-column and --label-column are of files: give"):
         load_task("sst2", None, columns=Columns(("a",)))
+    with pytest.raises(InputError, match="--task demo knows its columns; leave out --text-column"):
+        load_task("demo", None, columns=Columns(label="a"))
     with pytest.raises(InputError, match="--text-column a b: --task sst2 reads 1 of them"):
         load_task("sst2", tmp_path, columns=Columns(("a", "b")))
 
