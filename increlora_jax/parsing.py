@@ -21,8 +21,9 @@ from increlora_jax.errors import InputError
 from increlora_jax.flags import SWITCH, Parser, path, type_of
 from increlora_jax.members import members_of, swept_names
 from increlora_jax.recipes import RECIPES, recipe
+from increlora_jax.runtime.streams import write_result
 from increlora_jax.settings_file import Setting, read_settings
-from increlora_jax.values import kinds_in
+from increlora_jax.values import convert, kinds_in
 
 GROUPS: Any = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -36,28 +37,34 @@ paper's; --print-config shows the settings of a run.
 
 
 class Command(NamedTuple):
-    """A training command: the settings, and whether only to print them."""
+    """A training command: the settings, and whether only to describe the run."""
 
     config: RunConfig
-    print_config: bool
+    is_dry: bool
 
 
 def parse_command(argv: Sequence[str] | None = None) -> Command:
     """Resolve a command line: flags win over `--config`, which wins over the task's recipe.
+
+    Leaves after `--help`, `--version` and `--print-config`.
 
     Raises:
         InputError: A flag or a key of a file is unknown, wrong, or set by a sweep, too.
     """
     given = train_parser().parse_flags(argv)
     files = given.pop("config", ())
-    print_config = given.pop("print_config")
+    is_shown, is_dry = given.pop("print_config"), given.pop("dry_run")
     flags = {name: Setting(value, flag_of(name)) for name, value in given.items()}
     settings = {
         name: Setting(setting.value, f"{setting.where}: {name}")
         for file in files
         for name, setting in _read_settings(file).items()
     }
-    return Command(_resolve(settings | flags), print_config)
+    config = _resolve(settings | flags)
+    if is_shown:
+        write_result(describe_run(config).rstrip())
+        raise SystemExit
+    return Command(config, is_dry)
 
 
 def parse_run(argv: Sequence[str] | None = None) -> RunConfig:
@@ -72,6 +79,7 @@ def train_parser() -> Parser:
     add("--config", metavar="FILE.yaml", type=path, action="append", default=[],
         help="settings by name; flags win, and so do later files")  # fmt: skip
     add("--print-config", action="store_true", help="print all settings as such a file and leave")
+    add("--dry-run", action="store_true", help="show data, plan and memory and leave; no files")
     starred = {
         name for task in (*RECIPES, "demo") for name in recipe(task, GrowthConfig.target_rank)
     }
@@ -147,7 +155,11 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
     chosen = recipe(
         values.get("task", TaskConfig.task), values.get("target_rank", GrowthConfig.target_rank)
     )
-    unswept = {name: value for name, value in chosen.items() if name not in swept}
+    unswept = {
+        name: convert(str(value), KINDS[name])
+        for name, value in chosen.items()
+        if name not in swept
+    }
     return _build(unswept | values)
 
 

@@ -1,8 +1,8 @@
 """What finished runs tell: each of itself, and those that trained together of their seeds."""
 
 import platform
+import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,5 +132,7 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    """Return the versions that ran; metadata, which a checkout may lack, is not asked for them."""
     packages = ("increlora_jax", "jax", "flax", "optax", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    loaded = {name: getattr(sys.modules.get(name), "__version__", "unknown") for name in packages}
+    return {"python": platform.python_version(), **loaded}

@@ -1,9 +1,10 @@
 """Fine-tune a model on a task: `python -m increlora_jax.train --task sst2`."""
 
-from increlora_jax.runtime.start import begin
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from increlora_jax.commands import train as run_command
 
-if __name__ == "__main__":
-    begin()
+    run_command()
+    raise SystemExit
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,14 @@ from typing import Any
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
+from increlora_jax.dry_run import describe_dry_run
 from increlora_jax.errors import InputError
 from increlora_jax.members import Member
 from increlora_jax.memory_advice import advise_training
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
-from increlora_jax.parsing import describe_run, parse_command
+from increlora_jax.parsing import parse_command
 from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
@@ -60,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     stop = Stop()
     with fail_clearly("; the same command goes on from here") as ending, stop.listening():
         command = parse_command(argv)
-        if command.print_config:
-            write_result(describe_run(command.config).rstrip())
+        if command.is_dry:
+            write_result(describe_dry_run(command.config))
             return
         ending.folder = Path(command.config.output_dir)
         train(command.config, stop)
@@ -265,7 +267,3 @@ def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
         "ranks": report(parts).ranks,
     }
     save_adapter(folder, parts, described)
-
-
-if __name__ == "__main__":
-    main()

@@ -141,7 +141,7 @@ def test_help_names_every_flag():
     for name in VALUES:
         assert f"--{name.replace('_', '-')}" in text
     flags = re.findall(r"^  (--\S+)", text, re.MULTILINE)
-    assert len(flags) == len(set(flags)) == len(VALUES) + 3
+    assert len(flags) == len(set(flags)) == len(VALUES) + 4
     assert "_" not in "".join(flags)
     assert max(map(len, text.splitlines())) <= 80
     assert len(text.splitlines()) < 170

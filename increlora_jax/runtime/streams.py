@@ -4,6 +4,7 @@ A reader that has gone, a closed stream and a full disk never end a run. Progres
 silently then; a result that could not be written is an error, unless nobody wants to read it.
 """
 
+import codecs
 import io
 import os
 import sys
@@ -77,6 +78,30 @@ def open_closed() -> None:
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+_PLAIN = {
+    "…": "...", "·": "*", "×": "x", "−": "-", "±": "+-", "→": "->", "≥": ">=", "≤": "<=",
+    "½": "1/2", "√": "sqrt", "α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon",
+    "λ": "lambda", "Δ": "delta",
+}  # fmt: skip
+"""Signs that this project writes, as a terminal of other letters shows them."""
+
+
+def accept_any_text() -> None:
+    """Let standard output and error take letters that their encoding lacks: spelt, or escaped."""
+    codecs.register_error("increlora-plain", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="increlora-plain")
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError):
+        spelt = _PLAIN.get(error.object[error.start])
+        if spelt:
+            return spelt, error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def tell(message: str) -> None:

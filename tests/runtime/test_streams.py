@@ -64,3 +64,19 @@ def test_a_result_that_no_disk_takes_is_an_error(monkeypatch):
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(WriteError, match=r"standard output cannot be written: .*No space left"):
             write_result("a result")
+
+
+def test_letters_that_a_terminal_lacks_are_spelt_or_escaped():
+    program = (
+        "import sys; from increlora_jax.runtime.streams import *; accept_any_text()\n"
+        "write_result('12 → 48 ± γ… ü \\udcff'); tell('α × β')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "12 -> 48 +- gamma... \\xfc \\udcff\n"
+    assert done.stderr == "alpha x beta\n"

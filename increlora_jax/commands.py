@@ -1,0 +1,36 @@
+"""The commands as a shell starts them: what flags alone answer comes before JAX is imported."""
+
+import sys
+
+from increlora_jax.parsing import parse_command
+from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.start import begin
+from increlora_jax.runtime.streams import tell
+
+_NO_TASK = """\
+error: nothing to train on: give a task, as
+  python -m increlora_jax.train --task demo                   20 seconds, nothing to download
+  python -m increlora_jax.train --task text --data-dir DIR    your own train and dev files
+  python -m increlora_jax.train --task sst2                   a GLUE task and model from the hub
+--help lists all flags."""
+
+
+def train() -> None:
+    """Run the training command: `--help`, `--print-config` and wrong flags take no time."""
+    begin()
+    if not sys.argv[1:]:
+        tell(_NO_TASK)
+        raise SystemExit(2)
+    with fail_clearly():
+        parse_command()
+    from increlora_jax.train import main
+
+    main()
+
+
+def evaluate() -> None:
+    """Run the evaluation command."""
+    begin()
+    from increlora_jax.evaluate import main
+
+    main()
