@@ -41,11 +41,11 @@ def find_split(data_dir: Path, split: str) -> Path:
     Raises:
       InputError: If there is no such file, or more than one.
     """
-    present = _list_data(data_dir)
+    names = _list_names(data_dir)
     stems = list(dict.fromkeys((split, name_hub_split(split))))
-    found = [name for name in present if _stem_of(name) in stems]
+    found = [name for name in names if kind_of(name) and _stem_of(name) in stems]
     if not found:
-        here = f"; here are {quote_all(present)}" if present else ""
+        here = f"; here are {quote_all(names)}" if names else ""
         wanted = f"{' or '.join(stems)} with one of {', '.join(SUFFIXES)}"
         raise InputError(f"{data_dir}: no {split} file is here; add {wanted}{here}")
     if len(found) > 1:
@@ -55,7 +55,8 @@ def find_split(data_dir: Path, split: str) -> Path:
 
 def list_unused(data_dir: Path, used: Sequence[Path]) -> list[str]:
     """Report the data files of a folder that were not read, if there are any."""
-    unused = sorted(set(_list_data(data_dir)) - {path.name for path in used})
+    files = {name for name in _list_names(data_dir) if kind_of(name)}
+    unused = sorted(files - {path.name for path in used})
     if not unused:
         return []
     hint = ""
@@ -64,7 +65,7 @@ def list_unused(data_dir: Path, used: Sequence[Path]) -> list[str]:
     return [f"not read in {data_dir}: {quote_all(unused)}{hint}"]
 
 
-def _list_data(data_dir: Path) -> list[str]:
+def _list_names(data_dir: Path) -> list[str]:
     try:
         names = os.listdir(data_dir)
     except OSError as error:
@@ -72,7 +73,7 @@ def _list_data(data_dir: Path) -> list[str]:
             f"{data_dir}: cannot be read as a folder ({error.strerror}); "
             "give --data-dir one that holds train.tsv and dev.tsv"
         ) from error
-    return sorted(name for name in names if kind_of(name))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _stem_of(name: str) -> str:

@@ -116,9 +116,10 @@ def _read_delimited(lines: Lines, kind: str, layouts: Sequence[Layout]) -> Table
     rows = chain([first], records) if layout.headless else records
     table = _start_table(path, layout, [] if layout.headless else header)
     table = replace(table, delimiter=delimiter)
-    broken = _take_rows(table, rows, header)
+    multiline = _take_rows(table, rows, header)
+    table.multiline.extend(line for line, _ in multiline)
     if layout.is_labelled:
-        _check_multiline(table, broken, header.index(layout.columns[-1]))
+        _refuse_swallowed(table, multiline, header.index(layout.columns[-1]))
     return replace(table, num_lines=lines.count)
 
 
@@ -156,11 +157,10 @@ def _take_rows(
     return multiline
 
 
-def _check_multiline(
+def _refuse_swallowed(
     table: Table, multiline: list[tuple[int, list[str]]], label_place: int
 ) -> None:
-    """Note the rows of several lines, and refuse those that hold other rows."""
-    table.multiline.extend(line for line, _ in multiline)
+    """Refuse the rows of several lines that hold other rows."""
     refuse_swallowed_rows(
         table.path,
         multiline,

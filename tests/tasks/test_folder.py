@@ -29,7 +29,15 @@ def test_kinds_of_files_are_known_in_any_case(tmp_path, stem, suffix):
 
 
 def test_files_that_are_not_read_are_named(tmp_path):
-    for name in ("train.tsv", "dev.tsv", "test.csv", "Extra.JSON", "notes.txt", "x.parquet.gz"):
+    for name in (
+        "train.tsv",
+        "dev.tsv",
+        "test.csv",
+        "Extra.JSON",
+        "notes.txt",
+        "._train.tsv",
+        "x.parquet.gz",
+    ):
         (tmp_path / name).touch()
     used = [tmp_path / "train.tsv", tmp_path / "dev.tsv"]
     (note,) = list_unused(tmp_path, used)
@@ -41,10 +49,10 @@ def test_files_that_are_not_read_are_named(tmp_path):
     assert list_unused(tmp_path, used) == []
 
 
-def test_missing_split_names_the_data_files_that_are_there(tmp_path):
-    for name in ("val.csv", "readme.md"):
+def test_missing_split_names_the_files_that_are_there(tmp_path):
+    for name in ("val.csv", "dev.xlsx", ".hidden.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"here are 'val.csv'$"):
+    with pytest.raises(InputError, match=r"no dev file is here.*here are 'dev.xlsx', 'val.csv'$"):
         find_split(tmp_path, "dev")
 
 

@@ -37,6 +37,16 @@ def test_labels_may_lack_only_where_none_are_needed(tmp_path, content):
         load_split(TASK, path)
 
 
+def test_line_breaks_within_quotes_are_counted_without_labels_too(tmp_path):
+    path = write(tmp_path, "test.csv", 'id,text\n1,"a\n2,b"\n3,c\n')
+    read, notes = load_split(TASK, path, needs_labels=False)
+    assert read.first == ["a\n2,b", "c"]
+    assert notes == (
+        "test.csv: 2 rows of 4 lines; no labels",
+        "1 row with line breaks within quotes in test.csv; the first on line 2",
+    )
+
+
 def test_scores_may_lack(tmp_path):
     path = write(tmp_path, "any.tsv", "text1\ttext2\na\tb\n")
     read, _ = load_split(known_task("text", None), path, needs_labels=False)
