@@ -157,17 +157,19 @@ class Run:
         )
 
 
-def plan_run(config: RunConfig, total_steps: int | None = None) -> Plan:
+def plan_run(
+    config: RunConfig, total_steps: int | None = None, data: TaskData | None = None
+) -> Plan:
     """Read data and the model's configuration, and lay out the run; no weights are loaded.
 
-    `total_steps` is given for a run that has been planned before. The plan's `config` has the
-    length of sequences that the model has positions for.
+    `total_steps` is given for a run that has been planned before, `data` to score other data. The
+    plan's `config` has the length of sequences that the model has positions for.
 
     Raises:
         InputError: whatever of the configuration cannot be done, and what to change.
     """
     task = config.task
-    data = load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
+    data = data or load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
     training = config.training
     batch = training.train_batch_size * training.gradient_accumulation_steps
     epoch_steps = steps_per_epoch(len(data.train), batch)

@@ -1,4 +1,4 @@
-"""Score a saved run on its dev data again: `python -m increlora_jax.evaluate --run DIR`."""
+"""Score a saved run: `python -m increlora_jax.evaluate --run DIR`, on its dev data or on yours."""
 
 from increlora_jax.runtime.start import begin
 
@@ -10,10 +10,10 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import plan_run, prepare_run
+from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.members import members_of
@@ -23,55 +23,143 @@ from increlora_jax.parsing import read_run
 from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.out_of_memory import explain_shortage
-from increlora_jax.runtime.streams import write_result
+from increlora_jax.runtime.streams import tell, write_result
+from increlora_jax.saved_run import restore_config
+from increlora_jax.scored_data import Source, load_scored
+from increlora_jax.tasks.details import describe_split
+from increlora_jax.tasks.metrics import predict_labels, score_splits
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.processes import check_devices
 
 
+class Evaluation(NamedTuple):
+    """A run's scores.
+
+    Attributes:
+      metrics: the task's own, as `results.json` has them.
+      data: `run` if the data is the run's dev data by content, `other`, or `unknown`.
+      splits: of each split every figure (see `tasks.details`).
+      notes: what the user should know.
+    """
+
+    metrics: dict[str, float]
+    data: str
+    splits: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the command prints: the metrics by name, the rest beside them."""
+        return {**self.metrics, "data": self.data, "splits": self.splits}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command: the metrics go to standard output as one line of JSON."""
+    """Run the command: one line of JSON on standard output, notes on standard error."""
+    chosen = _parser().parse_args(argv)
+    with fail_clearly(), Stop().listening():
+        source = Source(chosen.data_dir, chosen.split, chosen.file)
+        name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
+        run = chosen.run.expanduser()
+        told = examine_all(run, source, adapter=name, model=chosen.model)
+        for note in dict.fromkeys(note for one in told.values() for note in one.notes):
+            tell(f"note: {note}")
+        each = {name: one.describe() for name, one in told.items()}
+        write_result(json.dumps(each.get("", each)))
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m increlora_jax.evaluate", description=__doc__)
     parser.add_argument("--run", required=True, type=Path, help="a run's folder")
     parser.add_argument("--data-dir", "--data_dir", help="other data than the run's own")
+    parser.add_argument("--split", help="one split of the data: dev, test, train, …")
+    parser.add_argument("--file", help="one file, with the task's columns")
+    parser.add_argument("--model", help="where the base model is now: a folder or hub id")
     parser.add_argument("--adapter", choices=("last", "best"), default="last")
-    chosen = parser.parse_args(argv)
-    with fail_clearly(), Stop().listening():
-        name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
-        told = evaluate_all(chosen.run, data_dir=chosen.data_dir, adapter=name)
-        write_result(json.dumps(told))
+    return parser
 
 
-def evaluate_all(run: Path, **options: Any) -> dict[str, Any]:
-    """Evaluate a run, or, by their names, those that trained together in a folder."""
+def examine_all(run: Path, source: Source, **options: Any) -> dict[str, Evaluation]:
+    """Evaluate a run, or each of those that trained together in a folder, by their names."""
     names = [member.name for member in members_of(_read_config(run))]
-    if names == [""]:
-        return evaluate(run, **options)
-    return {name: evaluate(run / name, **options) for name in names}
+    return {name: examine(run / name, source, **options) for name in names}
 
 
-def evaluate(run: Path, *, data_dir: str | None = None, adapter: str = ADAPTER) -> dict[str, float]:
-    """Load a run's adapter onto its base model and compute the metrics on dev.
+def evaluate(
+    run: Path | str,
+    *,
+    data_dir: str | None = None,
+    adapter: str = ADAPTER,
+    model: str | None = None,
+) -> dict[str, float]:
+    """Load a run's adapter onto its base model and compute the task's metrics on dev.
 
     Raises:
-        InputError: the folder holds no such run, or data or adapter do not fit it.
+        InputError: as `examine` does.
     """
-    config = _read_config(run)
-    # One process and one device will do, and any kind of it, whatever trained the run.
-    alone = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
-    config = replace(config, training=alone)
-    if data_dir is not None:
-        config = replace(config, task=replace(config.task, data_dir=data_dir))
-    check_devices()
+    return examine(Path(run), Source(data_dir), adapter=adapter, model=model).metrics
+
+
+def examine(
+    run: Path, source: Source, *, adapter: str = ADAPTER, model: str | None = None
+) -> Evaluation:
+    """Load a run's adapter onto its base model and score data.
+
+    Args:
+        run: The run's folder.
+        source: Which data; the run's own dev data by default.
+        adapter: The adapter's folder within the run's.
+        model: Where the base model is, if not where the run had it.
+
+    Raises:
+        InputError: the folder holds no such run, or data, model or adapter do not fit it.
+    """
+    folder = run / adapter
+    saved = read_adapter_config(folder)
+    asked = _alone(_read_config(run), model)
+    what = f"the adapter in {folder}"
+    check_identity(what, {"task": saved["task"]}, {"task": asked.task.task})
+    config, notes = restore_config(folder, saved, asked)
     use_compilation_cache(config.training.compilation_cache_dir)
-    saved = read_adapter_config(run / adapter)
-    plan = plan_run(config, total_steps=saved["total_steps"])
-    # Other data is what --data-dir is for.
+    check_devices()
+    scored = load_scored(saved, config.task, source)
+    plan = plan_run(config, total_steps=saved["total_steps"], data=scored.data)
+    # An older version took the rows of a checkpoint's head as they were.
+    plan = replace(plan, matches_labels="settings" in saved)
     here = {key: value for key, value in plan.identity.items() if key != "data"}
-    check_identity(f"the adapter in {run / adapter}", saved["identity"], here)
+    check_identity(what, saved["identity"], here)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready = prepare_run(plan)
-        parts = load_adapter(run / adapter, ready.parts)
-        return ready.evaluator.metrics(ready.first_state(parts), parts.base)
+        state = ready.first_state(load_adapter(folder, ready.parts))
+        logits = ready.evaluator.logits(state, ready.parts.base)
+    return _score(
+        ready,
+        {name: each[0] for name, each in logits.items()},
+        scored.origin,
+        (*notes, *scored.notes),
+    )
+
+
+def _score(ready: Run, logits: dict[str, Any], origin: str, notes: tuple[str, ...]) -> Evaluation:
+    task, splits = ready.plan.data.task, ready.plan.data.dev
+    predictions = {name: predict_labels(each, task) for name, each in logits.items()}
+    length = ready.plan.config.task.max_seq_length
+    cut = tuple(
+        f"{encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}"
+        for name, encoded in ready.encoded_dev.items()
+        if encoded.n_truncated
+    )
+    return Evaluation(
+        score_splits(task, predictions, splits),
+        origin,
+        {name: describe_split(task, each, splits[name]) for name, each in logits.items()},
+        (*notes, *ready.plan.notes, *cut),
+    )
+
+
+def _alone(config: RunConfig, model: str | None) -> RunConfig:
+    """Take one process and one device, of any kind, whatever trained the run."""
+    training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
+    task = config.task if model is None else replace(config.task, model=model)
+    return replace(config, training=training, task=task)
 
 
 def _read_config(run: Path) -> RunConfig:

@@ -41,6 +41,7 @@ from increlora_jax.run_folder import (
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.streams import tell, write_result
+from increlora_jax.saved_run import describe_adapter
 from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
@@ -253,17 +254,5 @@ def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
         return
     params, slots = learned
     parts = Parts(params.adapter, slots, params.head, run.parts.base)
-    described = {
-        "method": plan.method.name,
-        "base_model": plan.config.task.model,
-        "quantize_base": plan.config.task.quantize_base,
-        "task": plan.data.task.name,
-        "labels": plan.data.task.labels,
-        "identity": plan.identity,
-        "step": int(state.step),
-        "total_steps": plan.total_steps,
-        "lora_alpha": member.config.adapter.lora_alpha,
-        "scaling": plan.config.adapter.scaling,
-        "ranks": report(parts).ranks,
-    }
+    described = describe_adapter(plan, member, int(state.step), report(parts).ranks)
     save_adapter(folder, parts, described)

@@ -53,7 +53,8 @@ def test_it_grows_to_its_budget_and_learns_the_task(call, tmp_path):
     assert all(sum(growth.values()) == 4 for growth in results["rounds"].values())
     assert results["step_compilations"] == 2  # one length; scored while there is budget, then not
     assert results["metrics"]["accuracy"] >= AT_LEAST
-    assert json.loads(call("evaluate", "--run", folder)) == results["metrics"]
+    told = json.loads(call("evaluate", "--run", folder))
+    assert results["metrics"].items() <= told.items()
 
 
 def test_the_head_on_the_frozen_base_does_not_learn_it(call, tmp_path):

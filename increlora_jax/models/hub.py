@@ -41,7 +41,9 @@ def resolve_model(model: str) -> Path:
         return local
     if local.exists() or model.startswith((".", "~", os.sep)) or model.count("/") > 1:
         what = "a file, not a folder" if local.exists() else "no such folder"
-        raise InputError(f"model {model}: {what}; give the folder that holds its {CONFIG_NAME}")
+        raise InputError(
+            f"model {model}: {what}; give --model the folder that holds its {CONFIG_NAME}"
+        )
     folder = _download(model, _FILES)
     if find_weights(folder) is not None:
         return folder

@@ -41,6 +41,13 @@ CONFIG_KINDS: dict[str, Any] = {
 Folder = str | os.PathLike[str]
 """A path, in which `~` is the user's home."""
 
+NEWER_KINDS: dict[str, Any] = {
+    "columns": list[str],
+    "dev_data": dict[str, str],
+    "settings": dict[str, str | int | float | bool | list[str] | None],
+}
+"""What adapters of older versions lack."""
+
 _MAX_CONFIG_BYTES = 1 << 22
 _NAMES = {
     np.dtype(np.float64): "F64", np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
@@ -83,13 +90,15 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     """Read a saved adapter into the shape of `parts`; `folder` may be text.
 
     Raises:
-        InputError: no adapter there, a damaged file, or tensors other than the model's; named.
+        InputError: no adapter there, a damaged file, tensors other than the model's, or numbers
+            that are not finite; named.
     """
     file = find_folder(_path(folder)) / TENSORS
     # Before a byte is read: a file may claim whatever fits on a disk.
     _check_claims(file, read_claims(file), parts.learned())
     with open_tensors(file) as reader:
         tensors = {name: reader.get_tensor(name) for name in parts.learned()}
+    _check_finite(file, tensors)
 
     def take(kind: Any) -> dict[str, Any]:
         return {
@@ -109,16 +118,27 @@ def read_adapter_config(folder: Folder) -> dict[str, Any]:
     """Read what a run has told `save_adapter` beside the tensors.
 
     Raises:
-        InputError: it is not there, or other than `CONFIG_KINDS`; file and key are named.
+        InputError: it is not there, or other than `CONFIG_KINDS` and perhaps `NEWER_KINDS`; file
+            and key are named.
     """
     file = find_folder(_path(folder)) / CONFIG
     config = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES)
-    check_keys(file, config, CONFIG_KINDS)
+    newer = {key: kind for key, kind in NEWER_KINDS.items() if key in config}
+    check_keys(file, config, CONFIG_KINDS | newer)
     return config
 
 
 def _path(folder: Folder) -> Path:
     return Path(folder).expanduser()
+
+
+def _check_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    bad = [name for name, values in tensors.items() if not np.isfinite(values).all()]
+    if bad:
+        raise InputError(
+            f"{file}: {bad[0]} holds numbers that are not finite ({len(bad)} of {len(tensors)} "
+            "arrays do); the adapter is damaged: restore the file, or train again"
+        )
 
 
 def _check_claims(file: Path, claims: Mapping[str, Claim], expected: Mapping[str, Array]) -> None:

@@ -66,6 +66,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.first)
 
+    def identify(self) -> str:
+        """SHA-256 of every text and label, in order."""
+        digest = hashlib.sha256()
+        self.feed(digest)
+        return digest.hexdigest()
+
+    def feed(self, digest: "hashlib._Hash") -> None:
+        """Feed every text and label to a digest."""
+        digest.update(json.dumps([self.first, self.second]).encode())
+        digest.update(self.labels.tobytes())
+
     @property
     def num_empty(self) -> int:
         """How many examples have an empty text; white space alone is empty too."""
@@ -94,6 +105,5 @@ class TaskData:
         """SHA-256 of every text and label, in order: the same data under another path is equal."""
         digest = hashlib.sha256()
         for split in (self.train, *self.dev.values()):
-            digest.update(json.dumps([split.first, split.second]).encode())
-            digest.update(split.labels.tobytes())
+            split.feed(digest)
         return digest.hexdigest()

@@ -71,15 +71,21 @@ class Evaluator:
         self, state: TrainState, base: Base, stop: Stop | None = None
     ) -> list[dict[str, float]]:
         """The same of every run that trains together."""
-        splits = {
-            split: self._split_logits(encoded, state, base, stop or Stop())
-            for split, encoded in self._encoded.items()
-        }
+        splits = self.logits(state, base, stop)
         predictions = (
             {split: predict_labels(logits[index], self.task) for split, logits in splits.items()}
             for index in range(prod(state.members))
         )
         return [score_splits(self.task, each, self._data.dev) for each in predictions]
+
+    def logits(
+        self, state: TrainState, base: Base, stop: Stop | None = None
+    ) -> dict[str, np.ndarray]:
+        """Compute the logits [runs, examples, labels] of every split, in the split's order."""
+        return {
+            split: self._split_logits(encoded, state, base, stop or Stop())
+            for split, encoded in self._encoded.items()
+        }
 
     def _split_logits(
         self, encoded: Encoded, state: TrainState, base: Base, stop: Stop

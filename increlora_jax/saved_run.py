@@ -1,0 +1,94 @@
+"""What an adapter says of the run that made it, and the run rebuilt from that alone.
+
+`adapter_config.json` holds every setting that an evaluation depends on. `config.yaml` beside it
+only says where model and data are: an edit there changes no score without a word.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from increlora_jax.compose import Plan
+from increlora_jax.config import FREE, AdapterConfig, GrowthConfig, RunConfig, TaskConfig
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.members import Member
+from increlora_jax.nn.storage import CONFIG
+
+_KINDS: dict[str, Any] = {
+    name: kind
+    for group in (TaskConfig, AdapterConfig, GrowthConfig)
+    for name, kind in get_type_hints(group).items()
+    if name not in FREE and not name.startswith("_")
+} | {"seed": int}
+"""The settings that an evaluation depends on."""
+
+_OF_OLD = ("lora_alpha", "scaling", "quantize_base")
+"""Those of them that adapters have always held."""
+
+
+def describe_adapter(
+    plan: Plan, member: Member, step: int, ranks: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what `adapter_config.json` holds of a run's adapter."""
+    task, settings = plan.data.task, member.config.flat()
+    return {
+        "method": plan.method.name,
+        "base_model": plan.config.task.model,
+        "quantize_base": plan.config.task.quantize_base,
+        "task": task.name,
+        "labels": task.labels,
+        "identity": plan.identity,
+        "step": step,
+        "total_steps": plan.total_steps,
+        "lora_alpha": member.config.adapter.lora_alpha,
+        "scaling": plan.config.adapter.scaling,
+        "ranks": dict(ranks),
+        "columns": list(task.columns),
+        "dev_data": {name: split.identify() for name, split in plan.data.dev.items()},
+        "settings": {name: settings[name] for name in _KINDS},
+    }
+
+
+def restore_config(
+    folder: Path, saved: Mapping[str, Any], config: RunConfig
+) -> tuple[RunConfig, list[str]]:
+    """Return the configuration that the adapter in `folder` was made with, and notes on it.
+
+    Args:
+        folder: The adapter's folder, named in notes and errors.
+        saved: What its `adapter_config.json` holds.
+        config: What `config.yaml` says; of it are taken where model and data are, and, for an
+            adapter of an older version, all that the adapter does not hold.
+
+    Raises:
+        InputError: the adapter has a setting that is unknown here, or of another kind.
+    """
+    here = config.flat()
+    if "settings" in saved:
+        settings = saved["settings"]
+        check_keys(f"{folder / CONFIG}: settings", settings, {n: _KINDS.get(n) for n in settings})
+        notes = []
+    else:
+        settings = {name: saved[name] for name in _OF_OLD}
+        notes = [
+            f"{folder / CONFIG} is of an older version and holds no settings; those of config.yaml "
+            "are used, and must be the run's"
+        ]
+    notes += [
+        f"config.yaml says {name} {here[name]}, the adapter was made with {value}: the adapter's "
+        "is used"
+        for name, value in settings.items()
+        if here[name] != value
+    ]
+    return _change(config, settings), notes
+
+
+def _change(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    groups = [getattr(config, group.name) for group in fields(config)]
+    return RunConfig(
+        *(
+            replace(group, **{f.name: values[f.name] for f in fields(group) if f.name in values})
+            for group in groups
+        )
+    )
