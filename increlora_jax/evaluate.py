@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command: one line of JSON on standard output, notes on standard error."""
     chosen = _parser().parse_args(argv)
     with fail_clearly(), Stop().listening():
-        source = Source(chosen.data_dir, chosen.split, chosen.file)
+        source = Source(*(getattr(chosen, name) for name in Source._fields))
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
         run = chosen.run.expanduser()
         told = examine_all(run, source, adapter=name, model=chosen.model)
@@ -72,6 +72,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--data-dir", "--data_dir", help="other data than the run's own")
     parser.add_argument("--split", help="one split of the data: dev, test, train, …")
     parser.add_argument("--file", help="one file, with the task's columns")
+    parser.add_argument("--text-column", nargs="+", help="its text columns, if not the run's")
+    parser.add_argument("--label-column", help="its label column, if not the run's")
     parser.add_argument("--model", help="where the base model is now: a folder or hub id")
     parser.add_argument("--adapter", choices=("last", "best"), default="last")
     return parser

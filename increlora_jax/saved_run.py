@@ -16,10 +16,10 @@ from increlora_jax.members import Member
 from increlora_jax.nn.storage import CONFIG
 
 _KINDS: dict[str, Any] = {
-    name: kind
+    f.name: get_type_hints(group)[f.name]
     for group in (TaskConfig, AdapterConfig, GrowthConfig)
-    for name, kind in get_type_hints(group).items()
-    if name not in FREE and not name.startswith("_")
+    for f in fields(group)
+    if f.name not in FREE
 } | {"seed": int}
 """The settings that an evaluation depends on."""
 

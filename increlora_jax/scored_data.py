@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from increlora_jax.compose import columns_of
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
@@ -20,9 +21,20 @@ class Source(NamedTuple):
     data_dir: str | None = None
     split: str | None = None
     file: str | None = None
+    text_column: list[str] | None = None
+    label_column: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the run's own dev data is asked for."""
+        return not (self.data_dir or self.split or self.file)
 
     def check(self) -> None:
-        """Raise InputError for a file beside a folder or split."""
+        """Raise InputError for an empty name, or a file beside a folder or split."""
+        for name in ("data_dir", "split", "file"):
+            if getattr(self, name) == "":
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is empty: name one, or leave the flag out")
         if self.file is not None and (self.data_dir or self.split):
             raise InputError(
                 "--file is scored alone: leave out --data-dir and --split, or leave out --file"
@@ -56,7 +68,7 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
     origin = _find_origin(saved, splits)
     if origin == "other":
         told = f"the data is not the run's dev data: {', '.join(splits)}"
-        if source == Source():
+        if source.is_own:
             raise InputError(
                 f"{told} has changed since; restore it, or give --data-dir, --split or --file to "
                 "score other data"
@@ -73,14 +85,21 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
 def _load_splits(
     task: Task, config: TaskConfig, source: Source
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
+    config = replace(
+        config,
+        text_column=source.text_column or config.text_column,
+        label_column=source.label_column or config.label_column,
+    )
+    columns = columns_of(config)
     if source.file is not None:
-        split, notes = load_split(task, _existing(source.file))
+        split, notes = load_split(task, _existing(source.file), columns=columns)
         return {Path(source.file).name: split}, notes
     folder = source.data_dir or config.data_dir
     names = (source.split,) if source.split else task.dev_splits
     if folder is None:
         return _load_own(task, config, names)
-    read = {name: load_split(task, Path(folder).expanduser(), name) for name in names}
+    path = Path(folder).expanduser()
+    read = {name: load_split(task, path, name, columns=columns) for name in names}
     notes = tuple(note for _, told in read.values() for note in told)
     return {name: split for name, (split, _) in read.items()}, notes
 

@@ -170,7 +170,12 @@ def test_a_split_or_a_file_is_scored_alone_with_the_adapters_labels(
     told = ask(capsys, finished, "--file", only / "one.csv")
     assert told["splits"]["one.csv"]["confusion"]["labels"] == ["negative", "positive"]
     assert told["data"] == "other"
+    (only / "named.jsonl").write_text('{"review": "good film", "mood": "positive"}\n')
+    columns = ("--text-column", "review", "--label-column", "mood")
+    told = ask(capsys, finished, "--file", only / "named.jsonl", *columns)
+    assert told["splits"]["named.jsonl"]["per_class"]["positive"]["support"] == 1
     for words, problem in (
+        (("--split", ""), "--split is empty"),
         (("--file", only / "none.tsv"), "--file .*none.tsv: no such file"),
         (("--file", only / "test.tsv", "--split", "dev"), "--file is scored alone"),
         (("--data-dir", only), "no dev file is here"),
