@@ -192,12 +192,17 @@ def plan_run(
     )
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
-    if task.packing:
-        _check_packing(model, layout)
-    if training.attn_implementation == "pallas":
-        check_fused(model, list(layout.mesh.devices.flat))
+    _check_ways(model, layout, config)
     members = members_of(config)
     return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes)
+
+
+def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig) -> None:
+    """Check that the model can be computed as `--packing` and `--attn-implementation` ask."""
+    if config.task.packing:
+        _check_packing(model, layout)
+    if config.training.attn_implementation == "pallas":
+        check_fused(model, list(layout.mesh.devices.flat))
 
 
 def _check_steps(steps: int, training: TrainingConfig) -> None:
