@@ -19,6 +19,7 @@ from increlora_jax.config import (
 )
 from increlora_jax.errors import InputError
 from increlora_jax.flags import SWITCH, Parser, path, type_of
+from increlora_jax.idle import idle_settings
 from increlora_jax.members import members_of, swept_names
 from increlora_jax.recipes import RECIPES, recipe
 from increlora_jax.runtime.streams import write_result
@@ -37,10 +38,11 @@ paper's; --print-config shows the settings of a run.
 
 
 class Command(NamedTuple):
-    """A training command: the settings, and whether only to describe the run."""
+    """A training command: the settings, whether only to describe the run, and what to tell."""
 
     config: RunConfig
     is_dry: bool
+    notes: tuple[str, ...]
 
 
 def parse_command(argv: Sequence[str] | None = None) -> Command:
@@ -64,7 +66,9 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
     if is_shown:
         write_result(describe_run(config).rstrip())
         raise SystemExit
-    return Command(config, is_dry)
+    idle = idle_settings(config)
+    notes = [f"{flag_of(n)} has no effect with {idle[n]}" for n in given if n in idle]
+    return Command(config, is_dry, tuple(notes))
 
 
 def parse_run(argv: Sequence[str] | None = None) -> RunConfig:
@@ -160,7 +164,12 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
         for name, value in chosen.items()
         if name not in swept
     }
-    return _build(unswept | values)
+    config = _build(unswept | values)
+    for name in swept.keys() & (idle := idle_settings(config)).keys():
+        raise InputError(
+            f"{swept[name]}: {name} has no effect with {idle[name]}, so all runs would be the same"
+        )
+    return config
 
 
 def _read_settings(file: Path) -> dict[str, Setting]:

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     stop = Stop()
     with fail_clearly("; the same command goes on from here") as ending, stop.listening():
         command = parse_command(argv)
+        for note in command.notes:
+            say(f"note: {note}")
         if command.is_dry:
             write_result(describe_dry_run(command.config))
             return

@@ -9,7 +9,14 @@ import yaml
 
 from increlora_jax.config import DEFAULTS, RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.parsing import GROUPS, parse_run, read_run, train_parser, write_run
+from increlora_jax.parsing import (
+    GROUPS,
+    parse_command,
+    parse_run,
+    read_run,
+    train_parser,
+    write_run,
+)
 from increlora_jax.recipes import RECIPES
 
 # One value a flag, other than its default and than every recipe's.
@@ -25,7 +32,7 @@ VALUES = {
     "advance_learn": False, "restart_warmup": False, "importance": "uniform", "beta1": 0.5,
     "beta2": 0.25, "score_window": 13, "reg_orth_coef": 0.75,
     "output_dir": "out", "overwrite_output_dir": True, "seed": 7, "seeds": "3,4",
-    "sweep": ["beta1=0.25,0.5", "lora_alpha=8,16"], "learning_rate": 1.5e-05,
+    "sweep": ["adam_beta1=0.25,0.5", "lora_alpha=8,16"], "learning_rate": 1.5e-05,
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
@@ -35,7 +42,7 @@ VALUES = {
     "steps_per_execution": 3, "remat": "dots", "scan_layers": True, "attn_implementation": "pallas",
     "compilation_cache_dir": "programs", "distributed": True, "mesh": "data=4,fsdp=2",
 }  # fmt: skip
-SWEPT = ("seed", "beta1", "lora_alpha")
+SWEPT = ("seed", "adam_beta1", "lora_alpha")
 GIVEN = {name: value for name, value in VALUES.items() if name not in SWEPT}
 TOGETHER = VALUES | {name: DEFAULTS[name] for name in SWEPT}
 
@@ -344,3 +351,34 @@ def test_names_of_modules_may_stand_between_commas(tmp_path, name):
     assert parse_run(["--config", str(path)]).flat()[name] == names
     for regex in (".{1,3}", r"encoder\.layer\.[0,1]\..*", "(query|key){1,2}", "all-linear"):
         assert parse_run([f"--{name}", regex]).flat()[name] == [regex]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--method lora --top-h 3 --beta1 .5 --lora-alpha 8 --target-rank 4", "top-h beta1"),
+        ("--method head --lora-alpha 8 --modules-to-save pooler", "lora-alpha"),
+        ("--method full --modules-to-save pooler --learning-rate 1", "modules-to-save"),
+        (
+            "--no-growth --init-warmup 7 --target-rank 3 --importance random",
+            "init-warmup importance",
+        ),
+        ("--max-steps 7 --num-train-epochs 2", "num-train-epochs"),
+        ("--top-h 3 --num-train-epochs 2 --initial-rank 2", ""),
+    ],
+)
+def test_flags_without_effect_are_named(words, said):
+    notes = parse_command(words.split()).notes
+    assert [note.split()[0] for note in notes] == [f"--{name}" for name in said.split()]
+    assert all(" has no effect with --" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--method lora --sweep beta1=.1,.2", "--no-growth --sweep adam_beta1=.1,.2 beta2=.1,.2"],
+)
+def test_a_sweep_without_effect_is_refused(words):
+    with pytest.raises(
+        InputError, match=r"--sweep beta.=.*: beta. has no effect with --.*the same"
+    ):
+        parse_run(words.split())
