@@ -35,6 +35,18 @@ def test_the_plan_counts_steps_and_ranks_without_weights(make_plan, tiny_model, 
     assert plan.method.rank_budget == 24
 
 
+def test_the_columns_of_the_data_are_those_that_the_flags_name(make_plan, tmp_path):
+    rows = '[{"body": "good", "gold": true, "by": "x"}, {"body": "bad", "gold": false, "by": "y"}]'
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.JSON").write_text(rows)
+    words = ["--data-dir", str(tmp_path), "--text-column", "body", "--label-column", "gold"]
+    data = make_plan("--task", "text", *words).data
+    assert (data.train.first, data.task.labels) == (["good", "bad"], ("false", "true"))
+    assert data.notes[-1] == "columns not read in train.JSON and dev.JSON: 'by'"
+    with pytest.raises(InputError, match=r"train.JSON:1: the columns here are 'body', 'gold'"):
+        make_plan("--task", "text", *words[:2])
+
+
 def test_epochs_become_steps_of_whole_batches(make_plan, short_run):
     words = list(short_run)
     at = words.index("--max-steps")

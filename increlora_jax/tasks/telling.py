@@ -14,17 +14,17 @@ from increlora_jax.tasks.label_forms import (
     may_be_missing,
 )
 from increlora_jax.tasks.labels import describe_rows
-from increlora_jax.tasks.records import quote
+from increlora_jax.tasks.records import quote, quote_all
 from increlora_jax.tasks.tables import Table
 
 PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
 
-MOSTLY = 0.9
-"""The share of numbers, among rows or among different labels, from which on the rest is an error.
+MOSTLY, HALF = 0.9, 0.5
+"""The shares of numbers, among rows or among different labels, that make the rest an error.
 
-Names of classes are seldom numbers at all, so that a file of both has slips in it. A tenth leaves
-room for classes of mixed names ("0", "1", "two"). Below that share a half is enough if each of the
-others is a word for a missing value, or has a decimal comma: those are numbers gone wrong.
+`MOSTLY` is for integers: a tenth leaves room for classes of mixed names ("0", "1", "two"). More
+than `HALF` is enough if a number is no integer, since names of classes seldom are such. `HALF` is
+enough if each of the rest is a word for a missing value, or has a decimal comma: a slip.
 """
 
 REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
@@ -85,6 +85,9 @@ def note_task(task: Task, train: Table) -> list[str]:
             f"label {quote(label)} of {rows} in {name} is a class like any other; remove those "
             "rows if it stands for a missing label"
         )
+    names = [label for label in task.labels if not is_number(label)]
+    if names and _share_numbers(labels) >= HALF:
+        notes.append(f"most labels in {name} are numbers; these are not: {quote_all(names)}")
     if 2 * task.num_labels > len(labels) > 20:
         notes.append(
             f"{task.num_labels} different labels in {len(labels)} rows: see that "
@@ -105,14 +108,7 @@ def _refuse_odd_labels(train: Table) -> None:
     """Refuse the labels that are no numbers where the others are: slips, not names of classes."""
     labels = train.columns[-1]
     odd = [row for row, label in enumerate(labels) if not is_number(label)]
-    wrong = [row for row in odd if may_be_missing(labels[row]) or has_decimal_comma(labels[row])]
-    distinct = set(labels)
-    share = max(
-        sum(is_number(label) or has_decimal_comma(label) for label in group) / len(group)
-        for group in (labels, distinct)
-    )
-    is_mostly = share >= MOSTLY or (share >= 0.5 and len(wrong) == len(odd))
-    if odd and is_mostly:
+    if odd and _are_slips({labels[row] for row in odd}, labels):
         count = len(labels) - len(odd)
         others = (
             f"{count} of {len(labels)} labels are numbers"
@@ -126,6 +122,23 @@ def _refuse_odd_labels(train: Table) -> None:
             "correct it or remove the row, or give --problem-type single_label_classification if "
             "every label is the name of a class",
         )
+
+
+def _are_slips(odd: set[str], labels: Sequence[str]) -> bool:
+    """Tell whether labels that are no numbers are slips among these labels; see `MOSTLY`."""
+    share = _share_numbers(labels)
+    if all(may_be_missing(label) or has_decimal_comma(label) for label in odd):
+        return share >= HALF
+    has_fractions = any(is_number(label) and not is_integer(label) for label in set(labels))
+    return share > HALF if has_fractions else share >= MOSTLY
+
+
+def _share_numbers(labels: Sequence[str]) -> float:
+    """Return the share of numbers among rows or among different labels, whichever is larger."""
+    return max(
+        sum(is_number(label) or has_decimal_comma(label) for label in group) / len(group)
+        for group in (labels, set(labels))
+    )
 
 
 def _refuse_two_spellings(train: Table) -> None:

@@ -44,11 +44,12 @@ def test_a_few_odd_labels_are_named_and_the_rest_counted(tmp_path):
     [
         ["1", "2", "3", "NA", "NA"],
         ["1.5", "2,5", "3,5", "2.5"],
+        ["1.5", "2.5", "3.5", "x"],
         ["1,5", "2,5"] * 10,
         [*SCORES[:4], "nan", "", "null"],
     ],
 )
-def test_missing_values_and_decimal_commas_are_errors_at_half_the_share(tmp_path, labels):
+def test_fractions_missing_values_and_decimal_commas_are_errors_at_half_the_share(tmp_path, labels):
     with pytest.raises(
         InputError, match=r"train.tsv:\d+: (label .* is no number|the label is emp)"
     ):
@@ -120,6 +121,8 @@ def test_a_label_of_dev_in_another_form_is_named_with_the_known_one(tmp_path):
 def test_doubtful_labels_are_noted(tmp_path):
     notes = load(tmp_path, ["1.0", "2.0", "1.0"]).notes
     assert "every score in train.tsv is a whole number" in notes[1]
+    notes = load(tmp_path, ["1", "2", "3", "x"]).notes
+    assert notes[1] == "most labels in train.tsv are numbers; these are not: 'x'"
     notes = load(tmp_path, ["pos", "nan", "nan"]).notes
     assert "label 'nan' of 2 rows in train.tsv is a class like any other" in notes[1]
     notes = load(tmp_path, [f"name {i}" for i in range(30)]).notes
