@@ -117,7 +117,7 @@ class Run:
     def encoded_train(self) -> Encoded:
         """The training split as token ids."""
         length = self.plan.config.task.max_seq_length
-        return encode(self.plan.data.train, self.tokenizer, length)
+        return encode(self.plan.data.train, self.tokenizer, length, "train")
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -257,7 +257,7 @@ def prepare_run(plan: Plan) -> Run:
     config = plan.config
     tokenizer = load_tokenizer(plan.folder)
     length = config.task.max_seq_length
-    encoded = {name: encode(dev, tokenizer, length) for name, dev in plan.data.dev.items()}
+    encoded = {name: encode(dev, tokenizer, length, name) for name, dev in plan.data.dev.items()}
     with plan.layout.loading():
         skeleton, starts, notes = _load_parts(plan)
     base = starts[0].base

@@ -21,9 +21,11 @@ from increlora_jax.memory_advice import advise_evaluation
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
 from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
+from increlora_jax.runtime.console import prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.libraries import quiet_libraries
 from increlora_jax.runtime.out_of_memory import explain_shortage
-from increlora_jax.runtime.streams import tell, write_result
+from increlora_jax.runtime.streams import write_result
 from increlora_jax.saved_run import restore_config
 from increlora_jax.scored_data import Source, load_scored
 from increlora_jax.tasks.details import describe_split
@@ -54,14 +56,16 @@ class Evaluation(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command: one line of JSON on standard output, notes on standard error."""
+    quiet_libraries()
     chosen = _parser().parse_args(argv)
     with fail_clearly(), Stop().listening():
         source = Source(*(getattr(chosen, name) for name in Source._fields))
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
         run = chosen.run.expanduser()
-        told = examine_all(run, source, adapter=name, model=chosen.model)
+        with prints_apart():
+            told = examine_all(run, source, adapter=name, model=chosen.model)
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
-            tell(f"note: {note}")
+            say(f"note: {note}")
         each = {name: one.describe() for name, one in told.items()}
         write_result(json.dumps(each.get("", each)))
 

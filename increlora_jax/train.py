@@ -6,7 +6,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     run_command()
     raise SystemExit
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -38,26 +37,27 @@ from increlora_jax.run_folder import (
     read_results,
     write_results,
 )
+from increlora_jax.runtime.console import Bar, is_first, prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.runtime.libraries import quiet_libraries
 from increlora_jax.runtime.out_of_memory import explain_shortage
-from increlora_jax.runtime.streams import tell, write_result
+from increlora_jax.runtime.streams import write_result
 from increlora_jax.saved_run import describe_adapter
 from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import Bar, RunLog
+from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop, Outcome
 from increlora_jax.training.preemption import Stop
-from increlora_jax.training.processes import by_first, is_first, joined
+from increlora_jax.training.processes import by_first, joined
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
-    for name in ("absl", "asyncio"):  # what Orbax logs of a failed write is raised, and said once
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet_libraries()
     keep_freed_memory()
     dispatch_synchronously()
     stop = Stop()
@@ -79,10 +79,14 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
         What that file holds.
     """
     with joined(config.training.distributed), explain_shortage(lambda: advise_training(config)):
-        return _train(_anchor(config), stop or Stop())
+        with prints_apart():
+            results, summary = _train(_anchor(config), stop or Stop())
+        if is_first():
+            write_result(summary)
+    return results
 
 
-def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
+def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
     clock = Clock()
     folder = Path(config.output_dir)
     use_compilation_cache(config.training.compilation_cache_dir)
@@ -100,8 +104,7 @@ def _train(config: RunConfig, stop: Stop) -> dict[str, Any]:
     _announce(run)
     with _claimed(folder, plan, held):
         results = _carry_out(run, folder, held, clock, stop)
-    say(summarize(results, folder))
-    return results
+    return results, summarize(results, folder)
 
 
 @contextmanager
@@ -213,17 +216,10 @@ def _start(
     return checkpoints.restore(step, state), saved.progress
 
 
-def _tell_again(folder: Path, plan: Plan) -> dict[str, Any]:
+def _tell_again(folder: Path, plan: Plan) -> tuple[dict[str, Any], str]:
     results = read_results(folder)
     check_identity(f"the run in --output-dir {folder}", results["identity"], plan.identity)
-    say(f"this run is finished: {summarize(results, folder)}")
-    return results
-
-
-def say(message: str) -> None:
-    """Tell the user something on the way; once, however many processes there are."""
-    if is_first():
-        tell(message)
+    return results, f"this run is finished: {summarize(results, folder)}"
 
 
 def _anchor(config: RunConfig) -> RunConfig:

@@ -23,7 +23,7 @@ ALLOWED = {
     "nn": ("nn", "core", "config", "files", "dropout", "quantization", "errors"),
     "methods": ("methods", "nn", "core", "config", "errors"),
     "models": ("models", "files", "dropout", "quantization", "errors"),
-    "tasks": ("tasks", "errors"),
+    "tasks": ("tasks", "runtime", "errors"),
     # The protocol of methods, never a concrete one.
     "training": (
         "training",

@@ -14,10 +14,11 @@ from typing import Any
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.parsing import parse_run
+from increlora_jax.runtime.console import Bar
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import Bar, RunLog
+from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress

@@ -120,7 +120,9 @@ def write_result(line: str) -> None:
         WriteError: the line could not be written for any other reason.
     """
     with lasting():
-        sys.stdout.write(line + "\n")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        # As standard error does: a letter that the stream lacks is no error.
+        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
         error = getattr(sys.stdout, "error", None)
     if error is not None and not isinstance(error, BrokenPipeError):

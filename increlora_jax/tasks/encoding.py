@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from increlora_jax.errors import InputError
+from increlora_jax.runtime.console import counted
 from increlora_jax.tasks.base import Split
 
 # Few enough that a chunk of long documents still fits in memory.
@@ -45,18 +46,23 @@ class Encoded:
         return np.diff(self.offsets)
 
 
-def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
+def encode(split: Split, tokenizer: Any, max_length: int, name: str = "") -> Encoded:
     """Tokenize a split with a fast Hugging Face tokenizer, cutting examples to `max_length` tokens.
 
     The cut is the tokenizer's own `truncation="longest_first"`, from its `truncation_side`: of a
     pair the longer text is cut until both are as long, then both.
 
+    If that lasts, its progress is shown under the split's `name`.
+
     Raises:
       InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
     """
     _check_tokenizer(tokenizer, split.second is not None, max_length)
-    starts = range(0, len(split), _CHUNK_SIZE)
-    chunks = [_encode_chunk(split, start, tokenizer, max_length) for start in starts]
+    chunks = []
+    with counted("tokenizing", len(split), f"{name} examples".lstrip()) as advance:
+        for start in range(0, len(split), _CHUNK_SIZE):
+            chunks.append(_encode_chunk(split, start, tokenizer, max_length))
+            advance(len(chunks[-1].lengths))
     lengths = np.concatenate([chunk.lengths for chunk in chunks])
     return Encoded(
         token_ids=np.concatenate([chunk.token_ids for chunk in chunks]),

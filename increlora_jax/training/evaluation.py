@@ -1,5 +1,6 @@
 """The logits of a whole split, and the metrics made of them."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import ceil, prod
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from increlora_jax.runtime.console import announced, counted
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.encoding import Encoded
@@ -17,6 +19,9 @@ from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
+
+IN_FLIGHT = 4
+"""Calls whose logits are not yet read."""
 
 
 class Evaluator:
@@ -82,25 +87,38 @@ class Evaluator:
         self, state: TrainState, base: Base, stop: Stop | None = None
     ) -> dict[str, np.ndarray]:
         """Compute the logits [runs, examples, labels] of every split, in the split's order."""
-        return {
-            split: self._split_logits(encoded, state, base, stop or Stop())
-            for split, encoded in self._encoded.items()
-        }
+        splits = {}
+        for split, encoded in self._encoded.items():
+            with counted("evaluating", len(encoded), f"{split} examples") as advance:
+                splits[split] = self._split_logits(encoded, state, base, stop or Stop(), advance)
+        return splits
 
     def _split_logits(
-        self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
+        self,
+        encoded: Encoded,
+        state: TrainState,
+        base: Base,
+        stop: Stop,
+        advance: Callable[[int], None],
     ) -> np.ndarray:
-        # Everything is dispatched before anything is read: the device never waits for the host.
-        pending = [
-            (indices, self._program(state, base, batch, stop)(state, base, batch))
-            for indices, batch in self._batches(encoded)
-        ]
         out = np.zeros((prod(state.members), len(encoded), self.task.num_labels), np.float32)
-        for indices, logits in pending:
-            stop.check()
+        for indices, logits in self._dispatch(encoded, state, base, stop):
             rows = np.asarray(logits).reshape(len(out), -1, self.task.num_labels)
             out[:, indices] = rows[:, : len(indices)]
+            advance(len(indices))
         return out
+
+    def _dispatch(
+        self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Yield each batch's logits `IN_FLIGHT` calls late: the device never waits for the host."""
+        pending: deque[tuple[np.ndarray, jax.Array]] = deque()
+        for indices, batch in self._batches(encoded):
+            pending.append((indices, self._program(state, base, batch, stop)(state, base, batch)))
+            if len(pending) > IN_FLIGHT:
+                yield pending.popleft()
+            stop.check()
+        yield from pending
 
     def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Any]]:
         for indices, own in evaluation_batches(encoded, **self._batching):
@@ -112,5 +130,7 @@ class Evaluator:
         stop.check()
         shape = batch["input_ids"].shape
         if shape not in self._programs:
-            self._programs[shape] = stop.compile(self._logits.lower(state, base, batch))
+            rows, length = shape
+            with announced(f"compiling the evaluation, {rows} × {length} tokens"):
+                self._programs[shape] = stop.compile(self._logits.lower(state, base, batch))
         return self._programs[shape]

@@ -62,6 +62,7 @@ class Journal:
         self._method = method
         self._say = say
         self._name = name
+        self._news: list[str] = []
 
     def begin(self, ranks: dict[str, int]) -> None:
         """Take down the ranks, in module order, from which growth is told."""
@@ -104,7 +105,7 @@ class Journal:
         progress, first = self.progress, next(iter(metrics))
         self._log.write(done, "dev", metrics)
         told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._tell(f"step {done}: {told}")
+        self._note(told)
         is_best = not progress.best_metrics or metrics[first] > progress.best_metrics[first]
         if is_best:
             progress.best_metrics, progress.best_step = metrics, done
@@ -144,6 +145,16 @@ class Journal:
             grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
             self.progress.rounds[step] = grown
             self._ranks = numbers["rank"]
+            total = f"{int(numbers['total_rank'])}" + ("" if budget is None else f" of {budget}")
+            self._note(f"grows to total rank {total}")
+
+    def take_news(self) -> list[str]:
+        """Return what is new since the last call, to be said in one line with other runs' news."""
+        news, self._news = self._news, []
+        return news
+
+    def _note(self, news: str) -> None:
+        self._news.append(f"{self._name} {news}" if self._name else news)
 
     def _tell(self, message: str) -> None:
         self._say(self._prefix + message)

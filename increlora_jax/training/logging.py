@@ -1,4 +1,4 @@
-"""What runs tell: a progress bar, and of each `metrics.jsonl`, and TensorBoard on request."""
+"""What a run writes as it trains: `metrics.jsonl`, and TensorBoard on request."""
 
 import json
 import math
@@ -6,56 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from types import TracebackType
 from typing import Any, Self, TextIO
-
-from tqdm.auto import tqdm
 
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.training.board import Board
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class Bar:
-    """Shows how far training has come, from `step` on; a context manager.
-
-    `is_silent` is for processes that leave the telling to another.
-    """
-
-    def __init__(self, total_steps: int, *, step: int = 0, is_silent: bool = False):
-        self._is_silent = is_silent
-        self._bar = tqdm(
-            total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=is_silent
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-
-    def step(self, losses: list[float], ranks: list[int], tokens_per_second: float) -> None:
-        """Show a step of the runs that train together: their mean loss, the span of their ranks."""
-        low, high = min(ranks), max(ranks)
-        self._bar.update(1)
-        self._bar.set_postfix(
-            loss=f"{fmean(losses):.4f}",
-            rank=low if low == high else f"{low}-{high}",
-            tokens=f"{tokens_per_second:.0f}/s",
-            refresh=False,
-        )
-
-    def say(self, message: str) -> None:
-        """Print a line without disturbing the bar."""
-        if not self._is_silent:
-            self._bar.write(message)
 
 
 class RunLog:

@@ -13,13 +13,13 @@ from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
 from increlora_jax.process_memory import return_freed_memory
+from increlora_jax.runtime.console import Bar, announced
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Journal, Schedule
-from increlora_jax.training.logging import Bar
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState, over_members
@@ -163,7 +163,7 @@ class Loop:
         key = (batch["input_ids"].shape, is_scored)
         if key not in self._programs:
             self._drain()
-            with self._clock.paused():
+            with self._clock.paused(), announced(_name_program(batch, is_scored)):
                 args = (self._trainer, self._layout, self._state)
                 jitted = jit_step(*args, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
@@ -186,9 +186,15 @@ class Loop:
         ]
         for journal, numbers in zip(self._journals, each, strict=True):
             journal.read(step, numbers, is_timed=is_timed)
+        self._tell_news(f"step {step}")
         losses, ranks = ([n[name].item() for n in each] for name in ("loss", "total_rank"))
         speeds = map(self._tokens_per_second, self._journals)
         self._bar.step(losses, ranks, sum(speeds))
+
+    def _tell_news(self, when: str) -> None:
+        """Say in one line the news of all runs."""
+        if news := [told for journal in self._journals for told in journal.take_news()]:
+            self._bar.say(f"{when}: {'; '.join(news)}")
 
     def _drain(self) -> None:
         while self._pending:
@@ -202,6 +208,7 @@ class Loop:
             for index, journal in enumerate(self._journals):
                 if journal.note_metrics(done, metrics[index]):
                     self._keep(index, state.pick(index), True)
+            self._tell_news(f"step {done}")
         self._evaluated = done
 
     def _keep_last(self) -> None:
@@ -235,6 +242,11 @@ class Loop:
             self._tokens_per_second(journal),
             1 - progress.tokens / progress.places if progress.places else None,
         )
+
+
+def _name_program(batch: dict[str, Any], is_scored: bool) -> str:
+    rows, length = batch["input_ids"].shape[-2:]
+    return f"compiling the {'scored ' if is_scored else ''}training step, {rows} × {length} tokens"
 
 
 def _pick(told: Info, index: int) -> Info:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from increlora_jax.errors import InputError
+from increlora_jax.runtime.console import is_first
 from increlora_jax.runtime.out_of_memory import is_out_of_memory
 from increlora_jax.runtime.signals import Preempted
 
@@ -80,11 +81,6 @@ def _part_by_hand() -> dict[str, Any]:
         raise ValueError(f"{missing[0]} is not set, though another of the three is.")
     _, count, index = (os.environ[name] for name in BY_HAND)
     return {"num_processes": int(count), "process_id": int(index)}
-
-
-def is_first() -> bool:
-    """Whether this process writes what is written once; asks no device where there is but one."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def by_first(decide: Callable[[], Any]) -> Any:

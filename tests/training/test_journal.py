@@ -71,6 +71,7 @@ def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal
         journal.read(step, numbers(rank), is_timed=True)
     assert journal.progress.rounds == {1: {"b": 1}, 3: {"a": 2}}
     assert journal.progress.spent == 3
+    assert journal.take_news() == [f"grows to total rank {n} of 5" for n in (3, 5)]
 
 
 def scored(journal):
@@ -109,14 +110,15 @@ def test_every_nth_step_and_the_last_are_logged(open_journal, tmp_path):
 
 
 def test_the_first_metric_decides_what_is_best_and_ties_go_to_the_first(open_journal):
-    journal, said = open_journal("seed-7")
+    journal, _ = open_journal("seed-7")
     told = [(5, 0.5, 0.1), (6, 0.5, 0.9), (7, 0.75, 0.0), (8, 0.25, 0.0)]
     best = [journal.note_metrics(step, {"f1": f1, "accuracy": a}) for step, f1, a in told]
     assert best == [True, False, True, False]
     progress = journal.progress
     assert (progress.best_step, progress.evaluated) == (7, 8)
     assert (progress.best_metrics["f1"], progress.metrics["f1"]) == (0.75, 0.25)
-    assert said[0] == "seed-7: step 5: f1 0.5000, accuracy 0.1000"
+    assert journal.take_news()[0] == "seed-7 f1 0.5000, accuracy 0.1000"
+    assert journal.take_news() == []
 
 
 def test_steps_that_are_not_finite_count_in_a_row_and_name_the_run(open_journal):

@@ -12,11 +12,12 @@ from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.parsing import parse_run
+from increlora_jax.runtime.console import Bar
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import METRICS_FILE, Bar, RunLog
+from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.loop import LAG, Loop
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
@@ -310,10 +311,10 @@ def pair(short_words):
     return prepare_run(plan_run(parse_run([*without(short_words, "--seed"), "--seeds", "7,8"])))
 
 
-def train_pair(pair, folder, batch_at, patience):
+def train_pair(pair, folder, batch_at, patience, *, is_silent=True):
     """Train both; give the outcomes and what was kept: (index, step, is_best)."""
     kept, schedule = [], schedule_of(pair, patience)
-    bar = Bar(STEPS, is_silent=True)
+    bar = Bar(STEPS, is_silent=is_silent)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", Keep(2), {}))
         journals = []
@@ -359,8 +360,13 @@ def spoil(pair, index, steps):
     return batch_at
 
 
-def test_a_step_gone_bad_is_passed_over_by_that_run_alone(pair, run, tmp_path):
-    state, (first, second), kept = train_pair(pair, tmp_path, spoil(pair, 1, (3, 5)), patience=1)
+def test_a_step_gone_bad_is_passed_over_by_that_run_alone(pair, run, tmp_path, capsys):
+    batch_at = spoil(pair, 1, (3, 5))
+    state, (first, second), kept = train_pair(pair, tmp_path, batch_at, 1, is_silent=False)
+    said = capsys.readouterr().err.splitlines()
+    growth = "step 2: seed-7 grows to total rank 16 of 24; seed-8 grows to total rank 16 of 24"
+    assert growth in said
+    assert sum(line.startswith("step 12: seed-7 accuracy 0.") for line in said) == 1
     assert (first.skipped, second.skipped) == ([], [3, 5])
     assert state.step.tolist() == [STEPS, STEPS - 2]
     assert (list(first.rounds), list(second.rounds)) == ([2, 4, 6], [2, 6, 8])

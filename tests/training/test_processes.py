@@ -14,8 +14,9 @@ import pytest
 
 from increlora_jax.errors import InputError
 from increlora_jax.parsing import parse_run
+from increlora_jax.runtime.console import is_first
 from increlora_jax.train import train
-from increlora_jax.training.processes import BY_HAND, by_first, is_first, joined
+from increlora_jax.training.processes import BY_HAND, by_first, joined
 
 STEPS, PROCESSES, DEVICES = 40, 2, 2
 RTOL = 1e-3

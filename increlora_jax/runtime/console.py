@@ -1,0 +1,158 @@
+"""Messages and progress on standard error: bars on a terminal, plain lines in a log."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from statistics import fmean
+from typing import TextIO
+
+from tqdm import tqdm
+
+PATIENCE = 1.0
+"""Seconds of silence before long work is announced."""
+
+PERIOD = 20.0
+"""Seconds between two lines of progress in a log."""
+
+
+def is_first() -> bool:
+    """Return whether this process writes for all; one process alone asks no device."""
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def is_terminal() -> bool:
+    """Return whether standard error can move its cursor, so that a bar may overwrite itself."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def say(message: str) -> None:
+    """Write a line to standard error, above the bars; the first process alone writes."""
+    if is_first():
+        tqdm.write(message, file=sys.stderr)
+
+
+def prints_apart() -> redirect_stdout[TextIO]:
+    """Send all prints to standard error meanwhile, so that standard output has results alone."""
+    return redirect_stdout(sys.stderr)
+
+
+@contextmanager
+def announced(work: str) -> Iterator[None]:
+    """Say that work has begun and how long it took; short work is not mentioned."""
+    begun, is_said = time.monotonic(), threading.Event()
+
+    def begin() -> None:
+        say(f"{work} …")
+        is_said.set()
+
+    timer = threading.Timer(PATIENCE, begin)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+    if is_said.is_set():
+        say(f"{work} took {time.monotonic() - begun:.1f} s")
+
+
+@contextmanager
+def counted(work: str, total: int, of_what: str) -> Iterator[Callable[[int], None]]:
+    """Show the progress of work, if it lasts: "tokenizing 512 of 67349 train examples".
+
+    Yields:
+        A function that is given how many more are done.
+    """
+    pace, done = Pace(delay=PATIENCE), 0
+    with _make_bar(total, desc=work, unit=of_what, leave=False, delay=PATIENCE) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(count)
+            if not is_terminal() and pace.is_due():
+                say(f"{work} {done} of {total} {of_what}")
+
+        yield advance
+
+
+class Pace:
+    """A clock that tells when the next line of a log is due, the first after `delay` seconds."""
+
+    def __init__(self, delay: float = 0.0):
+        self._next = time.monotonic() + delay
+
+    def is_due(self) -> bool:
+        """Return whether a line is due now, and wait `PERIOD` seconds for the next if so."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + PERIOD
+        return True
+
+
+class Bar:
+    """The progress of training from `step` on: a bar, or lines; a context manager."""
+
+    def __init__(self, total_steps: int, *, step: int = 0, is_silent: bool = False):
+        self._is_silent = is_silent
+        self._total, self._done = total_steps, step
+        self._pace = Pace()
+        self._first: tuple[int, float] | None = None
+        self._bar = _make_bar(total_steps, is_silent=is_silent, initial=step, unit="step")
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def step(self, losses: list[float], ranks: list[int], tokens_per_second: float) -> None:
+        """Show a step of the runs that train together: their mean loss, the span of their ranks."""
+        low, high = min(ranks), max(ranks)
+        loss, rank = f"{fmean(losses):.4f}", f"{low}" if low == high else f"{low}-{high}"
+        self._done += 1
+        self._bar.update(1)
+        self._bar.set_postfix(
+            loss=loss, rank=rank, tokens=f"{tokens_per_second:.0f}/s", refresh=False
+        )
+        left = self._time_left()
+        if not is_terminal() and (self._pace.is_due() or self._done == self._total):
+            speed = f", {tokens_per_second:.0f} tokens/s" if tokens_per_second else ""
+            self.say(f"step {self._done} of {self._total}: loss {loss}, rank {rank}{speed}{left}")
+
+    def say(self, message: str) -> None:
+        """Write a line without disturbing the bar."""
+        if not self._is_silent:
+            say(message)
+
+    def _time_left(self) -> str:
+        """Estimate the time left from the steps after the first, which had to be compiled."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = self._done, now
+            return ""
+        done, at = self._first
+        seconds = (now - at) / (self._done - done) * (self._total - self._done)
+        return f", {tqdm.format_interval(seconds)} left"
+
+
+def _make_bar(total: int, *, is_silent: bool = False, **options: object) -> "tqdm[None]":
+    """Make a bar, which shows nothing in a log and in all processes but the first."""
+    is_off = is_silent or not is_terminal() or not is_first()
+    # A terminal that does not know its width says 0, and a bar of no width shows nothing.
+    width: dict[str, object] = {"dynamic_ncols": True} if _count_columns() else {"ncols": 80}
+    return tqdm(total=total, file=sys.stderr, disable=is_off, **width, **options)
+
+
+def _count_columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
