@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from statistics import fmean
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -16,6 +16,8 @@ PATIENCE = 1.0
 
 PERIOD = 20.0
 """Seconds between two lines of progress in a log."""
+
+USUAL_SIZE: dict[str, Any] = {"ncols": 80, "nrows": 24}
 
 
 def is_first() -> bool:
@@ -143,16 +145,16 @@ class Bar:
         return f", {tqdm.format_interval(seconds)} left"
 
 
-def _make_bar(total: int, *, is_silent: bool = False, **options: object) -> "tqdm[None]":
+def _make_bar(total: int, *, is_silent: bool = False, **options: Any) -> "tqdm[None]":
     """Make a bar, which shows nothing in a log and in all processes but the first."""
     is_off = is_silent or not is_terminal() or not is_first()
-    # A terminal that does not know its width says 0, and a bar of no width shows nothing.
-    width: dict[str, object] = {"dynamic_ncols": True} if _count_columns() else {"ncols": 80}
-    return tqdm(total=total, file=sys.stderr, disable=is_off, **width, **options)
+    size = {"dynamic_ncols": True} if _has_size() else USUAL_SIZE
+    return tqdm(total=total, file=sys.stderr, disable=is_off, **size, **options)
 
 
-def _count_columns() -> int:
+def _has_size() -> bool:
+    """Return whether the terminal knows its size; in one of size 0 tqdm would show nothing."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except (OSError, ValueError):
-        return 0
+        return False
