@@ -67,7 +67,7 @@ def test_a_recipes_length_is_lowered_and_the_run_goes_on_with_it(short_words, tm
     assert "note: --max-seq-length 128 is above the model's 64 positions" in capsys.readouterr().err
     assert "max_seq_length: 64" in (tmp_path / "run" / "config.yaml").read_text()
     train.main(words)
-    assert "this run is finished" in capsys.readouterr().err
+    assert "this run is finished" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         train.main([*words, "--max-seq-length", "65"])
     assert end.value.code == 2

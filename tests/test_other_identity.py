@@ -109,4 +109,4 @@ def test_what_is_the_same_elsewhere_is_taken(world, tmp_path, capsys):
         tmp_path / "run",
     ]
     train.main([str(word) for word in words])
-    assert "this run is finished" in capsys.readouterr().err
+    assert "this run is finished" in capsys.readouterr().out

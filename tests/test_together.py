@@ -170,7 +170,7 @@ def test_a_finished_whole_tells_again_and_another_is_refused(two, words, still, 
     before = (two / RESULTS).stat().st_mtime_ns
     train.main([*command, "41,42"])
     values = [read(two / name)["metrics"]["accuracy"] for name in ("seed-41", "seed-42")]
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     told = f"accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (mean ± sample stand"
     assert f"this run is finished: {told}" in said
     assert (two / RESULTS).stat().st_mtime_ns == before
@@ -181,7 +181,7 @@ def test_a_finished_whole_tells_again_and_another_is_refused(two, words, still, 
 
 def test_one_of_them_is_a_finished_run_of_its_own(whole, capsys):
     train.main(["--config", str(whole / "seed-42" / "config.yaml")])
-    assert "this run is finished" in capsys.readouterr().err
+    assert "this run is finished" in capsys.readouterr().out
 
 
 def test_the_whole_is_evaluated_run_by_run(two, capsys):
