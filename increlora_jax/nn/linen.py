@@ -47,6 +47,7 @@ from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart
 
 LAYERS = "Dense, DenseGeneral or Einsum layer"
 LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 
 EXTRA = "increlora_adapter"
 """What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
@@ -82,6 +83,27 @@ class Site(NamedTuple):
     is_layer: bool
 
 
+class Called(NamedTuple):
+    """A module that the model's call comes by."""
+
+    module: nn.Module
+    kernel: tuple[int, ...]  # the shape that the module sees, () without a kernel
+    normalizer: str | None  # the class around the module that computes another kernel
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no update can be added to the layer's output and merged into its kernel."""
+        kind = type(self.module).__name__
+        if self.normalizer is not None:
+            return (
+                f"part of a {self.normalizer}, which computes another kernel from the one it "
+                "holds: no update could be merged into it"
+            )
+        if not is_layer(self.module):
+            return f"a {kind}, which computes its output in another way than its parent class"
+        return None
+
+
 class AdaptedLinen(NamedTuple):
     """A Linen model and the adapters beside it."""
 
@@ -106,27 +128,44 @@ def find_targets(
     """
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
     modules = _called_modules(model)
-    layers = {path: found for path, found in modules.items() if type(found[0]) in LAYER_TYPES}
+    found = {p: m for p, m in modules.items() if isinstance(m.module, LAYER_TYPES) and m.kernel}
+    layers = {path: called for path, called in found.items() if called.obstacle is None}
     declared = {
         path: Site(path, axes, shapes[path], is_layer=False)
         for path, axes in declared_axes(shapes, parameters).items()
     }
     unknown = _unknown(modules, layers, declared, shapes)
+    refused = {
+        path: called.obstacle
+        for path, called in found.items()
+        if called.obstacle is not None and f"{path}.kernel" not in declared
+    }
+    known = [*layers, *declared]
     return {
-        path: declared.get(path) or _layer_site(path, *layers[path], shapes)
-        for path in choose_known([*layers, *declared], unknown, targets, exclude, LAYERS)
+        path: declared.get(path) or _layer_site(path, layers[path], shapes)
+        for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
     }
 
 
-def _called_modules(model: LinenModel) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Every module that the model's call comes by, and the shape of its kernel in that place."""
-    found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module can be adapted: a layer of Flax, or a subclass that calls like it."""
+    calls = [kind.__call__ for kind in LAYER_TYPES]
+    return isinstance(module, LAYER_TYPES) and type(module).__call__ in calls
+
+
+def _called_modules(model: LinenModel) -> dict[str, Called]:
+    """Collect every module that the model's call comes by, by path."""
+    found: dict[str, Called] = {}
+    normalizers: list[str] = []
 
     def record(call: Any, args: Any, options: Any, context: Any) -> Any:
+        module, depth = context.module, len(normalizers)
+        if isinstance(module, NORMALIZERS):
+            normalizers.append(type(module).__name__)
         output = call(*args, **options)
-        kernel = context.module.get_variable("params", "kernel")
-        shape = getattr(kernel, "shape", ())
-        found[".".join(context.module.path)] = context.module, tuple(shape)
+        shape = getattr(module.get_variable("params", "kernel"), "shape", ())
+        found[".".join(module.path)] = Called(module, tuple(shape), next(iter(normalizers), None))
+        del normalizers[depth:]
         return output
 
     def apply(variables: Any, *inputs: Any) -> Any:
@@ -139,7 +178,7 @@ def _called_modules(model: LinenModel) -> dict[str, tuple[nn.Module, tuple[int, 
 
 
 def _unknown(
-    modules: Mapping[str, Any],
+    modules: Mapping[str, Called],
     layers: Mapping[str, Any],
     declared: Mapping[str, Site],
     shapes: Mapping[str, tuple[int, ...]],
@@ -148,26 +187,24 @@ def _unknown(
     held: dict[str, dict[str, tuple[int, ...]]] = {}
     for kernel, shape in shapes.items():
         path = kernel.rpartition(".")[0]
-        is_theirs = path and path in modules and not _is_flax(modules[path][0])
+        is_theirs = path and path in modules and not _is_flax(modules[path].module)
         if is_theirs and path not in layers and kernel not in declared:
             held.setdefault(path, {})[kernel] = shape
-    return {path: (f"a {type(modules[path][0]).__name__}", held[path]) for path in held}
+    return {path: (f"a {type(modules[path].module).__name__}", held[path]) for path in held}
 
 
 def _is_flax(module: nn.Module) -> bool:
     return type(module).__module__.startswith("flax.")
 
 
-def _layer_site(
-    path: str, layer: nn.Module, inner: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> Site:
-    shape = shapes[f"{path}.kernel"]
+def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]) -> Site:
+    shape, inner = shapes[f"{path}.kernel"], called.kernel
     if shape[len(shape) - len(inner) :] != inner:
         raise InputError(
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
             "axis than the first; use variable_axes={'params': 0}, or exclude it"
         )
-    return Site(f"{path}.kernel", _layer_axes(path, layer), shape, is_layer=True)
+    return Site(f"{path}.kernel", _layer_axes(path, called.module), shape, is_layer=True)
 
 
 def _layer_axes(path: str, layer: Any) -> KernelAxes:
@@ -269,8 +306,8 @@ class WholeModel(NamedTuple):
 
     def _intercept(self, call: Any, args: Any, options: Any, context: Any) -> Any:
         y = call(*args, **options)
-        is_layer = type(context.module) in LAYER_TYPES and context.method_name == "__call__"
-        extra = context.module.get_variable("params", EXTRA) if is_layer else None
+        is_call = is_layer(context.module) and context.method_name == "__call__"
+        extra = context.module.get_variable("params", EXTRA) if is_call else None
         if extra is None:
             return y
         x = args[0] if args else options["inputs"]

@@ -184,3 +184,52 @@ def test_another_alpha_scales_every_update(apart):
     none, once, twice = (skeleton.with_alpha(a).merge(parts) for a in (0.0, alpha, 2 * alpha))
     assert_twice(none, once, twice)
     jax.tree.map(np.testing.assert_array_equal, once, skeleton.merge(parts))
+
+
+class SubDense(nn.Dense):
+    """A subclass that calls like its parent."""
+
+
+class OddDense(nn.Dense):
+    """A subclass that computes something of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Uncommon(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(SubDense)(4, name="sub")(x)
+        x = OddDense(4, name="odd")(x)
+        return nn.WeightNorm(nn.Dense(4, name="inner"))(x)
+
+
+@pytest.fixture
+def uncommon(x):
+    return LinenModel(Uncommon(), Uncommon().init(jax.random.key(0), x), x)
+
+
+def test_subclasses_that_call_like_their_parent_are_adapted_and_others_are_named(uncommon):
+    with pytest.warns(UserWarning, match="passes over") as told:
+        assert target_sizes(uncommon, "all-linear") == {"sub": (4, 4)}
+    messages = " ".join(str(each.message) for each in told)
+    assert "odd: a OddDense, which computes its output in another way" in messages
+    assert "inner: part of a WeightNorm, which computes another kernel" in messages
+
+
+def test_an_adapted_subclass_is_merged(uncommon, scaling, x):
+    adapted = attach(uncommon, "sub", max_rank=2, scaling=scaling, rngs=nnx.Rngs(1), dtype=float)
+    skeleton, parts = split(adapted, lambda path: False)
+    plain = skeleton.assemble(parts)(x)
+    parts = parts._replace(adapters=jax.tree.map(jnp.ones_like, parts.adapters))
+    whole = skeleton.assemble(parts)(x)
+    np.testing.assert_allclose(whole, Uncommon().apply(skeleton.merge(parts), x), rtol=1e-6)
+    assert not np.allclose(whole, plain)
+
+
+@pytest.mark.parametrize("name", ["odd", "inner"])
+def test_a_layer_that_cannot_be_adapted_is_refused_by_name(uncommon, name):
+    with pytest.raises(InputError, match=f"target_modules: {name} is .*Exclude {name}"):
+        target_sizes(uncommon, [name])
