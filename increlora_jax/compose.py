@@ -175,7 +175,7 @@ def plan_run(
     epoch_steps = steps_per_epoch(len(data.train), batch)
     steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
     _check_steps(steps, training)
-    folder = resolve_model(task.model)
+    folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
     spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)

@@ -91,6 +91,8 @@ FREE = frozenset(
     {
         "data_dir",
         "model",
+        "model_revision",
+        "model_subfolder",
         "output_dir",
         "eval_batch_size",
         "overwrite_output_dir",
@@ -158,6 +160,12 @@ class TaskConfig:
     )
     label_column: str | None = option(None, "their label column; default: label or labels")
     model: str = option("microsoft/deberta-v3-base", "a local model folder or a hub id")
+    model_revision: str | None = option(
+        None, "the branch, tag or commit of a hub id; default: the newest"
+    )
+    model_subfolder: str | None = option(
+        None, "where in the folder or repository of --model the model is, as 0_Transformer"
+    )
     max_seq_length: int = option(128, "tokens an example is truncated to")
     pad_to_max_length: bool = option(
         False, "pad every batch to --max-seq-length: one shape; with --seeds or --sweep each run "
@@ -177,6 +185,10 @@ class TaskConfig:
         """Check the bounds."""
         if self.data_dir == "":
             raise InputError("--data-dir is empty; name a folder, or leave the flag out")
+        for name in ("model", "model_revision", "model_subfolder"):
+            if getattr(self, name) == "":
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is empty; name one, or leave the flag out")
         _require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
         _require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         _expand_homes(self, "data_dir", "model")

@@ -6,8 +6,8 @@ if __name__ == "__main__":
     begin()
 
 import json
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,9 @@ from increlora_jax.tasks.details import describe_split
 from increlora_jax.tasks.metrics import predict_labels, score_splits
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.processes import check_devices
+
+BASE = ("model", "model_revision", "model_subfolder")
+"""The flags that say where the base model is."""
 
 
 class Evaluation(NamedTuple):
@@ -63,11 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
         run = chosen.run.expanduser()
         with prints_apart():
-            told = examine_all(run, source, adapter=name, model=chosen.model)
+            told = examine_all(run, source, adapter=name, base=_base_of(chosen))
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
             say(f"note: {note}")
         each = {name: one.describe() for name, one in told.items()}
         write_result(json.dumps(each.get("", each)))
+
+
+def _base_of(chosen: Namespace) -> dict[str, str | None]:
+    """Return what the flags say of the base model; a new one has its own revision and subfolder."""
+    flags = {name: getattr(chosen, name) for name in BASE}
+    return flags if flags["model"] else {name: word for name, word in flags.items() if word}
 
 
 def _parser() -> ArgumentParser:
@@ -79,6 +88,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--text-column", nargs="+", help="its text columns, if not the run's")
     parser.add_argument("--label-column", help="its label column, if not the run's")
     parser.add_argument("--model", help="where the base model is now: a folder or hub id")
+    parser.add_argument("--model-revision", help="the branch, tag or commit of --model")
+    parser.add_argument("--model-subfolder", help="where in the folder of --model it is")
     parser.add_argument("--adapter", choices=("last", "best"), default="last")
     return parser
 
@@ -101,11 +112,12 @@ def evaluate(
     Raises:
         InputError: as `examine` does.
     """
-    return examine(Path(run), Source(data_dir), adapter=adapter, model=model).metrics
+    base = dict.fromkeys(BASE) | {"model": model} if model else {}
+    return examine(Path(run), Source(data_dir), adapter=adapter, base=base).metrics
 
 
 def examine(
-    run: Path, source: Source, *, adapter: str = ADAPTER, model: str | None = None
+    run: Path, source: Source, *, adapter: str = ADAPTER, base: Mapping[str, str | None]
 ) -> Evaluation:
     """Load a run's adapter onto its base model and score data.
 
@@ -113,14 +125,14 @@ def examine(
         run: The run's folder.
         source: Which data; the run's own dev data by default.
         adapter: The adapter's folder within the run's.
-        model: Where the base model is, if not where the run had it.
+        base: Where the base model is, by the names of the flags, if not where the run had it.
 
     Raises:
         InputError: the folder holds no such run, or data, model or adapter do not fit it.
     """
     folder = run / adapter
     saved = read_adapter_config(folder)
-    asked = _alone(_read_config(run), model)
+    asked = _alone(_read_config(run), base)
     what = f"the adapter in {folder}"
     check_identity(what, {"task": saved["task"]}, {"task": asked.task.task})
     config, notes = restore_config(folder, saved, asked)
@@ -161,11 +173,10 @@ def _score(ready: Run, logits: dict[str, Any], origin: str, notes: tuple[str, ..
     )
 
 
-def _alone(config: RunConfig, model: str | None) -> RunConfig:
+def _alone(config: RunConfig, base: Mapping[str, Any]) -> RunConfig:
     """Take one process and one device, of any kind, whatever trained the run."""
     training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
-    task = config.task if model is None else replace(config.task, model=model)
-    return replace(config, training=training, task=task)
+    return replace(config, training=training, task=replace(config.task, **base))
 
 
 def _read_config(run: Path) -> RunConfig:

@@ -124,6 +124,11 @@ def test_a_plan_that_cannot_finish_is_refused_before_weights_are_read(make_plan,
         make_plan("--max-steps", "5")
 
 
+def test_a_subfolder_is_the_model_that_it_holds(make_plan, tiny_model):
+    outer = ("--model", str(tiny_model.parent), "--model-subfolder", tiny_model.name)
+    assert make_plan(*outer).identity == make_plan().identity
+
+
 def test_batches_of_a_block_of_steps_are_padded_alike(make_plan):
     run = prepare_run(make_plan("--steps-per-execution", "4", "--max-seq-length", "24"))
     single = prepare_run(make_plan("--max-seq-length", "24"))

@@ -34,8 +34,8 @@ def _stays(name: str) -> bool:
 
 def _roots(folder: Path) -> list[Path]:
     root = _resolve(folder)
-    blobs = [_resolve(root.parents[1] / "blobs")] if root.parent.name == "snapshots" else []
-    return [root, *blobs]
+    snapshot = next((p for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
+    return [root, *([_resolve(snapshot.parents[1] / "blobs")] if snapshot else [])]
 
 
 def _resolve(path: Path) -> Path:

@@ -51,3 +51,13 @@ def test_a_snapshot_may_link_to_its_own_blobs_alone(tmp_path):
     assert inside(snapshot, "good", "index") == snapshot / "good"
     with pytest.raises(InputError, match="bad is a link that leads out"):
         inside(snapshot, "bad", "index")
+
+
+def test_a_subfolder_of_the_hubs_cache_leads_to_its_blobs_too(tmp_path):
+    snapshot = tmp_path / "models--me" / "snapshots" / "abc" / "0_Transformer"
+    snapshot.mkdir(parents=True)
+    blob = tmp_path / "models--me" / "blobs" / "1"
+    blob.parent.mkdir()
+    blob.write_text("x")
+    (snapshot / "shard").symlink_to(blob)
+    assert inside(snapshot, "shard", "index").read_text() == "x"

@@ -233,6 +233,30 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
+def test_a_subfolder_of_a_local_folder_is_taken_or_hinted_at(tmp_path):
+    for name in ("checkpoint-1000", "checkpoint-500"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    inner = tmp_path / "checkpoint-500"
+    assert resolve_model(str(tmp_path), subfolder="checkpoint-500") == inner
+    hint = r"in checkpoint-500/, checkpoint-1000/; give --model-subfolder checkpoint-1000"
+    with pytest.raises(InputError, match=hint):
+        resolve_model(str(tmp_path))
+    with pytest.raises(InputError, match=r"--model-subfolder other: .* has no such folder"):
+        resolve_model(str(tmp_path), subfolder="other")
+    for outside in ("..", "a/../..", "/", "."):
+        with pytest.raises(InputError, match="name a folder within"):
+            resolve_model(str(tmp_path), subfolder=outside)
+    with pytest.raises(InputError, match="--model-revision v1 is for a model of the hub"):
+        resolve_model(str(inner), "v1")
+
+
+def test_an_adapter_in_the_place_of_a_model_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="this is an adapter; give --model the base model"):
+        resolve_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("model", ["./absent", "/absent/folder", "~/absent", "a/b/c"])
 def test_an_absent_folder_is_not_looked_for_on_the_hub(model):
     with pytest.raises(InputError, match=rf"model {model}: no such folder"):

@@ -28,7 +28,7 @@ import sys, time; time.sleep = lambda seconds: None
 from increlora_jax.errors import InputError
 from increlora_jax.models.hub import resolve_model
 for name in sys.stdin:
-    try: print(resolve_model(name.strip()), flush=True)
+    try: print(resolve_model(*(word or None for word in name.strip().split(" "))), flush=True)
     except InputError as error: print(error, flush=True)
 """
 
@@ -44,8 +44,8 @@ def start_process(environment):
         text=True,
     )
 
-    def resolve(name):
-        process.stdin.write(f"{name}\n")
+    def resolve(*words):
+        process.stdin.write(f"{' '.join(words)}\n")
         process.stdin.flush()
         return process.stdout.readline().strip()
 
@@ -152,3 +152,32 @@ def test_the_cache_serves_when_the_hub_has_gone(tmp_path):
             hub.close()
             assert [resolve(name) for name in names] == folders
             assert "could not give it" in resolve("me/never-seen")
+
+
+def test_a_revision_is_taken_and_one_that_the_hub_lacks_is_refused(hub, resolve, resolve_offline):
+    hub.add("models", "me/revised", SMALL | {SAFE: b"newest"})
+    hub.add("models", "me/revised", SMALL | {SAFE: b"older"}, "v1.0")
+    assert read_folder(resolve("me/revised", "v1.0"))[SAFE] == b"older"
+    assert read_folder(resolve("me/revised"))[SAFE] == b"newest"
+    assert read_folder(resolve_offline("me/revised", "v1.0"))[SAFE] == b"older"
+    said = resolve("me/revised", "v2.0")
+    assert "has no revision v2.0" in said
+    assert "give --model-revision a branch, tag or commit" in said
+
+
+@pytest.mark.parametrize(("files", "weights"), [(CONVERTED, SAFE), (REPOSITORY, BIN)])
+def test_a_subfolder_is_all_that_is_fetched(files, weights, hub, resolve):
+    name = f"me/inner-{weights.partition('.')[0]}"
+    inner = {f"0_Transformer/{path}": content for path, content in files.items()}
+    hub.add("models", name, inner | {"modules.json": b"[]", "1_Pooling/config.json": b"{}"})
+    folder = resolve(name, "", "0_Transformer")
+    assert Path(folder).name == "0_Transformer"
+    assert read_folder(folder) == SMALL | {weights: files[weights]}
+    assert "1_Pooling/config.json" not in hub.fetched()
+
+
+def test_a_repository_whose_model_is_in_a_subfolder_says_so(hub, resolve):
+    hub.add("models", "me/outer", {f"0_Transformer/{path}": b"{}" for path in CONVERTED})
+    said = resolve("me/outer")
+    assert "no config.json here, but in 0_Transformer/; give --model-subfolder 0_Trans" in said
+    assert "name a folder within that of --model" in resolve("me/outer", "", "../elsewhere")
