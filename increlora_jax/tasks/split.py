@@ -8,6 +8,7 @@ from increlora_jax.tasks.base import Split, Task
 from increlora_jax.tasks.demo import DEMO_TASK
 from increlora_jax.tasks.folder import find_split, index_labels, make_split, report_rows
 from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
+from increlora_jax.tasks.label_forms import strip_blanks
 from increlora_jax.tasks.layout import Columns, Layout
 from increlora_jax.tasks.tables import Table, read_table
 from increlora_jax.tasks.telling import describe_task
@@ -78,7 +79,9 @@ def _list_layouts(task: Task, columns: Columns) -> list[Layout]:
 
 
 def _number(labels: tuple[str, ...] | None) -> dict[str, int]:
-    return {label: index for index, label in enumerate(labels or ())}
+    """Number the labels, also those that an older adapter knows with blanks around them."""
+    ids = {label: index for index, label in enumerate(labels or ())}
+    return {strip_blanks(label): index for label, index in ids.items()} | ids
 
 
 def _hides_labels(table: Table, task: Task) -> bool:

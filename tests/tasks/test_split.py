@@ -22,6 +22,12 @@ def test_a_file_or_a_folders_split_is_read_with_the_labels_given(tmp_path):
         assert notes == ("test.tsv: 2 rows of 3 lines; labels 'neg' 0, 'pos' 2",)
 
 
+def test_an_adapter_of_labels_with_blanks_around_them_still_reads_its_data(tmp_path):
+    path = write(tmp_path, "test.tsv", "text\tlabel\na\tpos \nb\tneg\n")
+    task = known_task("text", ["neg", "pos "])
+    assert load_split(task, path)[0].labels.tolist() == [1, 0]
+
+
 def test_a_label_that_is_not_the_adapters_is_named(tmp_path):
     path = write(tmp_path, "any.tsv", "text\tlabel\na\tpos\nb\tfine\n")
     with pytest.raises(InputError, match=r"any.tsv:3: label 'fine'; the known ones are 'neg', 'po"):
