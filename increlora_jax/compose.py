@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -15,6 +15,7 @@ from flax import nnx
 
 from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.groups import Groups
+from increlora_jax.core.pace import choose_warmup
 from increlora_jax.errors import InputError
 from increlora_jax.lengths import fit_length, note_tokenizer_length
 from increlora_jax.members import Member, members_of
@@ -36,6 +37,7 @@ from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
+from increlora_jax.recipes import scale
 from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.encoding import Encoded, encode
@@ -168,13 +170,11 @@ def plan_run(
     Raises:
         InputError: whatever of the configuration cannot be done, and what to change.
     """
-    task = config.task
+    task, training = config.task, config.training
     data = data or load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
-    training = config.training
-    batch = training.train_batch_size * training.gradient_accumulation_steps
-    epoch_steps = steps_per_epoch(len(data.train), batch)
-    steps = total_steps or training.max_steps or ceil(training.num_train_epochs * epoch_steps)
-    _check_steps(steps, training)
+    epoch_steps, planned_steps = _count_steps(training, len(data.train))
+    steps = total_steps or planned_steps
+    config = _settle(config, steps)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
     spec = find_spec(model_config)
@@ -190,6 +190,7 @@ def plan_run(
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save),
     )
+    config = config.changed(method.chosen)
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
     _check_ways(model, layout, config)
@@ -205,17 +206,32 @@ def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig) -> None:
         check_fused(model, list(layout.mesh.devices.flat))
 
 
-def _check_steps(steps: int, training: TrainingConfig) -> None:
+def columns_of(task: TaskConfig) -> Columns:
+    """Return the columns of the data files, as far as the flags name them."""
+    return Columns(tuple(task.text_column or ()), task.label_column)
+
+
+def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
+    """Return the optimizer steps of an epoch and of the run."""
+    batch = training.train_batch_size * training.gradient_accumulation_steps
+    epoch_steps = steps_per_epoch(rows, batch)
+    steps = training.max_steps or ceil(training.num_train_epochs * epoch_steps)
     if steps > LARGEST:
         raise InputError(
             f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
             "can be counted; choose less, or --max-steps"
         )
+    return epoch_steps, steps
 
 
-def columns_of(task: TaskConfig) -> Columns:
-    """Return the columns of the data files, as far as the flags name them."""
-    return Columns(tuple(task.text_column or ()), task.label_column)
+def _settle(config: RunConfig, steps: int) -> RunConfig:
+    """Give numbers to the settings that follow the run's length, but to those of its method."""
+    scaled = scale(config.task.task, config.growth.target_rank, steps)
+    config = config.changed({name: scaled[name] for name in config.from_recipe})
+    config = replace(config, from_recipe=frozenset())
+    if "warmup_steps" in members_of(config)[0].settings:  # each run has its own
+        return config
+    return config.changed({"warmup_steps": choose_warmup(config.training.warmup_steps, steps)})
 
 
 def _check_frozen(model: nnx.Module, method: Method) -> None:

@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
+from increlora_jax.core.pace import Auto
 from increlora_jax.errors import InputError
+from increlora_jax.values import expand_home, split_names
 
 if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
     from increlora_jax.core.adapter import Scaling
@@ -21,6 +23,9 @@ Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
 ]
 ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
+
+Count = int | Auto
+"""A whole number, or `auto`: chosen by the length of the run (`core.pace`)."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -38,21 +43,6 @@ def _require(is_good: bool, name: str, value: Any, wanted: str) -> None:
         raise InputError(f"{flag_of(name)} {value} must be {wanted}")
 
 
-def expand_home(path: str) -> str:
-    """Return the path with a leading `~` or `~user` replaced by that home folder.
-
-    Raises:
-        ValueError: There is no such user, or the home folder is unknown.
-    """
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ValueError(
-            f"{path}: the home folder {path.partition('/')[0]} is unknown; write the path out, or "
-            f"./{path} for a folder of that name"
-        )
-    return expanded
-
-
 def _expand_homes(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -61,16 +51,6 @@ def _expand_homes(config: Any, *names: str) -> None:
                 object.__setattr__(config, name, expand_home(value))
             except ValueError as error:
                 raise InputError(f"{flag_of(name)} {error}") from None
-
-
-def _split_names(words: list[str] | None) -> list[str] | None:
-    """Split `query,key,value` at its commas; a regex that holds a comma stays whole."""
-    if words is None:
-        return None
-    lists = [re.split(r"\s*,\s*", word.strip()) for word in words]
-    are_names = [all(re.fullmatch(r"[\w.]+", name) for name in names) for names in lists]
-    pairs = zip(words, lists, are_names, strict=True)
-    return [name for word, names, are in pairs for name in (names if are else [word])]
 
 
 _LONGEST_NAME = 60
@@ -83,8 +63,9 @@ LARGEST = 2**31 - 2
 def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
     for name in names.split():
         value = getattr(config, name)
-        if value is not None:
-            _require(test(value), name, value, wanted)
+        if value is not None and value != "auto":
+            is_number = isinstance(value, int | float)
+            _require(is_number and test(value), name, value, wanted)
 
 
 FREE = frozenset(
@@ -221,7 +202,7 @@ class AdapterConfig:
         _require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         _require_each(self, "lora_alpha", lambda v: v > 0, "positive")
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            object.__setattr__(self, name, _split_names(getattr(self, name)))
+            object.__setattr__(self, name, split_names(getattr(self, name)))
 
     def scaling_rule(self, target_rank: float) -> "Scaling":
         """The rule for s."""
@@ -240,10 +221,12 @@ class GrowthConfig:
     initial_rank: int = option(1, "active slots of every module at the start")
     target_rank: float = option(2.0, "mean final rank of a module; --method lora: its rank")
     target_total_rank: int | None = option(None, "the budget itself, instead of --target-rank")
-    top_h: int = option(4, "modules that grow in a round")
+    top_h: Count = option("auto", "modules that grow in a round; auto: as few as spend the budget")
     incre_rank_num: int = option(1, "slots a module grows by")
-    init_warmup: int = option(100, "steps before the first round")
-    incre_interval: int = option(100, "steps between rounds")
+    init_warmup: Count = option("auto", "steps before the first round; auto: 0.05 of the run's")
+    incre_interval: Count = option(
+        "auto", "steps between rounds; auto: the budget is spent after 0.35 of the run's"
+    )
     max_rank: str = option("auto", "slots of a buffer: a number, exact (all the plan could use) "
                            "or auto (exact, but at most max(32, 4 * target_rank))")  # fmt: skip
     advance_learn: bool = option(True, "whether reserve slots learn before they count")
@@ -307,7 +290,9 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float = option(1e-3, "peak learning rate")
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
-    warmup_steps: int = option(100, "steps of warmup, of the run and of every new slot")
+    warmup_steps: Count = option(
+        "auto", "steps of warmup, of the run and of every new slot; auto: 0.06 of the run's"
+    )
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.999, "AdamW's beta2")
@@ -377,6 +362,9 @@ class TrainingConfig:
         _expand_homes(self, "output_dir", "compilation_cache_dir")
 
 
+GROUPS: Any = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """All of it."""
@@ -385,6 +373,8 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
+    """Settings that nobody gave, which a task's recipe scales to the length of the run."""
 
     def __post_init__(self) -> None:
         """Check that every number is one to compute with, and that no text is blank."""
@@ -397,14 +387,28 @@ class RunConfig:
             elif type(value) is int:
                 _require(value <= LARGEST, name, value, f"at most {LARGEST}")
 
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """The groups of settings, in the order of `GROUPS`."""
+        return self.task, self.adapter, self.growth, self.training
+
     def settled(self) -> dict[str, Any]:
         """The settings that a resumed run must share; of model and data the content decides."""
         return {name: value for name, value in self.flat().items() if name not in FREE}
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its flag's name, as `config.yaml` holds it."""
-        groups = (getattr(self, group.name) for group in fields(self))
-        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+        return {f.name: getattr(group, f.name) for group in self.groups for f in fields(group)}
+
+    def changed(self, values: Mapping[str, Any]) -> "RunConfig":
+        """Return the same configuration with other values of some settings, by flag."""
+
+        def change(group: Any) -> Any:
+            own = {f.name: values[f.name] for f in fields(group) if f.name in values}
+            return replace(group, **own)
+
+        task, adapter, growth, training = map(change, self.groups)
+        return RunConfig(task, adapter, growth, training, self.from_recipe)
 
     @property
     def _data_name(self) -> list[str]:
@@ -431,7 +435,7 @@ class RunConfig:
 
 KINDS: dict[str, Any] = {
     name: kind
-    for group in get_type_hints(RunConfig).values()
+    for group in GROUPS
     for name, kind in get_type_hints(group).items()
     if name != "sections"
 }

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from increlora_jax import __version__
-from increlora_jax.config import expand_home
 from increlora_jax.errors import InputError, suggest
-from increlora_jax.values import convert
+from increlora_jax.values import expand_home, convert
 
 _OTHER_NAMES = {
     "--lr": "--learning-rate",

@@ -1,12 +1,14 @@
 """The runs that train together, as `--seeds` and `--sweep` ask for them."""
 
-from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
 from increlora_jax.config import DEFAULTS, KINDS, VARIABLE, RunConfig, flag_of
 from increlora_jax.errors import InputError, suggest
-from increlora_jax.values import convert
+from increlora_jax.values import convert, kinds_in
+
+_NUMBERS = {name: kinds_in(KINDS[name])[0] for name in ("seed", *VARIABLE)}
+"""The kinds of numbers that can differ between runs."""
 
 
 class Member(NamedTuple):
@@ -70,7 +72,7 @@ def _parse_axes(config: RunConfig) -> dict[str, list[str]]:
 def _split(flag: str, name: str, values: str) -> list[str]:
     texts = [text.strip() for text in values.split(",")]
     try:
-        numbers = [convert(text, KINDS[name]) for text in texts]
+        numbers = [convert(text, _NUMBERS[name]) for text in texts]
     except ValueError as error:
         raise InputError(f"{flag}: {error}; give numbers with commas between them") from None
     if len(set(numbers)) < len(numbers):
@@ -79,16 +81,11 @@ def _split(flag: str, name: str, values: str) -> list[str]:
 
 
 def _make_member(config: RunConfig, texts: dict[str, str]) -> Member:
-    values = {name: convert(text, KINDS[name]) for name, text in texts.items()}
+    values = {name: convert(text, _NUMBERS[name]) for name, text in texts.items()}
     settings = {name: value for name, value in values.items() if name != "seed"}
     name, variant = _join(texts), _join({name: texts[name] for name in settings})
     values |= {"seeds": None, "sweep": None, "output_dir": f"{config.output_dir}/{name}"}
-    groups = [getattr(config, group.name) for group in fields(config)]
-    own = [
-        replace(group, **{f.name: values[f.name] for f in fields(group) if f.name in values})
-        for group in groups
-    ]
-    return Member(name, RunConfig(*own), variant, settings)
+    return Member(name, config.changed(values), variant, settings)
 
 
 def _join(texts: dict[str, str]) -> str:

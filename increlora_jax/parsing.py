@@ -1,32 +1,30 @@
 """From a command line, YAML files and a recipe to one configuration; and back to YAML."""
 
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 
 from increlora_jax.config import (
+    GROUPS,
     KINDS,
-    AdapterConfig,
     GrowthConfig,
     RunConfig,
     TaskConfig,
-    TrainingConfig,
     flag_of,
 )
 from increlora_jax.errors import InputError
 from increlora_jax.flags import SWITCH, Parser, path, type_of
 from increlora_jax.idle import idle_settings
 from increlora_jax.members import members_of, swept_names
-from increlora_jax.recipes import RECIPES, recipe
+from increlora_jax.recipes import FOLLOWS_LENGTH, RECIPES, recipe
 from increlora_jax.runtime.streams import write_result
 from increlora_jax.settings_file import Setting, read_settings
 from increlora_jax.values import convert, kinds_in
 
-GROUPS: Any = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _DESCRIPTION = """\
 Fine-tune a model with IncreLoRA. To try it: --task demo.
@@ -105,14 +103,21 @@ def read_run(path: Path) -> RunConfig:
 
 
 def write_run(config: RunConfig, path: Path) -> None:
-    """Write every setting, resolved."""
-    path.write_text(describe_run(config), encoding="utf-8")
+    """Write every setting, resolved, but for those that a sweep sets."""
+    path.write_text(_as_yaml(config), encoding="utf-8")
 
 
 def describe_run(config: RunConfig) -> str:
-    """Return every setting as YAML, but for those that a sweep sets."""
-    swept = swept_names(config.training.seeds, config.training.sweep)
-    values = {name: value for name, value in config.flat().items() if name not in swept}
+    """Return settings as YAML from which the same run is resolved again, on the same data.
+
+    Left out are those that a sweep sets, and those that a recipe scales to the run's length.
+    """
+    return _as_yaml(config, config.from_recipe)
+
+
+def _as_yaml(config: RunConfig, left_out: Iterable[str] = ()) -> str:
+    skipped = {*swept_names(config.training.seeds, config.training.sweep), *left_out}
+    values = {name: value for name, value in config.flat().items() if name not in skipped}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -159,17 +164,18 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
     chosen = recipe(
         values.get("task", TaskConfig.task), values.get("target_rank", GrowthConfig.target_rank)
     )
-    unswept = {
+    given = swept.keys() | values.keys()
+    free = {
         name: convert(str(value), KINDS[name])
         for name, value in chosen.items()
-        if name not in swept
+        if name not in given
     }
-    config = _build(unswept | values)
+    config = _build(free | values)
     for name in swept.keys() & (idle := idle_settings(config)).keys():
         raise InputError(
             f"{swept[name]}: {name} has no effect with {idle[name]}, so all runs would be the same"
         )
-    return config
+    return replace(config, from_recipe=frozenset(FOLLOWS_LENGTH) & free.keys())
 
 
 def _read_settings(file: Path) -> dict[str, Setting]:

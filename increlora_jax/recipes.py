@@ -37,6 +37,21 @@ LARGE_RANK = 8
 """From this target rank on, the second value of a pair."""
 
 
+TRAIN_ROWS = {
+    "cola": 8551, "mnli": 392_702, "mrpc": 3668, "qnli": 104_743, "qqp": 363_846, "rte": 2490,
+    "sst2": 67_349, "stsb": 5749,
+}  # fmt: skip
+"""Training examples of GLUE, from which the paper's steps follow."""
+
+BATCH_SIZE = 32
+"""The paper's, and the demo's."""
+
+IN_STEPS = ("warmup_steps", "init_warmup", "incre_interval")
+"""Settings that a recipe gives in steps of a run of its own length."""
+
+FOLLOWS_LENGTH = (*IN_STEPS, "top_h")
+"""Settings that follow the length of a run, where nobody gives them."""
+
 DEMO: dict[str, Any] = {
     "model": str(TINY_ENCODER),
     "max_seq_length": 16,
@@ -53,6 +68,8 @@ DEMO: dict[str, Any] = {
 }
 """Settings of `--task demo`, under their flags' names; measured in experiments/demo/README.md."""
 
+_DEMO_ROWS = 3000
+
 
 def recipe(task: str, target_rank: float) -> dict[str, Any]:
     """The task's settings under their flags' names; empty for a task without a recipe."""
@@ -65,3 +82,20 @@ def recipe(task: str, target_rank: float) -> dict[str, Any]:
     chosen = {name: v[column] if isinstance(v, tuple) else v for name, v in row.items()}
     interval = chosen.pop("interval")
     return chosen | dict.fromkeys(("warmup_steps", "init_warmup", "incre_interval"), interval)
+
+
+def scale(task: str, target_rank: float, steps: int) -> dict[str, Any]:
+    """Return a recipe's `FOLLOWS_LENGTH` for a run of so many steps.
+
+    At the recipe's own length they are the recipe's; otherwise they take the same share of the run.
+    If an interval would be less than a step, all are `auto`. Empty for a task without a recipe.
+    """
+    settings = recipe(task, target_rank)
+    if not settings:
+        return {}
+    rows = TRAIN_ROWS.get(task, _DEMO_ROWS)
+    share = steps / (settings["num_train_epochs"] * -(-rows // BATCH_SIZE))
+    if settings["incre_interval"] * share < 1:
+        return dict.fromkeys(FOLLOWS_LENGTH, "auto")
+    scaled = {name: round(settings[name] * share) for name in IN_STEPS}
+    return scaled | {"top_h": settings["top_h"]}

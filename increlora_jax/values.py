@@ -45,6 +45,31 @@ def convert(text: str, kind: Any) -> Any:
     raise ValueError(f"{show(text)} must be {' or '.join(map(_describe, kinds))}")
 
 
+def expand_home(path: str) -> str:
+    """Return the path with a leading `~` or `~user` replaced by that home folder.
+
+    Raises:
+        ValueError: There is no such user, or the home folder is unknown.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{path}: the home folder {path.partition('/')[0]} is unknown; write the path out, or "
+            f"./{path} for a folder of that name"
+        )
+    return expanded
+
+
+def split_names(words: list[str] | None) -> list[str] | None:
+    """Split `query,key,value` at its commas; a regex that holds a comma stays whole."""
+    if words is None:
+        return None
+    lists = [re.split(r"\s*,\s*", word.strip()) for word in words]
+    are_names = [all(re.fullmatch(r"[\w.]+", name) for name in names) for names in lists]
+    pairs = zip(words, lists, are_names, strict=True)
+    return [name for word, names, are in pairs for name in (names if are else [word])]
+
+
 def show(text: str) -> str:
     """Return the text in quotes, cut if it is long."""
     more = len(text) - _LONGEST_SHOWN

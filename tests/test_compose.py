@@ -166,3 +166,54 @@ def test_packing_is_refused_where_devices_share_the_rows(short_run):
     )
     assert ended.returncode == 2
     assert "--packing is not done where --mesh divides the rows" in ended.stderr
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """Questions of a user's own, in a folder and a layout of his own."""
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    for split, rows in {"train": 300, "dev": 30}.items():
+        lines = [f"the film is {'good' if i % 2 else 'bad'}\t{i % 3}" for i in range(rows)]
+        (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    return ["--task", "text", "--data-dir", str(folder), "--max-seq-length", "16"]
+
+
+def test_growth_follows_the_length_of_a_run_on_own_data(own_data, tiny_model):
+    plan = plan_run(parse_run([*own_data, "--model", str(tiny_model)]))
+    assert plan.total_steps == 30  # 10 a epoch
+    growth, training = plan.config.growth, plan.config.training
+    # 12 ranks more, after step 1 and within 9 steps: 6 rounds of 2.
+    assert (growth.top_h, growth.init_warmup, growth.incre_interval) == (2, 1, 1)
+    assert training.warmup_steps == 2
+    assert plan.method.rank_budget == 24
+
+
+@pytest.mark.parametrize("method", ["increlora", "lora", "full", "head"])
+def test_every_method_has_the_same_warmup_on_own_data(own_data, tiny_model, method):
+    words = [*own_data, "--model", str(tiny_model), "--method", method, "--max-steps", "100"]
+    assert plan_run(parse_run(words)).config.training.warmup_steps == 6
+
+
+def test_an_explicit_schedule_is_obeyed_on_own_data(own_data, tiny_model):
+    given = ["--top-h", "4", "--init-warmup", "3", "--incre-interval", "5", "--warmup-steps", "9"]
+    plan = plan_run(parse_run([*own_data, "--model", str(tiny_model), *given]))
+    growth = plan.config.growth
+    assert (growth.top_h, growth.init_warmup, growth.incre_interval) == (4, 3, 5)
+    assert plan.config.training.warmup_steps == 9
+
+
+def test_a_recipe_scales_to_the_data_that_is_there(toy_data, tiny_model):
+    words = ["--task", "sst2", "--data-dir", str(toy_data), "--model", str(tiny_model)]
+    growth = plan_run(parse_run([*words, "--max-seq-length", "16"])).config.growth
+    # 120 steps (24 epochs of 5) instead of the paper's 50,520, of which 1,000 are 2.
+    assert (growth.top_h, growth.init_warmup, growth.incre_interval) == (5, 2, 2)
+    half = plan_run(parse_run([*words, "--max-seq-length", "16", "--max-steps", "600"])).config
+    assert (half.growth.incre_interval, half.training.warmup_steps) == (12, 12)
+
+
+def test_warmups_that_differ_between_runs_stay_theirs(own_data, tiny_model):
+    sweep = ["--sweep", "warmup_steps=3,5"]
+    plan = plan_run(parse_run([*own_data, "--model", str(tiny_model), *sweep]))
+    assert [member.config.training.warmup_steps for member in plan.members] == [3, 5]
+    assert all(member.config.growth.top_h == 2 for member in plan.members)

@@ -59,7 +59,7 @@ def test_seeds_and_sweeps_make_every_pair_and_share_variants():
 
 
 def test_what_can_vary_is_a_number_of_the_configuration():
-    flat = RunConfig().flat()
+    flat = RunConfig().flat() | {"warmup_steps": 100}  # unless told, chosen by the run's length
     assert all(type(flat[name]) in (int, float) for name in VARIABLE)
 
 

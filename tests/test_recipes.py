@@ -3,7 +3,7 @@
 import pytest
 
 from increlora_jax.parsing import parse_run
-from increlora_jax.recipes import RECIPES, recipe
+from increlora_jax.recipes import FOLLOWS_LENGTH, IN_STEPS, RECIPES, TRAIN_ROWS, recipe, scale
 
 TABLE = """
 | task | rank | lr | epochs | max len | α | adapter dropout | cls dropout | weight decay | γ | warmup = init_warmup = interval | top_h | growth |
@@ -87,3 +87,47 @@ def test_every_setting_of_a_recipe_gives_way_to_its_flag_alone(task):
     for name in settings.keys() & OTHERS.keys():
         chosen = parse_run(["--task", task, f"--{name}", str(OTHERS[name])]).flat()
         assert chosen == flat | {name: OTHERS[name]}
+
+
+def steps_of(task, rank):
+    """The steps of the paper's run: all of its epochs over GLUE's training split."""
+    return round(recipe(task, rank)["num_train_epochs"] * -(-TRAIN_ROWS[task] // 32))
+
+
+@pytest.mark.parametrize("task", RECIPES)
+@pytest.mark.parametrize("rank", [2, 8])
+def test_growth_is_the_papers_at_the_papers_length_and_scales_with_the_run(task, rank):
+    settings, steps = recipe(task, rank), steps_of(task, rank)
+    same = scale(task, rank, steps)
+    assert same == {name: settings[name] for name in FOLLOWS_LENGTH}
+    half = scale(task, rank, steps // 2)
+    assert half["top_h"] == settings["top_h"]
+    assert all(abs(half[name] - settings[name] / 2) <= 1 for name in IN_STEPS)
+
+
+def test_a_run_too_short_for_an_interval_of_the_paper_chooses_its_own():
+    assert set(scale("sst2", 2, 50).values()) == {"auto"}
+    assert scale("sst2", 2, 51)["incre_interval"] == 1
+    assert scale("text", 2, 600) == scale("wnli", 2, 600) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "followed"),
+    [
+        (["--task", "rte"], {*FOLLOWS_LENGTH}),
+        (["--task", "rte", "--top-h", "5", "--warmup-steps", "100"],
+         {"init_warmup", "incre_interval"}),
+        (["--task", "text"], set()),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_given_does_not_follow_the_run_even_if_it_equals_the_recipes(
+    words, followed
+):
+    assert parse_run(words).from_recipe == followed
+
+
+def test_a_setting_of_a_file_does_not_follow_the_run(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("task: rte\ninit_warmup: 100\n", encoding="utf-8")
+    followed = parse_run(["--config", str(file)]).from_recipe
+    assert followed == {*FOLLOWS_LENGTH} - {"init_warmup"}

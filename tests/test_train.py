@@ -144,6 +144,21 @@ def test_without_growth_every_rank_stays(short_run, tmp_path):
     assert results["step_compilations"] == 1
 
 
+def test_own_data_grows_and_goes_on_with_default_flags(toy_data, tiny_model, tmp_path, capsys):
+    data, folder = shutil.copytree(toy_data, tmp_path / "data"), tmp_path / "run"
+    words = ["--task", "text", "--data-dir", data, "--model", tiny_model, "--output-dir", folder]
+    train.main(list(map(str, words)))
+    assert (
+        "--warmup-steps 1 --init-warmup 0 --incre-interval 1 --top-h 3" in capsys.readouterr().err
+    )
+    results = read_results(folder)
+    assert (results["steps"], results["total_rank"]) == (15, 24)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["init_warmup"], config["incre_interval"], config["top_h"]) == (0, 1, 3)
+    train.main(list(map(str, words)))  # the same command, whose settings come to the same
+    assert "this run is finished" in capsys.readouterr().err
+
+
 def test_a_pair_regression_reports_correlations(tiny_model, short_run, tmp_path):
     data = tmp_path / "pairs"
     data.mkdir()

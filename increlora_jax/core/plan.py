@@ -3,6 +3,7 @@
 from math import ceil
 from typing import Literal, NamedTuple
 
+from increlora_jax.core.pace import Auto, Pace, choose_pace
 from increlora_jax.errors import InputError
 
 SLOT_MULTIPLE = 8
@@ -19,6 +20,7 @@ class GrowthPlan(NamedTuple):
     modules: int
     initial_total: int
     budget: int
+    pace: Pace
     rounds: tuple[int, ...]  # the steps at which ranks grow until the budget is spent
     max_ranks: dict[str, int]  # buffer width S by module
 
@@ -43,9 +45,9 @@ def plan_growth(
     initial_rank: int,
     target_rank: float,
     target_total_rank: int | None,
-    top_h: int,
-    init_warmup: int,
-    incre_interval: int,
+    top_h: int | Auto,
+    init_warmup: int | Auto,
+    incre_interval: int | Auto,
     incre_rank_num: int,
     max_rank: int | Literal["auto", "exact"],
 ) -> GrowthPlan:
@@ -53,7 +55,7 @@ def plan_growth(
 
     `sizes` gives (in, out) of every module. S of a module is what the plan could give it at most,
     initial + rounds · growth + reserve, capped at max(32, 4 · target_rank) unless `max_rank` is
-    "exact" or a number, and always within min(in, out).
+    "exact" or a number, and always within min(in, out). `choose_pace` chooses what is "auto".
 
     Raises:
         InputError: a budget below the initial total or beyond the buffers, a rank over a matrix,
@@ -62,16 +64,19 @@ def plan_growth(
     modules, initial_total = len(sizes), len(sizes) * initial_rank
     budget = target_total_rank if target_total_rank is not None else round(target_rank * modules)
     _check_ranks(sizes, initial_rank, budget, max_rank)
-    possible = [t for t in range(0, steps, incre_interval) if t > init_warmup]
-    needed = ceil((budget - initial_total) / (min(top_h, modules) * incre_rank_num))
+    grants = ceil((budget - initial_total) / incre_rank_num)
+    wanted = {"top_h": top_h, "init_warmup": init_warmup, "incre_interval": incre_interval}
+    pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
+    possible, needed = pace.rounds(steps), ceil(grants / min(pace.top_h, modules))
     if needed > len(possible):
         raise InputError(_too_few_rounds(needed, len(possible), steps, budget, initial_total))
     reserve = incre_rank_num if needed else 0
     most = min(initial_rank + needed * incre_rank_num, budget - (modules - 1) * initial_rank)
-    wanted = _buffer_width(most + reserve, target_rank, max_rank)
-    max_ranks = {name: min(wanted, *size) for name, size in sizes.items()}
+    width = _buffer_width(most + reserve, target_rank, max_rank)
+    max_ranks = {name: min(width, *size) for name, size in sizes.items()}
     _check_capacity(max_ranks, budget)
-    return GrowthPlan(steps, modules, initial_total, budget, tuple(possible[:needed]), max_ranks)
+    rounds = tuple(possible[:needed])
+    return GrowthPlan(steps, modules, initial_total, budget, pace, rounds, max_ranks)
 
 
 def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -52,6 +53,7 @@ class Method(NamedTuple):
       `is_finished` once the ranks have reached the budget.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
     - `vary(settings)` is the method with other values of those settings it knows (`config.vary`).
+    - `chosen`: the values, by flag, of settings that follow the run's length and could be `auto`.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Method(NamedTuple):
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
     vary: Callable[[Settings], "Method"]
+    chosen: Settings = MappingProxyType({})
 
 
 class Chosen(NamedTuple):

@@ -92,6 +92,7 @@ def _method(
         is_scored=rules.is_scored,
         restart_warmup=rules.config.restart_warmup,
         vary=varied,
+        chosen=rules.plan.pace._asdict(),
     )
 
 
@@ -160,8 +161,8 @@ class _Growth(NamedTuple):
 
     def _is_near(self, step: Any, window: int) -> Any:
         """Whether a round is less than `window` steps away; `step` may be traced."""
-        interval = self.config.incre_interval
-        first = (self.config.init_warmup // interval + 1) * interval
+        interval = self.plan.pace.incre_interval
+        first = (self.plan.pace.init_warmup // interval + 1) * interval
         return (first - step < window) & (-step % interval < window)
 
     def probes(self, adapters: dict[str, Adapter], is_summed: bool) -> dict[str, Array]:
@@ -231,21 +232,21 @@ class _Growth(NamedTuple):
     def _grants(
         self, step: Array, importance: Array, slots: dict[Key, Slots], total: Int[Array, ""]
     ) -> Int[Array, " modules"]:
-        config, budget = self.config, self.plan.budget
+        pace, budget = self.plan.pace, self.plan.budget
         reserves = {key: own.reserve.sum(axis=-1, dtype=jnp.int32) for key, own in slots.items()}
         grants = allocate(
             importance,
             flatten(reserves, self.paths),
             budget - total,
-            top_h=config.top_h,
-            incre_rank_num=config.incre_rank_num,
+            top_h=pace.top_h,
+            incre_rank_num=self.config.incre_rank_num,
         )
         grows = is_round(
             step,
             total,
             budget=budget,
-            warmup=config.init_warmup,
-            interval=config.incre_interval,
+            warmup=pace.init_warmup,
+            interval=pace.incre_interval,
         )
         return jnp.where(grows, grants, 0)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from increlora_jax.config import VARIABLE, TrainingConfig, vary
 from increlora_jax.core.groups import Groups
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
+from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, rate_at
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Evidence, Info, Method, Settings
@@ -242,13 +243,14 @@ def build_trainer(
     dtype: Any = jnp.float32,
 ) -> Trainer:
     """Put optimizer and schedule of a configuration together with model, method and loss."""
+    warmup_steps = choose_warmup(config.warmup_steps, total_steps)
 
     def rate(step: Array, born: Array) -> Array:
         return rate_at(
             step,
             born,
             learning_rate=config.learning_rate,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=warmup_steps,
             total_steps=total_steps,
             restart_warmup=method.restart_warmup,
             shape=SHAPES[config.lr_scheduler_type],
