@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from increlora_jax import __version__
 from increlora_jax.errors import InputError, suggest
-from increlora_jax.values import expand_home, convert
+from increlora_jax.values import convert, expand_home
 
 _OTHER_NAMES = {
     "--lr": "--learning-rate",
