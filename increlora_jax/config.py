@@ -221,12 +221,10 @@ class GrowthConfig:
     initial_rank: int = option(1, "active slots of every module at the start")
     target_rank: float = option(2.0, "mean final rank of a module; --method lora: its rank")
     target_total_rank: int | None = option(None, "the budget itself, instead of --target-rank")
-    top_h: Count = option("auto", "modules that grow in a round; auto: as few as spend the budget")
+    top_h: Count = option("auto", "modules that grow in a round")
     incre_rank_num: int = option(1, "slots a module grows by")
-    init_warmup: Count = option("auto", "steps before the first round; auto: 0.05 of the run's")
-    incre_interval: Count = option(
-        "auto", "steps between rounds; auto: the budget is spent after 0.35 of the run's"
-    )
+    init_warmup: Count = option("auto", "steps before the first round")
+    incre_interval: Count = option("auto", "steps between rounds; auto ends at 0.35 of the run")
     max_rank: str = option("auto", "slots of a buffer: a number, exact (all the plan could use) "
                            "or auto (exact, but at most max(32, 4 * target_rank))")  # fmt: skip
     advance_learn: bool = option(True, "whether reserve slots learn before they count")
@@ -290,9 +288,7 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float = option(1e-3, "peak learning rate")
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
-    warmup_steps: Count = option(
-        "auto", "steps of warmup, of the run and of every new slot; auto: 0.06 of the run's"
-    )
+    warmup_steps: Count = option("auto", "steps of warmup, of the run and of every new slot")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.999, "AdamW's beta2")
