@@ -258,10 +258,10 @@ def _announce(run: Run) -> None:
 
 def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
     plan = run.plan
-    learned = plan.layout.make_readable((state.params, state.slots))
+    learned = plan.layout.make_readable((state.params, state.slots, state.statistics))
     if not is_first():
         return
-    params, slots = learned
-    parts = Parts(params.adapter, slots, params.head, run.parts.base)
+    params, slots, statistics = learned
+    parts = Parts(params.adapter, slots, params.head, run.parts.base, statistics)
     described = describe_adapter(plan, member, int(state.step), report(parts).ranks)
     save_adapter(folder, parts, described)

@@ -30,6 +30,7 @@ from increlora_jax.nn.kernels import (
 )
 from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.start import Start, start_adapter, start_small
+from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,
@@ -170,7 +171,8 @@ def _called_modules(model: LinenModel) -> dict[str, Called]:
 
     def apply(variables: Any, *inputs: Any) -> Any:
         key = jax.random.key(0)
-        return model.module.apply(variables, *inputs, rngs={"dropout": key}, **model.options)
+        options = {"rngs": {"dropout": key}, "mutable": True, **model.options}
+        return model.module.apply(variables, *inputs, **options)
 
     with nn.intercept_methods(record):
         jax.eval_shape(apply, model.variables, *model.inputs)
@@ -266,6 +268,7 @@ def split(
     shape, arrays = adapted.model.take_apart()
     held = set(take_apart(adapted.model.variables["params"])[1])
     head, base = split_arrays(arrays, lambda path: path in held and is_trained(path))
+    measured = {path: base.pop(path) for path in list(base) if is_statistic(path, held)}
     skeleton = LinenSkeleton(
         shape,
         adapted.model.module,
@@ -274,7 +277,7 @@ def split(
         adapted.dropout,
         module_names(adapted.slots),
     )
-    return skeleton, Parts(adapted.adapters, adapted.slots, head, base)
+    return skeleton, Parts(adapted.adapters, adapted.slots, head, base, measured)
 
 
 def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], bool]:
@@ -297,12 +300,19 @@ class WholeModel(NamedTuple):
     variables: Any
     key: Array | None
     dropout: float
+    written: dict[str, Any]  # the collections that calls have written
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Apply the module; options are those of `apply`. Its random streams are one, `dropout`."""
+        """Apply the module; options are those of `apply`. Its random streams are one, `dropout`.
+
+        With `mutable`, as for a BatchNorm, the statistics are carried to the next step.
+        """
         rngs = {} if self.key is None else {"rngs": {"dropout": self.key}}
         with nn.intercept_methods(self._intercept):
-            return self.module.apply(self.variables, *inputs, **(rngs | options))
+            output = self.module.apply(self.variables, *inputs, **(rngs | options))
+        if options.get("mutable", False) is not False:
+            self.written.update(output[1])
+        return output
 
     def _intercept(self, call: Any, args: Any, options: Any, context: Any) -> Any:
         y = call(*args, **options)
@@ -350,7 +360,7 @@ class LinenSkeleton(NamedTuple):
         score: Score | None = None,
     ) -> WholeModel:
         """Make the model whole; whether its own dropout is on, its call says as ever."""
-        arrays, extras = {**parts.base, **parts.head}, {}
+        arrays, extras = {**parts.base, **parts.head, **parts.statistics}, {}
         for index, (path, site) in enumerate(self.sites.items()):
             update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
             probe = spread_probe(probes[path] if probes else None, update, score)
@@ -363,11 +373,16 @@ class LinenSkeleton(NamedTuple):
         variables = self.shape.fill(arrays)
         for path, extra in extras.items():
             _place(variables["params"], path, extra)
-        return WholeModel(self.module, variables, key, self.dropout)
+        return WholeModel(self.module, variables, key, self.dropout, {})
+
+    def read_statistics(self, model: WholeModel, parts: Parts) -> dict[str, Array]:
+        """Read the statistics; see `Skeleton`."""
+        written = take_apart(unfreeze(meta.unbox(model.written)))[1]
+        return read_collections(written, parts.statistics, model.variables)
 
     def merge(self, parts: Parts) -> Any:
         """Make plain variables, as `init` gives them."""
-        arrays = {**parts.base, **parts.head}
+        arrays = {**parts.base, **parts.head, **parts.statistics}
         for path, site in self.sites.items():
             update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
             arrays[site.kernel] = effective_weight(arrays[site.kernel], site.axes, update)

@@ -15,16 +15,19 @@ from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes
+from increlora_jax.nn.statistics import read_statistics
 from increlora_jax.quantization import as_dense
 
 
 class Parts(NamedTuple):
-    """All arrays of a model: what learns, what steers the growth, and the frozen rest."""
+    """All arrays of a model: what learns, steers the growth, is measured, and the frozen rest."""
 
     adapters: dict[str, Adapter]
     slots: dict[str, Slots]
     head: dict[str, Array]
     base: dict[Any, Array]  # by path; or all of it in stacks, by the paths of each (`core.groups`)
+    # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
+    statistics: dict[str, Array] = {}  # noqa: RUF012
 
     def frozen(self) -> dict[str, Array]:
         """The base by the path it has in the model."""
@@ -33,7 +36,7 @@ class Parts(NamedTuple):
 
     def learned(self) -> dict[str, Array]:
         """Everything but the base, by the path it has in the model."""
-        flat = dict(self.head)
+        flat = {**self.head, **self.statistics}
         for group in (self.adapters, self.slots):
             for module, fields in group.items():
                 flat.update({f"{module}.adapter.{n}": v for n, v in fields._asdict().items()})
@@ -58,6 +61,12 @@ class Skeleton(Protocol):
         """Make the model whole: training with dropout from `key`, or evaluating without one.
 
         `probes` by adapter and `score` as in `core.adapter.spread_probe`.
+        """
+
+    def read_statistics(self, model: Any, parts: Parts) -> dict[str, Array]:
+        """Read what the forward pass of a model, assembled of `parts`, left of its statistics.
+
+        A warning names other state that it wrote.
         """
 
     def merge(self, parts: Parts) -> Any:
@@ -102,6 +111,10 @@ class ModuleSkeleton(NamedTuple):
             model.train()
         return model
 
+    def read_statistics(self, model: nnx.Module, parts: Parts) -> dict[str, Array]:
+        """Read the statistics; see `Skeleton`."""
+        return read_statistics(model, parts.statistics, parts.base)
+
     def merge(self, parts: Parts) -> nnx.Module:
         """Make a plain NNX model, whose kernels are plain too."""
         base = {path: as_dense(value) for path, value in parts.frozen().items()}
@@ -145,13 +158,15 @@ def split(
     paths = {name: path for name, path in places.items() if name not in streams}
     own = {n: v for n, v in variables.items() if n in paths and not _is_adapter(v)}
     head = {name: _widen(v.get_value()) for name, v in own.items() if _learns(name, v, is_trained)}
-    base = {name: _value_of(variable) for name, variable in own.items() if name not in head}
+    measured = {n: v.get_value() for n, v in own.items() if isinstance(v, nnx.BatchStat)}
+    base = {n: _value_of(v) for n, v in own.items() if n not in head and n not in measured}
     adapters = adapters_of(model)
     parts = Parts(
         {name: adapter.parameters for name, adapter in adapters.items()},
         {name: adapter.slots for name, adapter in adapters.items()},
         head,
         base,
+        measured,
     )
     names = module_names(parts.slots)
     return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts

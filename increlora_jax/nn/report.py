@@ -49,7 +49,7 @@ def report(parts: Parts) -> TrainableReport:
         active=active,
         buffer=_count(parts.adapters),
         head=_count(parts.head),
-        base=sum(prod(array.shape) for array in _arrays(parts.base)),
+        base=sum(prod(array.shape) for array in _arrays((parts.base, parts.statistics))),
         ranks=ranks,
         full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
     )

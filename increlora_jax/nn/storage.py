@@ -52,6 +52,7 @@ _MAX_CONFIG_BYTES = 1 << 22
 _NAMES = {
     np.dtype(np.float64): "F64", np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
     np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.int32): "I32", np.dtype(np.bool_): "BOOL",
+    np.dtype(np.uint32): "U32", np.dtype(np.int64): "I64", np.dtype(np.uint8): "U8",
 }  # fmt: skip
 """What safetensors calls the dtypes of adapters."""
 
@@ -95,9 +96,13 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     """
     file = find_folder(_path(folder)) / TENSORS
     # Before a byte is read: a file may claim whatever fits on a disk.
-    _check_claims(file, read_claims(file), parts.learned())
+    claims, expected = read_claims(file), parts.learned()
+    if not claims.keys() & parts.statistics.keys():
+        # Written before statistics were carried: they are still those of the model.
+        expected = {n: value for n, value in expected.items() if n not in parts.statistics}
+    _check_claims(file, claims, expected)
     with open_tensors(file) as reader:
-        tensors = {name: reader.get_tensor(name) for name in parts.learned()}
+        tensors = {**parts.statistics, **{name: reader.get_tensor(name) for name in expected}}
     _check_finite(file, tensors)
 
     def take(kind: Any) -> dict[str, Any]:
@@ -111,6 +116,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         take(Slots),
         {path: jnp.asarray(tensors[path]) for path in parts.head},
         parts.base,
+        {path: jnp.asarray(tensors[path]) for path in parts.statistics},
     )
 
 

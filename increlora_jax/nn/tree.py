@@ -210,6 +210,10 @@ class TreeSkeleton(NamedTuple):
             arrays[path] = effective_weight(arrays[path], axes, update, probe)
         return self.shape.fill(arrays)
 
+    def read_statistics(self, model: Any, parts: Parts) -> dict[str, Array]:
+        """Return none: a function of a pytree returns what it measures."""
+        return {}
+
     def merge(self, parts: Parts) -> Any:
         """Make a plain tree."""
         return self.assemble(parts)

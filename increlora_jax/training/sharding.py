@@ -177,7 +177,7 @@ class Layout:
                 axes = (inputs, None) if name == "A" else (None, outputs)
                 stack = (None,) * (len(leaf.shape) - 2)
                 return self._divide(f"{module}.adapter.{name}", leaf.shape, (*stack, *axes))
-            case (GetAttrKey(name="settings"), *_):
+            case (GetAttrKey(name="settings" | "statistics"), *_):
                 return self.everywhere
             case (*_, DictKey(key=str(name))):
                 return self._divide(name, leaf.shape, self._axes_of(name))

@@ -23,6 +23,8 @@ class TrainState(NamedTuple):
     method: Any
     opt_state: Any
     settings: dict[str, Array]  # of the run's, those that have another value here
+    # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
+    statistics: dict[str, Array] = {}  # noqa: RUF012
 
     @property
     def members(self) -> tuple[int, ...]:

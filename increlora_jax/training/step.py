@@ -34,6 +34,8 @@ class Gradients(NamedTuple):
     loss: Array
     params: Trainable
     evidence: Evidence | None
+    # After the forward pass; nothing changes the default.
+    statistics: dict[str, Array] = {}  # noqa: RUF012
 
 
 def no_loss(model: Any, batch: Any) -> Any:
@@ -71,6 +73,7 @@ class Trainer(NamedTuple):
             self.method.init(parts),
             self.optimizer.init(params),
             {name: jnp.asarray(value) for name, value in (settings or {}).items()},
+            parts.statistics,
         )
         return jax.tree.map(jnp.copy, state)
 
@@ -103,13 +106,16 @@ class Trainer(NamedTuple):
             key, _ = _step_keys(state)
 
             def of_whole_model(params: Trainable, probes: Evidence) -> Any:
-                return loss(self._training_model(params, state, base, key, probes), *args)
+                moved = state._replace(params=params)
+                result, statistics = self._call(loss, moved, base, key, probes, *args)
+                mean, aux = result if has_aux else (result, None)
+                return mean, (aux, statistics)
 
-            value, (params, evidence) = jax.value_and_grad(
-                of_whole_model, argnums=(0, 1), has_aux=has_aux
+            (mean, (aux, statistics)), (params, evidence) = jax.value_and_grad(
+                of_whole_model, argnums=(0, 1), has_aux=True
             )(state.params, self._probes(state, is_scored))
-            mean = value[0] if has_aux else value
-            return value, Gradients(mean, params, evidence if is_scored else None)
+            gradients = Gradients(mean, params, evidence if is_scored else None, statistics)
+            return (mean, aux) if has_aux else mean, gradients
 
         return differentiate
 
@@ -139,8 +145,9 @@ class Trainer(NamedTuple):
             slots=updated.slots,
             method=updated.state,
             opt_state=opt_state,
+            statistics=_carry(gradients.statistics, state.statistics),
         )
-        is_finite = _is_finite((gradients.loss, orth, norm, updated.state))
+        is_finite = _is_finite((gradients.loss, orth, norm, updated.state, new.statistics))
         passed_over = state._replace(skipped=state.skipped + 1)
         kept = jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, passed_over)
         info = {
@@ -160,7 +167,8 @@ class Trainer(NamedTuple):
 
     def parts(self, state: TrainState, base: Base) -> Parts:
         """The model of a state taken apart, as reports and files want it."""
-        return Parts(state.params.adapter, state.slots, state.params.head, base)
+        params = state.params
+        return Parts(params.adapter, state.slots, params.head, base, state.statistics)
 
     def merge(self, state: TrainState, base: Base) -> Any:
         """The user's own kind of model, without adapters, every update in its kernel."""
@@ -170,11 +178,19 @@ class Trainer(NamedTuple):
         """The trainer of a state that has settings of its own."""
         return self.vary(state.settings) if state.settings else self
 
-    def _training_model(
-        self, params: Trainable, state: TrainState, base: Base, key: Array, probes: Evidence
-    ) -> Any:
-        parts = Parts(params.adapter, state.slots, params.head, base)
-        return self._of(state).skeleton.assemble(parts, key, probes, self.method.score)
+    def _call(
+        self,
+        loss: Callable[..., Any],
+        state: TrainState,
+        base: Base,
+        key: Array,
+        probes: Evidence,
+        *args: Any,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Call a loss with the model of a state, for training; returns the statistics beside."""
+        parts, skeleton = self.parts(state, base), self._of(state).skeleton
+        model = skeleton.assemble(parts, key, probes, self.method.score)
+        return loss(model, *args), skeleton.read_statistics(model, parts)
 
     def _probes(self, state: TrainState, is_scored: bool) -> Evidence:
         return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}
@@ -185,22 +201,28 @@ class Trainer(NamedTuple):
         keys = jax.random.split(key, self.accumulation)
         probes = self._probes(state, is_scored)
 
-        def total(params: Trainable, probes: Evidence, batch: Batch, key: Array) -> Any:
-            return self.loss(self._training_model(params, state, base, key, probes), batch)
+        def total(
+            params: Trainable, probes: Evidence, statistics: Any, batch: Batch, key: Array
+        ) -> Any:
+            moved = state._replace(params=params, statistics=statistics)
+            (loss, weight), after = self._call(self.loss, moved, base, key, probes, batch)
+            return loss, (weight, after)
 
         differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
 
-        def add(sums: Any, micro: Any) -> tuple[Any, None]:
-            (loss, weight), gradients = differentiate(state.params, probes, *micro)
-            return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
+        def add(carried: Any, micro: Any) -> tuple[Any, None]:
+            sums, before = carried
+            (loss, (weight, after)), gradients = differentiate(state.params, probes, before, *micro)
+            return (jax.tree.map(jnp.add, sums, (loss, weight, gradients)), after), None
 
         first = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
-        shapes = jax.eval_shape(lambda: differentiate(state.params, probes, *first))
-        (loss, weight), gradients = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        sums, _ = jax.lax.scan(add, (loss, weight, gradients), (batch, keys))
+        start = state.statistics
+        shapes = jax.eval_shape(lambda: differentiate(state.params, probes, start, *first))
+        (loss, (weight, _)), gradients = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (sums, statistics), _ = jax.lax.scan(add, ((loss, weight, gradients), start), (batch, keys))
         loss, weight, gradients = sums
         params, evidence = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
-        return Gradients(loss / weight, params, evidence if is_scored else None)
+        return Gradients(loss / weight, params, evidence if is_scored else None, statistics)
 
     def _regularization(self, state: TrainState) -> tuple[Array, Trainable]:
         """The regularizer's value and the gradient of its weighted form; the head has no part."""
@@ -211,6 +233,11 @@ class Trainer(NamedTuple):
 
         (_, value), pull = jax.value_and_grad(weighted, has_aux=True)(state.params.adapter)
         return value, Trainable(pull, jax.tree.map(jnp.zeros_like, state.params.head))
+
+
+def _carry(after: dict[str, Array], before: dict[str, Array]) -> dict[str, Array]:
+    """Take the statistics of the forward pass; averaged ones of micro-batches in their dtype."""
+    return {name: after.get(name, value).astype(value.dtype) for name, value in before.items()}
 
 
 def _step_keys(state: TrainState) -> tuple[Array, Array]:
