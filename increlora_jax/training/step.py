@@ -135,9 +135,8 @@ class Trainer(NamedTuple):
             state.step, key, state.params.adapter, state.slots, state.method, gradients.evidence
         )
         params = state.params._replace(adapter=updated.adapters)
-        updates, opt_state = own.optimizer.update(
-            total, state.opt_state, params, step=state.step, born=born
-        )
+        when = {"step": state.step, "born": born}
+        updates, opt_state = own.optimizer.update(total, state.opt_state, params, **when)
         params = optax.apply_updates(params, updates)
         new = state._replace(
             step=state.step + 1,
