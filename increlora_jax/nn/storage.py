@@ -102,7 +102,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         expected = {n: value for n, value in expected.items() if n not in parts.statistics}
     _check_claims(file, claims, expected)
     with open_tensors(file) as reader:
-        tensors = {**parts.statistics, **{name: reader.get_tensor(name) for name in expected}}
+        tensors = {name: reader.get_tensor(name) for name in expected}
     _check_finite(file, tensors)
 
     def take(kind: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         take(Slots),
         {path: jnp.asarray(tensors[path]) for path in parts.head},
         parts.base,
-        {path: jnp.asarray(tensors[path]) for path in parts.statistics},
+        {path: jnp.asarray(tensors.get(path, value)) for path, value in parts.statistics.items()},
     )
 
 
