@@ -2,6 +2,7 @@
 
 import sys
 
+from increlora_jax.evaluate_flags import evaluate_parser
 from increlora_jax.parsing import parse_command
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.start import begin
@@ -29,8 +30,10 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Run the evaluation command."""
+    """Run the evaluation command; likewise."""
     begin()
+    with fail_clearly():
+        evaluate_parser().parse_flags()
     from increlora_jax.evaluate import main
 
     main()

@@ -1,12 +1,13 @@
 """Score a saved run: `python -m increlora_jax.evaluate --run DIR`, on its dev data or on yours."""
 
-from increlora_jax.runtime.start import begin
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from increlora_jax.commands import evaluate as run_command
 
-if __name__ == "__main__":
-    begin()
+    run_command()
+    raise SystemExit
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
+from increlora_jax.evaluate_flags import evaluate_parser
 from increlora_jax.members import members_of
 from increlora_jax.memory_advice import advise_evaluation
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
@@ -60,13 +62,12 @@ class Evaluation(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command: one line of JSON on standard output, notes on standard error."""
     quiet_libraries()
-    chosen = _parser().parse_args(argv)
     with fail_clearly(), Stop().listening():
+        chosen = evaluate_parser().parse_flags(argv)
         source = Source(*(getattr(chosen, name) for name in Source._fields))
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
-        run = chosen.run.expanduser()
         with prints_apart():
-            told = examine_all(run, source, adapter=name, base=_base_of(chosen))
+            told = examine_all(chosen.run, source, adapter=name, base=_base_of(chosen))
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
             say(f"note: {note}")
         each = {name: one.describe() for name, one in told.items()}
@@ -77,21 +78,6 @@ def _base_of(chosen: Namespace) -> dict[str, str | None]:
     """Return what the flags say of the base model; a new one has its own revision and subfolder."""
     flags = {name: getattr(chosen, name) for name in BASE}
     return flags if flags["model"] else {name: word for name, word in flags.items() if word}
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m increlora_jax.evaluate", description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, help="a run's folder")
-    parser.add_argument("--data-dir", "--data_dir", help="other data than the run's own")
-    parser.add_argument("--split", help="one split of the data: dev, test, train, …")
-    parser.add_argument("--file", help="one file, with the task's columns")
-    parser.add_argument("--text-column", nargs="+", help="its text columns, if not the run's")
-    parser.add_argument("--label-column", help="its label column, if not the run's")
-    parser.add_argument("--model", help="where the base model is now: a folder or hub id")
-    parser.add_argument("--model-revision", help="the branch, tag or commit of --model")
-    parser.add_argument("--model-subfolder", help="where in the folder of --model it is")
-    parser.add_argument("--adapter", choices=("last", "best"), default="last")
-    return parser
 
 
 def examine_all(run: Path, source: Source, **options: Any) -> dict[str, Evaluation]:
@@ -183,7 +169,3 @@ def _read_config(run: Path) -> RunConfig:
     if not (run / CONFIG).is_file():
         raise InputError(f"--run {run} holds no run: there is no {CONFIG}")
     return read_run(run / CONFIG)
-
-
-if __name__ == "__main__":
-    main()

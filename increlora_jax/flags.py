@@ -1,7 +1,7 @@
 """The command line of every command: flags in both spellings, and errors that name the flag."""
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ class Parser(ArgumentParser):
             help="print the version and leave",
         )
 
-    def parse_flags(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    def parse_flags(self, argv: Sequence[str] | None = None) -> Namespace:
         """Parse the words, by default the process's own, into the flags that they give.
 
         Raises:
@@ -60,7 +60,7 @@ class Parser(ArgumentParser):
         given, rest = self.parse_known_args(list(map(_dash, words)))
         if rest:
             raise InputError(self._explain(rest[0]))
-        return vars(given)
+        return given
 
     def format_help(self) -> str:
         """Return the list of flags."""
@@ -98,14 +98,24 @@ def type_of(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def path(text: str) -> Path:
-    """Convert a flag's words to a path; a leading `~` is the home folder."""
-    if not text.strip():
-        raise ArgumentTypeError(f"{text!r} is blank; fill it, or leave the flag out")
+def text(word: str) -> str:
+    """Return a flag's word; a blank one is an error."""
+    if not word.strip():
+        raise ArgumentTypeError(f"{word!r} is blank; fill it, or leave the flag out")
+    return word
+
+
+def path_text(word: str) -> str:
+    """Return a flag's word with a leading `~` as the home folder."""
     try:
-        return Path(expand_home(text))
+        return expand_home(text(word))
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def path(word: str) -> Path:
+    """Return the path that a flag's word names; see `path_text`."""
+    return Path(path_text(word))
 
 
 def _dash(word: str) -> str:

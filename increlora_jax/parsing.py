@@ -51,7 +51,7 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
     Raises:
         InputError: A flag or a key of a file is unknown, wrong, or set by a sweep, too.
     """
-    given = train_parser().parse_flags(argv)
+    given = vars(train_parser().parse_flags(argv))
     files = given.pop("config", ())
     is_shown, is_dry = given.pop("print_config"), given.pop("dry_run")
     flags = {name: Setting(value, flag_of(name)) for name, value in given.items()}

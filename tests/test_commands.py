@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import increlora_jax
-from increlora_jax import commands
+from increlora_jax.evaluate_flags import evaluate_parser
 from increlora_jax.parsing import parse_command, parse_run
 from increlora_jax.results import results_of_all
 from tests.test_results import OUTCOME, plan_of, results  # noqa: F401  (a fixture)
@@ -24,19 +24,11 @@ def python(*words, **env):
     return done.returncode, done.stdout, done.stderr
 
 
-def leave(capsys, words, monkeypatch, command=commands.train):
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    monkeypatch.setattr(commands, "begin", lambda: None)  # signals stay the tests' own
-    with pytest.raises(SystemExit) as end:
-        command()
-    return end.value.code or 0, *capsys.readouterr()
-
-
 LIGHT = """
 import sys
-from increlora_jax.commands import train
+import increlora_jax.commands as commands
 try:
-    train()
+    getattr(commands, sys.argv.pop(1))()
 finally:
     heavy = {"jax", "flax", "transformers", "numpy", "optax"} & sys.modules.keys()
     assert not heavy, heavy
@@ -45,10 +37,18 @@ finally:
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["--help"], 0), (["--version"], 0), (["--lerning-rate=1"], 2), (["--print-config"], 0)],
+    [
+        ("train --help", 0),
+        ("train --version", 0),
+        ("train --lerning-rate=1", 2),
+        ("train --print-config", 0),
+        ("evaluate --help", 0),
+        ("evaluate --version", 0),
+        ("evaluate", 2),
+    ],
 )
 def test_what_flags_alone_answer_needs_no_jax_and_no_letters_but_ascii(words, status):
-    code, out, err = python("-c", LIGHT, *words, PYTHONIOENCODING="ascii", LANG="C")
+    code, out, err = python("-c", LIGHT, *words.split(), PYTHONIOENCODING="ascii", LANG="C")
     assert "AssertionError" not in err
     assert "Traceback" not in err
     assert code == status
@@ -63,11 +63,39 @@ def test_a_module_is_a_command_too():
     assert python("-m", "increlora_jax", "train")[0] == 2
 
 
-def test_a_command_without_words_says_how_to_begin(capsys, monkeypatch):
-    code, out, err = leave(capsys, [], monkeypatch)
+def test_a_command_without_words_says_how_to_begin():
+    code, out, err = python("-m", "increlora_jax.train")
     assert (code, out) == (2, "")
     assert "--task demo" in err
     assert "--task text --data-dir DIR" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--adapter", "bets"], "--adapter: invalid choice: 'bets'.*; did you mean best?"),
+        (["--data-dri", "x"], "--data-dri: unknown; did you mean --data-dir?"),
+        (["--run", ""], "--run: '' is blank"),
+        (["--data_dir", " "], "--data-dir: ' ' is blank"),
+        (["--file="], "--file: '' is blank"),
+        (["--label-column", ""], "--label-column: '' is blank"),
+        (["--run", "~nobody-here/x"], "--run: ~nobody-here/x: the home folder"),
+        (["x"], "x: unexpected"),
+    ],
+)
+def test_evaluates_flags_are_spelt_and_checked_as_trains(words, message):
+    with pytest.raises(increlora_jax.InputError, match=message):
+        evaluate_parser().parse_flags(["--run", "x", *words])
+
+
+def test_evaluate_needs_a_run_and_expands_homes(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(increlora_jax.InputError, match="required: --run"):
+        evaluate_parser().parse_flags([])
+    words = ["--run=~/a", "--data_dir=~/b", "--model", "~/c", "--file", "~/d"]
+    found = evaluate_parser().parse_flags(words)
+    assert found.run == tmp_path / "a"
+    assert [found.data_dir, found.model, found.file] == [f"{tmp_path}/{name}" for name in "bcd"]
 
 
 def test_the_installed_commands_are_there_and_the_version_has_one_home():

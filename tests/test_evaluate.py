@@ -175,7 +175,7 @@ def test_a_split_or_a_file_is_scored_alone_with_the_adapters_labels(
     told = ask(capsys, finished, "--file", only / "named.jsonl", *columns)
     assert told["splits"]["named.jsonl"]["per_class"]["positive"]["support"] == 1
     for words, problem in (
-        (("--split", ""), "--split is empty"),
+        (("--split", ""), "--split: '' is blank"),
         (("--file", only / "none.tsv"), "--file .*none.tsv: no such file"),
         (("--file", only / "test.tsv", "--split", "dev"), "--file is scored alone"),
         (("--data-dir", only), "no dev file is here"),
