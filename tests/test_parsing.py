@@ -22,7 +22,8 @@ from increlora_jax.recipes import RECIPES
 # One value a flag, other than its default and than every recipe's.
 VALUES = {
     "task": "text", "data_dir": "data", "problem_type": "regression",
-    "text_column": ["first", "second"], "label_column": "gold", "model": "folder", "model_revision": "main", "model_subfolder": "inner",
+    "text_column": ["first", "second"], "label_column": "gold",
+    "model": "folder", "model_revision": "main", "model_subfolder": "inner",
     "max_seq_length": 77, "pad_to_max_length": True, "packing": True, "cls_dropout": 0.25,
     "dtype": "bfloat16", "quantize_base": "nf4",
     "method": "lora", "target_modules": ["query", "key"], "exclude_modules": [r".*\.[0-3]\..*"],
