@@ -1,7 +1,5 @@
 """What finished runs tell: each of itself, and those that trained together of their seeds."""
 
-import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 from increlora_jax.compose import Plan, Run
 from increlora_jax.nn.report import report
 from increlora_jax.run_folder import RESULTS
+from increlora_jax.runs_on import describe_platform, list_versions
 from increlora_jax.tasks.counts import count_data
 from increlora_jax.training.loop import Outcome
 from increlora_jax.training.state import TrainState
@@ -127,12 +126,6 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),
         "padding_share": outcome.padding_share and round(outcome.padding_share, 4),
         "identity": plan.identity,
-        "versions": _versions(),
+        "versions": list_versions(),
+        "platform": describe_platform(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that ran; metadata, which a checkout may lack, is not asked for them."""
-    packages = ("increlora_jax", "jax", "flax", "optax", "transformers")
-    loaded = {name: getattr(sys.modules.get(name), "__version__", "unknown") for name in packages}
-    return {"python": platform.python_version(), **loaded}

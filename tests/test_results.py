@@ -1,7 +1,11 @@
 """What runs tell in the end, of numbers made by hand; through the commands: test_together.py."""
 
 import json
+import platform
+from importlib.metadata import version
 
+import jax
+import jaxlib
 import pytest
 
 from increlora_jax.compose import plan_run
@@ -73,3 +77,19 @@ def test_a_run_says_its_ranks_and_which_modules_are_full(tmp_path):
     )
     bare = told | {"rank_budget": None, "seconds": 2.0}
     assert summarize(bare, tmp_path) == f"f1 0.2500; 2 s; see {tmp_path}/results.json"
+
+
+def test_results_tell_what_they_ran_on(plan_of):
+    told = results_of_all(plan_of("--seeds", "1,2"), results(0.5, 0.6), [OUTCOME] * 2)
+    assert told["platform"] == {
+        "backend": "cpu",
+        "device_kind": "cpu",
+        "devices": jax.device_count(),
+        "processes": 1,
+        "system": platform.platform(),
+        "x64": False,
+    }
+    names = {"python", "increlora_jax", "jax", "jaxlib", "flax", "optax", "transformers", "numpy"}
+    assert set(told["versions"]) == names | {"orbax.checkpoint"}
+    assert told["versions"]["jaxlib"] == jaxlib.__version__
+    assert told["versions"]["orbax.checkpoint"] == version("orbax-checkpoint")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from increlora_jax.core.adapter import NEVER, Adapter
 from increlora_jax.core.optimizer import (
@@ -58,10 +57,16 @@ def trajectory(optimizer, params, slots, steps=TOTAL):
         yield params, state
 
 
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
 class TorchRun:
     """torch.optim.AdamW over entries that join when they are born, clipped over all that have."""
 
-    def __init__(self, params, slots, max_grad_norm):
+    def __init__(self, torch, params, slots, max_grad_norm):
+        self.torch = torch
         flat = jax.tree.leaves(params)
         born = jax.tree.map(jnp.broadcast_to, births(params, slots), _shapes(params))
         self.born = [np.asarray(b) for b in jax.tree.leaves(born)]
@@ -78,10 +83,10 @@ class TorchRun:
         flat = [np.asarray(g) for g in jax.tree.leaves(gradients)]
         alive = [entry for entry in self.entries if entry[1] <= step]
         for leaf, birth, parameter in alive:
-            parameter.grad = torch.tensor(flat[leaf][self.born[leaf] == birth])
+            parameter.grad = self.torch.tensor(flat[leaf][self.born[leaf] == birth])
             if birth == step:
                 self._join(parameter, birth)
-        torch.nn.utils.clip_grad_norm_([p for _, _, p in alive], self.max_grad_norm)
+        self.torch.nn.utils.clip_grad_norm_([p for _, _, p in alive], self.max_grad_norm)
         for group in self.optimizer.param_groups:
             age, horizon = step - group["birth"], TOTAL - group["birth"]
             factor = age / WARMUP if age < WARMUP else (horizon - age) / (horizon - WARMUP)
@@ -91,7 +96,7 @@ class TorchRun:
     def _join(self, parameter, birth):
         group = {"params": [parameter], "birth": int(birth)}
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(
+            self.optimizer = self.torch.optim.AdamW(
                 [group],
                 betas=(ADAM["b1"], ADAM["b2"]),
                 eps=ADAM["eps"],
@@ -113,9 +118,11 @@ def _shapes(params):
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.7, 1e9])
-def test_every_entry_moves_as_under_torch_from_the_step_it_joins(params, slots, max_grad_norm):
+def test_every_entry_moves_as_under_torch_from_the_step_it_joins(
+    torch, params, slots, max_grad_norm
+):
     optimizer = build_optimizer(rate, max_grad_norm=max_grad_norm, **ADAM)
-    torch_run = TorchRun(params, slots, max_grad_norm)
+    torch_run = TorchRun(torch, params, slots, max_grad_norm)
     born = births(params, slots)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(TOTAL):
@@ -207,7 +214,7 @@ def test_births_of_stacked_layers_broadcast_too(make_adapter, make_slots):
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 2.0, 1e6])
-def test_clip_is_that_of_pytorch(params, max_norm):
+def test_clip_is_that_of_pytorch(torch, params, max_norm):
     gradients = gradients_at(0, params)
     clipped, _ = clip_by_global_norm(max_norm).update(gradients, optax.EmptyState())
     parameters = [torch.nn.Parameter(torch.zeros(g.shape)) for g in jax.tree.leaves(gradients)]

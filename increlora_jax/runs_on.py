@@ -1,0 +1,37 @@
+"""Versions and devices of a run, for its `results.json`."""
+
+import platform
+import sys
+from typing import Any
+
+import jax
+
+PACKAGES = (
+    "increlora_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax.checkpoint",
+    "transformers",
+    "numpy",
+)
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions that ran; metadata, which a checkout may lack, is not asked for them."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", "unknown") for name in PACKAGES}
+    return {"python": platform.python_version(), **loaded}
+
+
+def describe_platform() -> dict[str, Any]:
+    """Return the devices, over all processes, and the system that a run ran on."""
+    devices = jax.devices()
+    return {
+        "backend": jax.default_backend(),
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "system": platform.platform(),
+        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+    }
