@@ -44,7 +44,7 @@ from increlora_jax.nn.targets import (
     subtree_selector,
     trains_nothing,
 )
-from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart
+from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart, warn_of_copies
 
 LAYERS = "Dense, DenseGeneral or Einsum layer"
 LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
@@ -268,6 +268,7 @@ def split(
     shape, arrays = adapted.model.take_apart()
     held = set(take_apart(adapted.model.variables["params"])[1])
     head, base = split_arrays(arrays, lambda path: path in held and is_trained(path))
+    warn_of_copies(arrays, {*(site.kernel for site in adapted.sites.values()), *head})
     measured = {path: base.pop(path) for path in list(base) if is_statistic(path, held)}
     skeleton = LinenSkeleton(
         shape,

@@ -1,10 +1,12 @@
 """Adapters beside any pytree of parameters (Equinox, Haiku, hand-written), by effective weights."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -168,8 +170,27 @@ def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleto
         adapted = AdaptedTree(adapted, {}, {}, {}, Scaling(1.0))
     shape, arrays = take_apart(adapted.params)
     head, base = split_arrays(arrays, is_trained)
+    warn_of_copies(arrays, {*adapted.axes, *head})
     skeleton = TreeSkeleton(shape, adapted.axes, adapted.scaling, module_names(adapted.slots))
     return skeleton, Parts(adapted.adapters, adapted.slots, head, base)
+
+
+def warn_of_copies(arrays: Mapping[str, Any], changed: set[str]) -> None:
+    """Say by name that an array that stands in several places is a parameter of each.
+
+    A pytree has no shared leaves: what changes one of the places leaves the others as they are.
+    """
+    places: dict[int, list[str]] = {}
+    for path, array in arrays.items():
+        if isinstance(array, jax.Array | np.ndarray):
+            places.setdefault(id(array), []).append(path)
+    for paths in places.values():
+        if len(paths) > 1 and not changed.isdisjoint(paths):
+            warnings.warn(
+                f"{' and '.join(paths)} are one array, and parameters of their own from now on: "
+                "each is adapted or trained by itself",
+                stacklevel=2,
+            )
 
 
 def split_arrays(

@@ -2,6 +2,7 @@
 
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,9 @@ from flax import nnx
 
 from increlora_jax.nn.attach import adapters_of, detach, merge, parameter_selector, unmerge
 from increlora_jax.nn.kernels import KernelAxes
+from increlora_jax.nn.linen import LinenModel
+from increlora_jax.nn.model import attach as attach_any
+from increlora_jax.nn.model import split as split_any
 from increlora_jax.nn.parts import split
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)
@@ -163,3 +167,63 @@ def test_a_module_under_two_names_is_found_by_both(attach_all):
         assert is_trained("first.kernel")
     with warnings.catch_warnings(action="error"):
         merge(attach_all(Shared(), max_rank=2))  # one layer with one adapter: nothing is untied
+
+
+def as_tree():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
+    return {"enc": {"kernel": kernel}, "dec": {"kernel": kernel}, "words": kernel}
+
+
+class Two(nn.Module):
+    """An encoder and a decoder, and one module that is called twice."""
+
+    def setup(self):
+        self.enc, self.dec = nn.Dense(4, use_bias=False), nn.Dense(4, use_bias=False)
+        self.twice = nn.Dense(4)
+
+    def __call__(self, x):
+        return self.twice(self.dec(jnp.tanh(self.enc(self.twice(x)))))
+
+
+def as_linen():
+    variables = Two().init(jax.random.key(0), X)
+    variables["params"]["dec"]["kernel"] = variables["params"]["enc"]["kernel"]
+    return LinenModel(Two(), variables, X)
+
+
+def call_tree(params, x):
+    return jnp.tanh(x @ params["enc"]["kernel"]) @ params["dec"]["kernel"] @ params["words"]
+
+
+COPIES = {
+    "tree": (as_tree, call_tree, call_tree, "dec.kernel and enc.kernel and words are one array"),
+    "linen": (as_linen, lambda m, x: m(x), Two().apply, "dec.kernel and enc.kernel are one array"),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_an_array_that_stands_twice_is_two_parameters_and_it_is_said(way, scaling):
+    make, call, call_merged, message = COPIES[way]
+    adapted = attach_any(make(), "all-linear", scaling=scaling, rngs=nnx.Rngs(1), max_rank=2)
+    with pytest.warns(UserWarning, match=message):
+        skeleton, parts = split_any(adapted, lambda path: False)
+    draw = np.random.default_rng(2)
+    adapters = jax.tree.map(
+        lambda value: jnp.asarray(draw.normal(size=value.shape), value.dtype), parts.adapters
+    )
+    parts = parts._replace(adapters=adapters)
+    merged = skeleton.merge(parts)
+    expected = call(skeleton.assemble(parts), X)
+    np.testing.assert_allclose(call_merged(merged, X), expected, rtol=1e-4, atol=1e-4)
+    params = merged["params"] if way == "linen" else merged
+    assert np.abs(params["enc"]["kernel"] - params["dec"]["kernel"]).max() > 0.01
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_that_is_trained_in_full_is_said_and_one_that_is_not_touched_is_not(way):
+    make, _, _, message = COPIES[way]
+    with pytest.warns(UserWarning, match=message):
+        _, parts = split_any(make(), lambda path: path.startswith("dec."))
+    assert list(parts.head) == ["dec.kernel"]
+    with warnings.catch_warnings(action="error"):
+        split_any(make(), lambda path: False)
