@@ -91,6 +91,11 @@ class Plan:
             "data": self.data.identify(),
         }
 
+    @cached_property
+    def dev_identity(self) -> dict[str, str]:
+        """What each dev split holds, by content."""
+        return {name: split.identify() for name, split in self.data.dev.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

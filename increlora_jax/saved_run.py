@@ -45,7 +45,7 @@ def describe_adapter(
         "scaling": plan.config.adapter.scaling,
         "ranks": dict(ranks),
         "columns": list(task.columns),
-        "dev_data": {name: split.identify() for name, split in plan.data.dev.items()},
+        "dev_data": plan.dev_identity,
         "settings": {name: settings[name] for name in _KINDS},
     }
 

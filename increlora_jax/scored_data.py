@@ -11,6 +11,7 @@ from increlora_jax.compose import columns_of
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
+from increlora_jax.tasks.folder import find_split
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.tasks.split import known_task, load_split
 
@@ -99,7 +100,8 @@ def _load_splits(
     if folder is None:
         return _load_own(task, config, names)
     path = Path(folder).expanduser()
-    read = {name: load_split(task, path, name, columns=columns) for name in names}
+    files = {name: _find_file(path, name) for name in names}
+    read = {name: load_split(task, file, columns=columns) for name, file in files.items()}
     notes = tuple(note for _, told in read.values() for note in told)
     return {name: split for name, (split, _) in read.items()}, notes
 
@@ -116,6 +118,13 @@ def _load_own(
                 f"--split {name}: {task.name} brings {', '.join(held)}; give --file or --data-dir"
             )
     return {name: held[name] for name in names}, data.notes
+
+
+def _find_file(folder: Path, split: str) -> Path:
+    try:
+        return find_split(folder, split)
+    except InputError as error:
+        raise InputError(f"{error}; --split names another split, and --file a file") from error
 
 
 def _existing(file: str) -> Path:

@@ -178,7 +178,7 @@ def test_a_split_or_a_file_is_scored_alone_with_the_adapters_labels(
         (("--split", ""), "--split: '' is blank"),
         (("--file", only / "none.tsv"), "--file .*none.tsv: no such file"),
         (("--file", only / "test.tsv", "--split", "dev"), "--file is scored alone"),
-        (("--data-dir", only), "no dev file is here"),
+        (("--data-dir", only), "no dev file is here.* --split names another"),
     ):
         assert re.search(problem, fail(capsys, ["--run", finished, *words]))
     (only / "bare.tsv").write_text("sentence\ngood film\n")
