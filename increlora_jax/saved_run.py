@@ -5,7 +5,7 @@ only says where model and data are: an edit there changes no score without a wor
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -81,14 +81,4 @@ def restore_config(
         for name, value in settings.items()
         if here[name] != value
     ]
-    return _change(config, settings), notes
-
-
-def _change(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    groups = [getattr(config, group.name) for group in fields(config)]
-    return RunConfig(
-        *(
-            replace(group, **{f.name: values[f.name] for f in fields(group) if f.name in values})
-            for group in groups
-        )
-    )
+    return config.changed(settings), notes
