@@ -1,7 +1,6 @@
 """The errors that end a command in one line, each with the exit status that belongs to it."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -36,5 +35,7 @@ class OutOfMemoryError(RuntimeError):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean NAME?" for the nearest of the known words, or nothing."""
+    from difflib import get_close_matches  # signals are not heeded yet: each import counts
+
     found = get_close_matches(word.lower(), list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""

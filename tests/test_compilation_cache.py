@@ -77,6 +77,45 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, restored, monkeypatch):
         use_compilation_cache(str(tmp_path))
 
 
+def go_without(capsys, reason):
+    """The default folder, which nobody asked for, cannot be used."""
+    use_compilation_cache(OFF)
+    assert use_compilation_cache(None) is None
+    assert jax.config.jax_compilation_cache_dir is None
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("note: compiled programs are not kept: ")
+    assert reason in said
+
+
+def test_a_user_without_a_home_goes_without(restored, monkeypatch, capsys):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # whom no list of users knows
+    go_without(capsys, "home directory")
+
+
+def test_a_default_folder_that_cannot_be_made_is_done_without(
+    tmp_path, restored, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    go_without(capsys, f"{tmp_path}/file/increlora_jax/jax cannot be used")
+
+
+def test_a_default_folder_of_somebody_else_is_done_without(tmp_path, restored, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    go_without(capsys, "is not private to you")
+
+
+def test_a_damaged_entry_is_compiled_anew(tmp_path):
+    run(str(tmp_path / "mine"))
+    for entry in (tmp_path / "mine").glob("*-cache"):
+        entry.write_bytes(entry.read_bytes()[:-9])
+    assert run(str(tmp_path / "mine")) == str(tmp_path / "mine")
+
+
 def test_a_file_in_its_place_is_named(tmp_path, restored):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=rf"{tmp_path}/file.*--compilation-cache-dir off"):

@@ -38,7 +38,7 @@ class Stop:
     The others come in pairs, as when a terminal closes, and only the first counts.
 
     Among several processes SIGTERM is left to JAX's own preemption service, which makes all of them
-    stop at the same step. Every other signal is passed to the service as SIGTERM.
+    stop at the same step. Every other signal is passed to the service as SIGTERM, and becomes one.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Stop:
         self.check()
         can_agree = jax.process_count() > 1 and _has_service()
         if can_agree and multihost_utils.reached_preemption_sync_point(call):
-            raise Preempted(self._signum or signal.SIGTERM)
+            raise Preempted(signal.SIGTERM)
 
     def compile(self, lowered: Any) -> Any:
         """Compile a lowered program; a signal does not wait for it.

@@ -175,6 +175,29 @@ def test_without_a_scheduler_or_variables_the_flag_says_what_to_set(monkeypatch)
         pass
 
 
+NO_DEVICE = """
+import jax
+from increlora_jax.runtime.ending import fail_clearly
+from increlora_jax.training.processes import check_devices
+with fail_clearly():
+    check_devices()
+"""
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_said_in_a_line(platform):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_DEVICE],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"error: JAX_PLATFORMS={platform}: JAX cannot compute there (")
+
+
 def test_half_the_variables_are_refused(monkeypatch):
     monkeypatch.setenv(BY_HAND[0], "127.0.0.1:1")
     monkeypatch.delenv(BY_HAND[1], raising=False)
