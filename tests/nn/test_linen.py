@@ -100,7 +100,7 @@ def test_the_models_own_variables_are_not_touched(apart, model, x):
     skeleton.assemble(parts)(x)
     jax.tree.map(np.testing.assert_array_equal, model.variables, before)
     assert set(parts.head) == {"join.bias"}
-    assert "batch_stats.BatchNorm_0.mean" in parts.base
+    assert "batch_stats.BatchNorm_0.mean" in parts.statistics
     assert "twice.kernel" in parts.base
 
 

@@ -80,7 +80,8 @@ def test_statistics_are_never_trained():
     model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     _, parts = split(model, lambda path: True)
     assert sorted(parts.head) == ["bias", "scale"]
-    assert sorted(parts.base) == ["mean", "var"]
+    assert sorted(parts.statistics) == ["mean", "var"]
+    assert not parts.base
 
 
 @pytest.fixture
