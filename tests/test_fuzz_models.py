@@ -221,6 +221,8 @@ def check(make_way, own: Drawn) -> bool:
     state = stirred(state)
     check_merge(ready, own, state, x)
     check_influence(ready, state, x)
+    if ready.way.name == "nnx" and state.params.adapter:
+        check_unmerge(ready, x)
     return True
 
 
@@ -277,6 +279,30 @@ def check_merge(ready: Prepared, own: Drawn, state, x) -> None:
         assert not np.allclose(whole, way.plain(way.make(), x), rtol=1e-6, atol=1e-6)
     if isinstance(merged, nnx.Module):
         assert not adapters_of(merged)
+
+
+def check_unmerge(ready: Prepared, x) -> None:
+    """What is merged in place is restored bit for bit, and taken off again."""
+    model = ready.way.make()
+    names = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    il.attach(model, **ready.asked)
+    for own in adapters_of(model).values():
+        own.lam[...] = jnp.ones_like(own.lam[...])
+    before = dict(nnx.to_flat_state(nnx.state(model)))
+    adapted = ready.way.plain(model, x)
+    il.merge(model)
+    loose = 0.3 if x.dtype == jnp.bfloat16 else 1e-5
+    same(ready.way.plain(model, x), adapted, "merged in place", loose)
+    il.unmerge(model)
+    after = dict(nnx.to_flat_state(nnx.state(model)))
+    assert after.keys() == before.keys()
+    for path, variable in before.items():
+        if not isinstance(variable, nnx.RngState):
+            assert jnp.array_equal(variable[...], after[path][...], equal_nan=True), path
+    same(ready.way.plain(model, x), adapted, "unmerged")
+    il.detach(model)
+    assert [path for path, _ in nnx.to_flat_state(nnx.state(model))] == names
+    same(ready.way.plain(model, x), ready.way.plain(ready.way.make(), x), "detached")
 
 
 def check_influence(ready: Prepared, state, x) -> None:
