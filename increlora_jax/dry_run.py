@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from increlora_jax.compose import Plan, plan_run
-from increlora_jax.config import RunConfig
+from increlora_jax.config import RunConfig, flag_of
 from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.registry import abstract_model
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
+from increlora_jax.recipes import FOLLOWS_LENGTH
 from increlora_jax.run_folder import Held, look_into
 from increlora_jax.training.processes import joined
 
@@ -35,8 +36,17 @@ def describe_dry_run(config: RunConfig) -> str:
         plan = plan_run(config)
         folder = Path(config.output_dir)
         fate = _FATES[look_into(folder, plan.config)]
-        lines = [*_describe_data(plan), *_describe_work(plan), *_describe_memory(plan)]
+        chosen = [f"note: {note}" for note in describe_chosen(config, plan)]
+        lines = [*_describe_data(plan), *_describe_work(plan), *chosen, *_describe_memory(plan)]
         return "\n".join([*lines, f"folder: {folder}: {fate}", "dry run: nothing was written"])
+
+
+def describe_chosen(asked: RunConfig, plan: Plan) -> list[str]:
+    """Return what the settings that follow the length of the run have come to, in a line if any."""
+    before, after = asked.flat(), plan.config.flat()
+    names = (name for name in FOLLOWS_LENGTH if after[name] not in (before[name], "auto"))
+    flags = " ".join(f"{flag_of(name)} {after[name]}" for name in names)
+    return [f"chosen for a run of {plan.total_steps} steps: {flags}"] if flags else []
 
 
 def _describe_data(plan: Plan) -> Iterator[str]:

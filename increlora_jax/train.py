@@ -15,7 +15,7 @@ from typing import Any
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
-from increlora_jax.dry_run import describe_dry_run
+from increlora_jax.dry_run import describe_chosen, describe_dry_run
 from increlora_jax.errors import InputError
 from increlora_jax.members import Member
 from increlora_jax.memory_advice import advise_training
@@ -24,7 +24,6 @@ from increlora_jax.nn.report import report
 from increlora_jax.nn.storage import save_adapter
 from increlora_jax.parsing import parse_command
 from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
-from increlora_jax.recipes import FOLLOWS_LENGTH
 from increlora_jax.results import results_of, results_of_all, summarize
 from increlora_jax.run_folder import (
     ADAPTER,
@@ -101,7 +100,8 @@ def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
     for note in plan.data.notes:
         say(f"note: {note}")
     say(f"{config.adapter.method}: {plan.method.description}")
-    _say_chosen(asked, plan)
+    for note in describe_chosen(asked, plan):
+        say(f"note: {note}")
     run = prepare_run(plan)
     _announce(run)
     with _claimed(folder, plan, held):
@@ -230,15 +230,6 @@ def _anchor(config: RunConfig) -> RunConfig:
     model = str(Path(task.model).resolve()) if Path(task.model).is_dir() else task.model
     data_dir = str(Path(task.data_dir).resolve()) if task.data_dir else None
     return replace(config, task=replace(task, model=model, data_dir=data_dir))
-
-
-def _say_chosen(asked: RunConfig, plan: Plan) -> None:
-    """Say what the settings that follow the length of the run have come to."""
-    before, after = asked.flat(), plan.config.flat()
-    names = (name for name in FOLLOWS_LENGTH if after[name] not in (before[name], "auto"))
-    flags = " ".join(f"--{name.replace('_', '-')} {after[name]}" for name in names)
-    if flags:
-        say(f"note: chosen for a run of {plan.total_steps} steps: {flags}")
 
 
 def _announce(run: Run) -> None:

@@ -25,6 +25,11 @@ def test_it_counts_what_the_run_has(short_run, method):
     assert f"what is trained {(head + adapters) / 2**20:.1f} MiB" in told
 
 
+def test_it_tells_what_follows_the_length_of_the_run(short_run):
+    config = parse_run(without(short_run, "--warmup-steps"))
+    assert "note: chosen for a run of 14 steps: --warmup-steps " in describe_dry_run(config)
+
+
 def test_it_writes_nothing_and_needs_no_weights(
     short_run, tiny_model, tmp_path, capsys, monkeypatch
 ):
