@@ -11,7 +11,8 @@ from increlora_jax.compose import columns_of
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
-from increlora_jax.tasks.folder import find_split
+from increlora_jax.tasks.folder import find_split, name_own_split
+from increlora_jax.tasks.lines import check_regular
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.tasks.split import known_task, load_split
 
@@ -113,11 +114,11 @@ def _load_own(
     data = load_task(task.name, None, config.problem_type)
     held = {**data.dev, "train": data.train}
     for name in names:
-        if name not in held:
+        if name_own_split(name) not in held:
             raise InputError(
                 f"--split {name}: {task.name} brings {', '.join(held)}; give --file or --data-dir"
             )
-    return {name: held[name] for name in names}, data.notes
+    return {name: held[name_own_split(name)] for name in names}, data.notes
 
 
 def _find_file(folder: Path, split: str) -> Path:
@@ -129,8 +130,11 @@ def _find_file(folder: Path, split: str) -> Path:
 
 def _existing(file: str) -> Path:
     path = Path(file).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--file {file}: no such file; give one with the task's columns")
+    if path.is_dir():
+        raise InputError(f"--file {file}: a folder, not a file; give it by --data-dir")
+    check_regular(path)
     return path
 
 

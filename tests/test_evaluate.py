@@ -1,6 +1,7 @@
 """The evaluation command against what training reported."""
 
 import json
+import os
 import re
 import shutil
 
@@ -160,6 +161,7 @@ def test_a_split_or_a_file_is_scored_alone_with_the_adapters_labels(
         ("--data-dir", only, "--split", "test"),
         ("--file", only / "test.tsv"),
         ("--split", "dev"),
+        ("--split", "validation"),
     ):
         told = ask(capsys, finished, *words)
         assert expected <= told.items()
@@ -174,9 +176,12 @@ def test_a_split_or_a_file_is_scored_alone_with_the_adapters_labels(
     columns = ("--text-column", "review", "--label-column", "mood")
     told = ask(capsys, finished, "--file", only / "named.jsonl", *columns)
     assert told["splits"]["named.jsonl"]["per_class"]["positive"]["support"] == 1
+    os.mkfifo(only / "pipe.tsv")
     for words, problem in (
         (("--split", ""), "--split: '' is blank"),
         (("--file", only / "none.tsv"), "--file .*none.tsv: no such file"),
+        (("--file", only), "--file .*only-test: a folder, not a file"),
+        (("--file", only / "pipe.tsv"), r"pipe.tsv: cannot be read \(Is a FIFO\)"),
         (("--file", only / "test.tsv", "--split", "dev"), "--file is scored alone"),
         (("--data-dir", only), "no dev file is here.* --split names another"),
     ):

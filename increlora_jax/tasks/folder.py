@@ -30,8 +30,10 @@ def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskDa
       InputError: Naming the folder, or file and line.
     """
     paths = [find_split(data_dir, split) for split in ("train", *task.dev_splits)]
-    tables = [read_table(path, layouts) for path in paths]
-    data = assemble_data(task, tables, index_labels(task))
+    ids = index_labels(task)
+    known = None if task.is_regression else ids
+    tables = [read_table(path, layouts, known) for path in paths]
+    data = assemble_data(task, tables, ids)
     return replace(data, notes=(*data.notes, *list_unused(data_dir, paths)))
 
 
@@ -42,7 +44,7 @@ def find_split(data_dir: Path, split: str) -> Path:
       InputError: If there is no such file, or more than one.
     """
     names = _list_names(data_dir)
-    stems = list(dict.fromkeys((split, name_hub_split(split))))
+    stems = list(dict.fromkeys((split, name_hub_split(split), name_own_split(split))))
     found = [name for name in names if kind_of(name) and _stem_of(name) in stems]
     if not found:
         here = f"; here are {quote_all(names)}" if names else ""
@@ -86,6 +88,11 @@ def name_hub_split(split: str) -> str:
     return split.replace("dev", "validation", 1)
 
 
+def name_own_split(split: str) -> str:
+    """Give this package's name of a split: `dev_matched` for `validation_matched`."""
+    return split.replace("validation", "dev", 1)
+
+
 def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -> TaskData:
     """Turn the tables of the training and of each development split into a task's data.
 
@@ -97,7 +104,7 @@ def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -
     train, *dev = [make_split(task, table, ids) for table in tables]
     splits = zip(tables, (train, *dev), strict=True)
     notes = [note for table, split in splits for note in report_rows(task, table, split)]
-    notes += _report_unread(tables)
+    notes += report_unread(tables)
     return TaskData(task, train, dict(zip(task.dev_splits, dev, strict=True)), tuple(notes))
 
 
@@ -152,7 +159,7 @@ def _report_quotes(table: Table) -> list[str]:
     )
 
 
-def _report_unread(tables: Sequence[Table]) -> list[str]:
+def report_unread(tables: Sequence[Table]) -> list[str]:
     """Report the columns that were not read, files with the same ones together."""
     names: dict[tuple[str, ...], list[str]] = {}
     for table in tables:

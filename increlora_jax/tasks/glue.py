@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.folder import load_folder
 from increlora_jax.tasks.hub import load_hub
@@ -64,11 +63,7 @@ def list_layouts(task: Task, columns: Columns) -> list[Layout]:
       InputError: The task has another number of texts than the user names.
     """
     if columns != Columns():
-        if columns.texts and len(columns.texts) != len(task.columns):
-            raise InputError(
-                f"--text-column {' '.join(columns.texts)}: --task {task.name} reads "
-                f"{len(task.columns)} of them; name as many"
-            )
+        columns.check_number(f"--task {task.name}", len(task.columns))
         return columns.make_layouts([task.columns])
     layouts = columns.make_layouts([task.columns])
     if task.name in _ORIGINAL_LAYOUTS:

@@ -7,10 +7,9 @@ from typing import Any
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.lines import Lines
-from increlora_jax.tasks.records import check_object, read_json_records, refuse_constant
+from increlora_jax.tasks.records import DECODER, RepeatedKeyError, check_object, read_json_records
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def read_json_file(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -28,23 +27,28 @@ def read_json_file(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
         return iter(())
     if text[start] == "[":
         return _read_array(lines, text, start)
-    data = _find_data(text, start)
+    data = _find_data(lines, text, start)
     if data is not None:
         return _read_array(lines, text, data, is_inner=True)
     return read_json_records(lines)
 
 
-def _find_data(text: str, start: int) -> int | None:
+def _find_data(lines: Lines, text: str, start: int) -> int | None:
     """Find where the array begins that the object at `start` has under the key "data"."""
-    place = _skip_blanks(text, start + 1)
+    place, keys = _skip_blanks(text, start + 1), set()
     try:
         while text.startswith('"', place):
-            key, place = _DECODER.raw_decode(text, place)
+            key, place = DECODER.raw_decode(text, place)
+            if key in keys:
+                raise RepeatedKeyError(key)
+            keys.add(key)
             place = _skip_blanks(text, _skip_blanks(text, place) + 1)  # past the colon
             if key == "data" and text.startswith("[", place):
                 return place
-            place = _skip_blanks(text, _DECODER.raw_decode(text, place)[1])
+            place = _skip_blanks(text, DECODER.raw_decode(text, place)[1])
             place = _skip_blanks(text, place + text.startswith(",", place))
+    except RepeatedKeyError as error:
+        raise InputError(f"{_locate(lines, text, place)}: {error}") from error
     except (ValueError, RecursionError):  # said by the reader of lines, with its line
         return None
     return None
@@ -73,10 +77,12 @@ def _read_array(
 def _check_end(lines: Lines, text: str, place: int, is_inner: bool) -> None:
     """See that only blanks follow an array, or the other keys of the object that it is in."""
     if is_inner:
-        where = f"{lines.path}:{text.count(chr(10), 0, place) + 1}"
+        where = _locate(lines, text, place)
         tail = text[place:].lstrip(" \t\r\n").removeprefix(",")
         place = len(text)
-        _, end = _decode(where, "{" + tail, 0)
+        others, end = _decode(where, "{" + tail, 0)
+        if "data" in others:
+            raise InputError(f"{where}: {RepeatedKeyError('data')}")
         place -= len(tail) + 1 - end
     place = _skip_blanks(text, place)
     if place < len(text):
@@ -85,7 +91,9 @@ def _check_end(lines: Lines, text: str, place: int, is_inner: bool) -> None:
 
 def _decode(where: str, text: str, place: int) -> tuple[Any, int]:
     try:
-        return _DECODER.raw_decode(text, place)
+        return DECODER.raw_decode(text, place)
+    except RepeatedKeyError as error:
+        raise InputError(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error.msg}); correct it") from error
     except (ValueError, RecursionError) as error:
@@ -93,8 +101,11 @@ def _decode(where: str, text: str, place: int) -> tuple[Any, int]:
 
 
 def _describe_bad_json(lines: Lines, text: str, place: int, problem: str) -> InputError:
-    line = text.count("\n", 0, place) + 1
-    return InputError(f"{lines.path}:{line}: not valid JSON ({problem}); correct it")
+    return InputError(f"{_locate(lines, text, place)}: not valid JSON ({problem}); correct it")
+
+
+def _locate(lines: Lines, text: str, place: int) -> str:
+    return f"{lines.path}:{text.count(chr(10), 0, place) + 1}"
 
 
 def _skip_blanks(text: str, place: int) -> int:

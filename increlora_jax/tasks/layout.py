@@ -66,15 +66,33 @@ class Columns:
                 "each once"
             )
 
+    def check_number(self, reader: str, number: int) -> None:
+        """Raise InputError if the user names another number of text columns than is read."""
+        if self.texts and len(self.texts) != number:
+            raise InputError(
+                f"--text-column {' '.join(self.texts)}: {reader} reads {number} of them; name as "
+                "many"
+            )
+
     def make_layouts(self, texts: Sequence[tuple[str, ...]]) -> list[Layout]:
-        """List the layouts of files with the columns named, else with one of `texts`."""
+        """List the layouts of files with the columns named, else with one of `texts`.
+
+        Raises:
+          InputError: The label column is one of the text columns.
+        """
         labels = LABEL_COLUMNS if self.label is None else (self.label,)
-        return [
+        layouts = [
             Layout((*names, label))
             for names in ([self.texts] if self.texts else texts)
             for label in labels
             if label not in names
         ]
+        if not layouts:
+            raise InputError(
+                f"--label-column {self.label}: that is one of the text columns; name the column of "
+                "the labels, or the texts by --text-column"
+            )
+        return layouts
 
 
 def choose_layout(

@@ -6,6 +6,7 @@ from typing import Any
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.lines import check_regular, describe_unreadable
+from increlora_jax.tasks.records import find_repeated, quote
 
 
 def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -25,10 +26,16 @@ def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
     row = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
-                row += 1
-                yield row, record
+        with parquet.ParquetFile(path) as file:
+            repeated = find_repeated(file.schema_arrow.names)
+            for batch in () if repeated else file.iter_batches():
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
     except (ArrowException, OSError, ValueError) as error:
         problem = describe_unreadable(path, ValueError(str(error).strip().split("\n")[0]))
         raise problem from error
+    if repeated:
+        raise InputError(
+            f"{path}: more than one column is called {quote(repeated)}; rename all but one"
+        )

@@ -67,7 +67,9 @@ def read_json_records(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None
             yield line, None
             continue
         try:
-            record = json.loads(text, parse_constant=refuse_constant)
+            record = DECODER.decode(text)
+        except RepeatedKeyError as error:
+            raise InputError(f"{lines.path}:{line}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{lines.path}:{line}: not valid JSON ({error}); write one JSON object a line, "
@@ -90,9 +92,37 @@ def check_object(where: str, record: object) -> dict[str, Any]:
     return record
 
 
-def refuse_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     """Refuse what Python's json takes for a number and JSON does not."""
     raise ValueError(f"{name} is not JSON")
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has two values under one key, of which a reader would drop one."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"more than one key is called {quote(key)}; rename or remove all but one")
+
+
+def find_repeated(names: Sequence[str]) -> str | None:
+    """Return the first of the names that stands there twice; None if there is none."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise RepeatedKeyError(find_repeated([key for key, _ in pairs]) or "")
+    return record
+
+
+# Of two equal keys Python keeps the last without a word.
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_make_object)
 
 
 def _refuse_lone_return(lines: Lines, line: int, text: str) -> str:

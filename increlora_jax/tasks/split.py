@@ -6,7 +6,13 @@ from pathlib import Path
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task
 from increlora_jax.tasks.demo import DEMO_TASK
-from increlora_jax.tasks.folder import find_split, index_labels, make_split, report_rows
+from increlora_jax.tasks.folder import (
+    find_split,
+    index_labels,
+    make_split,
+    report_rows,
+    report_unread,
+)
 from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
 from increlora_jax.tasks.label_forms import strip_blanks
 from increlora_jax.tasks.layout import Columns, Layout
@@ -64,17 +70,20 @@ def load_split(
         path = find_split(path, split)
     layouts = _list_layouts(task, columns or Columns())
     unlabelled = [layout.without_label() for layout in layouts]
-    table = read_table(path, layouts if needs_labels else [*layouts, *unlabelled])
     ids = index_labels(task) if task.name != "text" else _number(task.labels)
+    known = None if task.is_regression else ids
+    table = read_table(path, layouts if needs_labels else [*layouts, *unlabelled], known)
     if not needs_labels and table.layout.is_labelled and _hides_labels(table, task):
         table = table.without_label()
     read = make_split(task, table, ids)
-    return read, tuple(report_rows(task, table, read))
+    return read, (*report_rows(task, table, read), *report_unread([table]))
 
 
 def _list_layouts(task: Task, columns: Columns) -> list[Layout]:
     if task.name in GLUE_TASKS:
         return list_layouts(task, columns)
+    if task.columns:
+        columns.check_number("the adapter", len(task.columns))
     return columns.make_layouts([task.columns] if task.columns else TEXT_COLUMNS)
 
 

@@ -1,7 +1,7 @@
 """From records to columns: a data file of any kind as the columns that a task reads."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -79,8 +79,13 @@ def kind_of(name: str) -> str:
     return suffix if is_readable else ""
 
 
-def read_table(path: Path, layouts: Sequence[Layout]) -> Table:
+def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | None = ()) -> Table:
     """Read a file in the first of the layouts whose columns it has.
+
+    Args:
+      path: The file.
+      layouts: The layouts it may have.
+      known: The labels known from elsewhere, by which swallowed rows are told; None for scores.
 
     Raises:
       InputError: Naming file and line, for anything that is not such a table.
@@ -88,7 +93,7 @@ def read_table(path: Path, layouts: Sequence[Layout]) -> Table:
     kind = kind_of(path.name)
     lines = Lines(path)
     if kind in TABULAR:
-        table = _read_delimited(lines, kind, layouts)
+        table = _read_delimited(lines, kind, layouts, known)
     elif kind in JSON:
         table = replace(_read_objects(path, JSON[kind](lines), layouts), num_lines=lines.count)
     elif kind == PARQUET:
@@ -103,7 +108,9 @@ def read_table(path: Path, layouts: Sequence[Layout]) -> Table:
     return _strip_labels(table) if table.layout.is_labelled else table
 
 
-def _read_delimited(lines: Lines, kind: str, layouts: Sequence[Layout]) -> Table:
+def _read_delimited(
+    lines: Lines, kind: str, layouts: Sequence[Layout], known: Collection[str] | None
+) -> Table:
     path = lines.path
     delimiter = "\t" if kind == ".tsv" else _choose_delimiter(path, layouts)
     records = read_tsv_records(lines) if kind == ".tsv" else read_csv_records(lines, delimiter)
@@ -119,7 +126,14 @@ def _read_delimited(lines: Lines, kind: str, layouts: Sequence[Layout]) -> Table
     multiline = _take_rows(table, rows, header)
     table.multiline.extend(line for line, _ in multiline)
     if layout.is_labelled:
-        _refuse_swallowed(table, multiline, header.index(layout.columns[-1]))
+        refuse_swallowed_rows(
+            path,
+            multiline,
+            label_place=header.index(layout.columns[-1]),
+            delimiter=delimiter,
+            labels=set(table.columns[-1]),
+            known=known,
+        )
     return replace(table, num_lines=lines.count)
 
 
@@ -155,19 +169,6 @@ def _take_rows(
         else:
             raise _describe_broken_row(table, line, fields, header)
     return multiline
-
-
-def _refuse_swallowed(
-    table: Table, multiline: list[tuple[int, list[str]]], label_place: int
-) -> None:
-    """Refuse the rows of several lines that hold other rows."""
-    refuse_swallowed_rows(
-        table.path,
-        multiline,
-        label_place=label_place,
-        delimiter=table.delimiter,
-        labels=set(table.columns[-1]),
-    )
 
 
 def _read_objects(

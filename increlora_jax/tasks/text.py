@@ -39,8 +39,9 @@ def load_text(
     columns = columns or Columns()
     paths = [find_split(data_dir, split) for split in ("train", "dev")]
     train = read_table(paths[0], columns.make_layouts(TEXT_COLUMNS))
-    dev = read_table(paths[1], replace(columns, texts=train.layout.texts).make_layouts(()))
     refuse_empty_labels(train)
+    layouts = replace(columns, texts=train.layout.texts).make_layouts(())
+    dev = read_table(paths[1], layouts, set(train.columns[-1]))
     task = tell_task(train, problem_type)
     ids = {label: index for index, label in enumerate(task.labels or ())}
     data = assemble_data(task, [train, dev], ids)

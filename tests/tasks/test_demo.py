@@ -60,7 +60,10 @@ def test_splits_are_balanced_and_share_no_review(data):
     assert Counter(train.labels.tolist()) == {0: 1500, 1: 1500}
     assert Counter(dev.labels.tolist()) == {0: 500, 1: 500}
     assert len(set(train.first) | set(dev.first)) == 4000
-    assert data.notes == ()
+    assert data.notes == tuple(
+        f"{name}.tsv: {2 * half} rows of {2 * half + 1} lines; labels '0' {half}, '1' {half}"
+        for name, half in (("train", 1500), ("dev", 500))
+    )
 
 
 def test_words_by_themselves_say_nothing(data):

@@ -16,6 +16,11 @@ def test_split_is_found_under_every_accepted_name(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_a_split_by_hugging_faces_name_is_found_under_ours(tmp_path):
+    (tmp_path / "dev_matched.csv").touch()
+    assert find_split(tmp_path, "validation_matched") == tmp_path / "dev_matched.csv"
+
+
 @pytest.mark.parametrize("stem", ["dev", "validation", "validation-00000-of-00001"])
 @pytest.mark.parametrize(
     "suffix",

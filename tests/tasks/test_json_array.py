@@ -4,7 +4,9 @@ import pytest
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.json_array import read_json_file
+from increlora_jax.tasks.layout import Layout
 from increlora_jax.tasks.lines import Lines
+from increlora_jax.tasks.tables import read_table
 
 ROWS = [{"text": "a\n[", "label": 1}, {"text": "}", "label": [{"b": None}]}, {}]
 
@@ -69,3 +71,24 @@ def test_errors_name_file_and_line(tmp_path, content, line, problem):
         read(tmp_path, content)
     assert str(caught.value).startswith(f"{tmp_path / 'data.json'}:{line}: ")
     assert problem in str(caught.value)
+
+
+TWICE = '{"text": "good", "label": "pos", "label": "neg"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "key"),
+    [
+        ("x.jsonl", '{"text": "a", "label": "b"}\n' + TWICE, 2, "label"),
+        ("x.json", TWICE + "\n", 1, "label"),
+        ("x.json", f"[\n{TWICE}\n]", 2, "label"),
+        ("x.json", f'{{"data": [\n{TWICE}\n]}}', 2, "label"),
+        ("x.json", f'{{"by": {TWICE},\n"data": [{{"text": "a", "label": "b"}}]}}', 1, "label"),
+        ("x.json", '{"data": [{"text": "a", "label": "b"}],\n"data": []}', 1, "data"),
+        ("x.json", '{"data": 1,\n"data": [{"text": "a", "label": "b"}]}', 2, "data"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, name, content, line, key):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}:{line}: more than one key is called '{key}'"):
+        read_table(tmp_path / name, [Layout(("text", "label"))])

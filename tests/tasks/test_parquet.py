@@ -50,3 +50,11 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install pyarrow, or save the file as .jsonl"):
         read_table(path, [LAYOUT])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    names = ["text", "label", "label"]
+    parquet.write_table(pa.table([["a"], ["x"], ["y"]], names=names), path)
+    with pytest.raises(InputError, match=r"train.parquet: more than one column is called 'label'"):
+        read_table(path, [LAYOUT])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.glue import GLUE_TASKS
+from increlora_jax.tasks.layout import Columns
 from increlora_jax.tasks.split import known_task, load_split
 
 TASK = known_task("text", ["neg", "pos"])
@@ -50,6 +52,7 @@ def test_line_breaks_within_quotes_are_counted_without_labels_too(tmp_path):
     assert notes == (
         "test.csv: 2 rows of 4 lines; no labels",
         "1 row with line breaks within quotes in test.csv; the first on line 2",
+        "columns not read in test.csv: 'id'",
     )
 
 
@@ -69,3 +72,20 @@ def test_tasks_of_glue_and_the_demo_are_known_by_name(tmp_path):
         known_task("sst2", ["positive", "negative"])
     with pytest.raises(InputError, match="task sst-2: unknown"):
         known_task("sst-2", [])
+
+
+def test_as_many_text_columns_are_named_as_the_adapters_task_has(tmp_path):
+    path = write(tmp_path, "test.csv", "a,b,label\nx,y,pos\n")
+    task = known_task("text", ["neg", "pos"], ("text",))
+    with pytest.raises(InputError, match=r"--text-column a b: the adapter reads 1 of them"):
+        load_split(task, path, columns=Columns(("a", "b")))
+    notes = load_split(task, path, columns=Columns(("b",)))[1]
+    assert notes[-1] == "columns not read in test.csv: 'a'"
+
+
+def test_the_label_column_is_no_text_column(tmp_path):
+    path = write(tmp_path, "test.csv", "text,label\nx,pos\n")
+    for task in (known_task("text", ["neg", "pos"], ("text",)), GLUE_TASKS["sst2"]):
+        (name,) = task.columns
+        with pytest.raises(InputError, match=f"--label-column {name}: that is one of the text col"):
+            load_split(task, path, columns=Columns(label=name))

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.glue import load_glue
 from increlora_jax.tasks.layout import Layout
+from increlora_jax.tasks.split import known_task, load_split
 from increlora_jax.tasks.tables import read_table
+from increlora_jax.tasks.text import load_text
 
 LAYOUT = Layout(("text", "label"))
 
@@ -46,6 +49,10 @@ SWALLOWED = {
     "a label of no other row": ["text,label", '"good,0', "odd,0", 'bad",0', "fine,1"],
     "integer scores": ["text,label", '"good,99', 'bad",0', *(f"x,{i}" for i in range(20))],
     "no other rows": ["text,label", '"good,1', 'bad",1'],
+    "a blank before the label": ["text,label", '"good, 1', "bad, 0", 'x",1', "y,1", "z,0"],
+    "labels in doubled quotes": ["text,label", '"good,""1""', 'bad,""0""', 'x",1', "y,0"],
+    "another case": ["text,label", '"good,POS', "bad,Neg", 'x",pos', "y,neg"],
+    "scores after a blank": ["text,label", '"good, 1.5', "bad, 2.5", 'x",1.5', "y,0.5"],
 }
 
 
@@ -85,3 +92,35 @@ def test_tabs_and_json_know_no_stray_quotes(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"text": "a\\nb,1", "label": 1}\n')
     assert read_table(path, [LAYOUT]).multiline == []
+
+
+HIDDEN = 'text,label\nhello,pos\nfoo,pos\n"bad film,neg\nworse,neg\nterrible,neg\nx",pos\n'
+
+
+def test_labels_that_stand_only_within_the_quotes_are_known_from_elsewhere(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,pos\nb,neg\n")
+    (tmp_path / "dev.csv").write_text(HIDDEN)
+    problem = r"dev.csv:4: .*line 4 \(and 2 more\) within it looks like a row .* label 'neg'"
+    with pytest.raises(InputError, match=problem):
+        load_text(tmp_path)
+    with pytest.raises(InputError, match=problem):
+        load_split(known_task("text", ["neg", "pos"], ("text",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), [("positive", "negative"), ("1", "0"), ("1", "Negative")]
+)
+def test_names_and_ids_of_a_glue_task_are_known(tmp_path, outer, inner):
+    (tmp_path / "train.csv").write_text("sentence,label\na,1\nb,0\n")
+    lines = ["sentence,label", f"a,{outer}", f'"b,{inner}', f"c,{inner}", f'd",{outer}']
+    (tmp_path / "dev.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"dev.csv:3: .*looks like a row of its own"):
+        load_glue("sst2", tmp_path)
+    with pytest.raises(InputError, match=r"dev.csv:3: .*looks like a row of its own"):
+        load_split(known_task("sst2", ["negative", "positive"]), tmp_path)
+
+
+def test_any_number_is_a_score_of_a_regression(tmp_path):
+    (tmp_path / "dev.csv").write_text('text,label\na,1\n"b,2.5\nc,3.5\nd",1\n')
+    with pytest.raises(InputError, match=r"dev.csv:3: .*looks like a row of its own"):
+        load_split(known_task("text", None, ("text",)), tmp_path)
