@@ -87,13 +87,15 @@ _PLAIN = {
 }  # fmt: skip
 """Signs that this project writes, as a terminal of other letters shows them."""
 
+_SPELT = "increlora-plain"
+"""The name of the error handler that shows them so."""
+
 
 def accept_any_text() -> None:
     """Let standard output and error take letters that their encoding lacks: spelt, or escaped."""
-    codecs.register_error("increlora-plain", _spell)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="increlora-plain")
+            stream.reconfigure(errors=_SPELT)
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -101,7 +103,11 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
         spelt = _PLAIN.get(error.object[error.start])
         if spelt:
             return spelt, error.start + 1
+        error.end = error.start + 1  # the next letter may have a spelling
     return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_SPELT, _spell)
 
 
 def tell(message: str) -> None:
@@ -122,7 +128,7 @@ def write_result(line: str) -> None:
     with lasting():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         # As standard error does: a letter that the stream lacks is no error.
-        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.write(line.encode(encoding, _SPELT).decode(encoding) + "\n")
         sys.stdout.flush()
         error = getattr(sys.stdout, "error", None)
     if error is not None and not isinstance(error, BrokenPipeError):

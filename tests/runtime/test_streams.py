@@ -68,8 +68,9 @@ def test_a_result_that_no_disk_takes_is_an_error(monkeypatch):
 
 def test_letters_that_a_terminal_lacks_are_spelt_or_escaped():
     program = (
-        "import sys; from increlora_jax.runtime.streams import *; accept_any_text()\n"
-        "write_result('12 → 48 ± γ… ü \\udcff'); tell('α × β')"
+        "import sys; from increlora_jax.runtime.streams import *\n"
+        "write_result('12 → 48 ± γ… ü→ü \\udcff')\n"
+        "accept_any_text(); tell('α × β')"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -78,5 +79,5 @@ def test_letters_that_a_terminal_lacks_are_spelt_or_escaped():
         text=True,
         check=True,
     )
-    assert done.stdout == "12 -> 48 +- gamma... \\xfc \\udcff\n"
+    assert done.stdout == "12 -> 48 +- gamma... \\xfc->\\xfc \\udcff\n"
     assert done.stderr == "alpha x beta\n"
