@@ -29,6 +29,9 @@ _FILES = (
 )
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 _ADAPTER_NAME = "adapter_config.json"
+_OF_A_RUN = ("config.yaml", "results.json", f"adapter/{_ADAPTER_NAME}")
+"""By these a folder is known that a training run has left."""
+
 _CONVERTER = "SFconvertbot"
 """The hub's own account that offers safetensors of a repository without them, as a pull request."""
 
@@ -72,7 +75,12 @@ def _find_local(folder: Path, subfolder: str | None) -> Path:
     if not (found / CONFIG_NAME).is_file():
         inner = (path for path in found.iterdir() if (path / CONFIG_NAME).is_file())
         names = [path.name for path in sorted(inner, key=_age)]
-        _refuse_outer(str(found), names, is_adapter=(found / _ADAPTER_NAME).is_file())
+        _refuse_outer(
+            str(found),
+            names,
+            is_adapter=(found / _ADAPTER_NAME).is_file(),
+            is_run=any((found / name).exists() for name in _OF_A_RUN),
+        )
     return found
 
 
@@ -84,7 +92,7 @@ def _find_on_hub(model: str, revision: str | None, subfolder: str | None) -> Pat
         files = _list_files(model, root.name)
         names = [file.removesuffix(f"/{CONFIG_NAME}").removeprefix(start) for file in files
                  if file.startswith(start) and file.endswith(f"/{CONFIG_NAME}")]  # fmt: skip
-        _refuse_outer(f"model {model}", [n for n in names if n + "/" != start], is_adapter=False)
+        _refuse_outer(f"model {model}", [n for n in names if n + "/" != start])
     if find_weights(folder) is not None:
         return folder
     converted = _download_conversion(model, root, start)
@@ -101,8 +109,10 @@ def _age(path: Path) -> tuple[int, str]:
     return int(number) if number.isascii() and number.isdigit() else 0, path.name
 
 
-def _refuse_outer(where: str, names: Sequence[str], *, is_adapter: bool) -> None:
-    """Raise InputError if the model itself is in a subfolder, or an adapter is here instead."""
+def _refuse_outer(
+    where: str, names: Sequence[str], *, is_adapter: bool = False, is_run: bool = False
+) -> None:
+    """Raise InputError if the model is in a subfolder, or an adapter or a run is here instead."""
     if names:
         raise InputError(
             f"{where}: no {CONFIG_NAME} here, but in {', '.join(f'{name}/' for name in names)}; "
@@ -112,6 +122,11 @@ def _refuse_outer(where: str, names: Sequence[str], *, is_adapter: bool) -> None
         raise InputError(
             f"{where}: no {CONFIG_NAME} here, but {_ADAPTER_NAME}: this is an adapter; give "
             "--model the base model that it was made for"
+        )
+    if is_run:
+        raise InputError(
+            f"{where}: no {CONFIG_NAME} here, but what a training run leaves: this is a run's "
+            "folder; give --model the folder of the base model that it was made for"
         )
 
 
