@@ -16,14 +16,9 @@ from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.parts import Parts
 from increlora_jax.nn.report import report
 from increlora_jax.recipes import FOLLOWS_LENGTH
-from increlora_jax.run_folder import Held, look_into
+from increlora_jax.run_folder import CHECKPOINTS, Held, check_saved, look_into, read_finished
+from increlora_jax.training.checkpoint import find_sound, read_saved
 from increlora_jax.training.processes import joined
-
-_FATES = {
-    Held.NOTHING: "a new run begins there",
-    Held.BEGUN: "holds this run, which resumes",
-    Held.FINISHED: "holds this run, which is finished: its results are told again",
-}
 
 
 def describe_dry_run(config: RunConfig) -> str:
@@ -35,7 +30,7 @@ def describe_dry_run(config: RunConfig) -> str:
     with joined(config.training.distributed):
         plan = plan_run(config)
         folder = Path(config.output_dir)
-        fate = _FATES[look_into(folder, plan.config)]
+        fate = _find_fate(folder, plan)
         chosen = [f"note: {note}" for note in describe_chosen(config, plan)]
         lines = [*_describe_data(plan), *_describe_work(plan), *chosen, *_describe_memory(plan)]
         return "\n".join([*lines, f"folder: {folder}: {fate}", "dry run: nothing was written"])
@@ -47,6 +42,21 @@ def describe_chosen(asked: RunConfig, plan: Plan) -> list[str]:
     names = (name for name in FOLLOWS_LENGTH if after[name] not in (before[name], "auto"))
     flags = " ".join(f"{flag_of(name)} {after[name]}" for name in names)
     return [f"chosen for a run of {plan.total_steps} steps: {flags}"] if flags else []
+
+
+def _find_fate(folder: Path, plan: Plan) -> str:
+    """Say what the run finds in its folder; refuse what the run would refuse."""
+    held = look_into(folder, plan.config)
+    if held is Held.NOTHING:
+        return "a new run begins there"
+    if held is Held.FINISHED:
+        read_finished(folder, plan.identity)
+        return "holds this run, which is finished: its results are told again"
+    checkpoint = find_sound(folder / CHECKPOINTS)
+    if checkpoint is None:
+        return "holds this run, but no checkpoint yet: it begins anew"
+    check_saved(folder, read_saved(checkpoint), plan.identity, len(plan.members))
+    return f"holds this run, which resumes from the checkpoint of step {checkpoint.name}"
 
 
 def _describe_data(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
@@ -20,6 +22,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.evaluate_flags import evaluate_parser
 from increlora_jax.members import members_of
 from increlora_jax.memory_advice import advise_evaluation
+from increlora_jax.nn.report import ranks_of
 from increlora_jax.nn.storage import load_adapter, read_adapter_config
 from increlora_jax.parsing import read_run
 from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
@@ -28,10 +31,10 @@ from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.libraries import quiet_libraries
 from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.saved_run import restore_config
+from increlora_jax.saved_run import check_ranks, restore_config
 from increlora_jax.scored_data import Source, load_scored
 from increlora_jax.tasks.details import describe_split
-from increlora_jax.tasks.metrics import predict_labels, score_splits
+from increlora_jax.tasks.metrics import count_not_finite, score_splits
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.processes import check_devices
 
@@ -82,8 +85,22 @@ def _base_of(chosen: Namespace) -> dict[str, str | None]:
 
 def examine_all(run: Path, source: Source, **options: Any) -> dict[str, Evaluation]:
     """Evaluate a run, or each of those that trained together in a folder, by their names."""
-    names = [member.name for member in members_of(_read_config(run))]
+    config = _read_config(run)
+    names = [member.name for member in members_of(config)]
+    _check_folders(run, config, names)
     return {name: examine(run / name, source, **options) for name in names}
+
+
+def _check_folders(run: Path, config: RunConfig, names: Sequence[str]) -> None:
+    """See that every run that trained together, by config.yaml, has its folder."""
+    missing = [name for name in names if not (run / name).is_dir()]
+    if missing:
+        said = {"seeds": config.training.seeds, "sweep": config.training.sweep}
+        keys = " and ".join(f"{key} {value}" for key, value in said.items() if value is not None)
+        raise InputError(
+            f"{run / CONFIG}: {keys} names {len(names)} runs that trained together, and there is "
+            f"no folder {missing[0]}; restore what stood there"
+        )
 
 
 def evaluate(
@@ -132,19 +149,27 @@ def examine(
     check_identity(what, saved["identity"], here)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready = prepare_run(plan)
-        state = ready.first_state(load_adapter(folder, ready.parts))
-        logits = ready.evaluator.logits(state, ready.parts.base)
-    return _score(
-        ready,
-        {name: each[0] for name, each in logits.items()},
-        scored.origin,
-        (*notes, *scored.notes),
-    )
+        loaded = load_adapter(folder, ready.parts)
+        check_ranks(folder, saved, ranks_of(loaded.slots))
+        state = ready.first_state(loaded)
+        each = ready.evaluator.logits(state, ready.parts.base)
+    logits = {name: one[0] for name, one in each.items()}
+    _check_finite(what, logits)
+    return _score(ready, logits, scored.origin, (*notes, *scored.notes))
+
+
+def _check_finite(what: str, logits: Mapping[str, np.ndarray]) -> None:
+    counts = {name: count_not_finite(each) for name, each in logits.items()}
+    told = [f"{n} of {len(logits[name])} {name} examples" for name, n in counts.items() if n]
+    if told:
+        raise InputError(
+            f"{what} gives logits that are not finite, of {', '.join(told)}: there is no score. "
+            "Restore the adapter, or train again with a lower --learning-rate"
+        )
 
 
 def _score(ready: Run, logits: dict[str, Any], origin: str, notes: tuple[str, ...]) -> Evaluation:
     task, splits = ready.plan.data.task, ready.plan.data.dev
-    predictions = {name: predict_labels(each, task) for name, each in logits.items()}
     length = ready.plan.config.task.max_seq_length
     cut = tuple(
         f"{encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}"
@@ -152,7 +177,7 @@ def _score(ready: Run, logits: dict[str, Any], origin: str, notes: tuple[str, ..
         if encoded.n_truncated
     )
     return Evaluation(
-        score_splits(task, predictions, splits),
+        score_splits(task, logits, splits),
         origin,
         {name: describe_split(task, each, splits[name]) for name, each in logits.items()},
         (*notes, *ready.plan.notes, *cut),

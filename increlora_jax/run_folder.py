@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -18,7 +19,7 @@ from increlora_jax.members import members_of
 from increlora_jax.parsing import read_run, write_run
 from increlora_jax.runtime.ending import TRACEBACK
 from increlora_jax.runtime.streams import tell
-from increlora_jax.training.checkpoint import clear_checkpoints
+from increlora_jax.training.checkpoint import Saved, clear_checkpoints
 
 ADAPTER = "adapter"
 BEST_ADAPTER = "adapter-best"
@@ -60,10 +61,10 @@ def look_into(folder: Path, config: RunConfig) -> Held:
     """Tell how far a run has come in its folder; touches nothing.
 
     Raises:
-        InputError: the folder holds another run, and in which settings that differs.
+        InputError: the folder holds another run, and in which settings that differs; or a file is
+            where a folder is needed.
     """
-    if folder.is_file():
-        raise InputError(f"--output-dir {folder} is a file")
+    _check_place(folder)
     found = [name for name in OF_A_RUN if (folder / name).exists()]
     if not found or config.training.overwrite_output_dir:
         return Held.NOTHING
@@ -82,6 +83,45 @@ def look_into(folder: Path, config: RunConfig) -> Held:
             "pass --overwrite-output-dir"
         )
     return Held.FINISHED if RESULTS in found else Held.BEGUN
+
+
+def _check_place(folder: Path) -> None:
+    """See that the folder can be made, as far as that is known, and hold checkpoints.
+
+    Raises:
+        InputError: a file or a broken link is in the way.
+    """
+    for path in (folder / CHECKPOINTS, folder, *folder.absolute().parents):
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(
+                f"--output-dir {folder}: {path} is a file and no folder; move it away, or choose "
+                "another folder"
+            )
+
+
+def read_finished(folder: Path, identity: dict[str, str]) -> dict[str, Any]:
+    """Read the results of a finished run that was made of what is here now.
+
+    Raises:
+        InputError: the file is damaged, or it was made of something else.
+    """
+    results = read_results(folder)
+    check_identity(f"the run in --output-dir {folder}", results["identity"], identity)
+    return results
+
+
+def check_saved(folder: Path, saved: Saved, identity: dict[str, str], count: int) -> None:
+    """See that a checkpoint is of these runs, so many, made of what is here now.
+
+    Raises:
+        InputError: it is not.
+    """
+    check_identity(f"the run in --output-dir {folder}", saved.identity, identity)
+    if len(saved.progress) != count:
+        raise InputError(
+            f"the checkpoint of step {saved.progress[0].step} in {folder} is of "
+            f"{len(saved.progress)} runs, and here are {count}; choose another --output-dir"
+        )
 
 
 def check_identity(what: str, there: dict[str, str], here: dict[str, str]) -> None:

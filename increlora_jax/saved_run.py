@@ -11,9 +11,10 @@ from typing import Any, get_type_hints
 
 from increlora_jax.compose import Plan
 from increlora_jax.config import FREE, AdapterConfig, GrowthConfig, RunConfig, TaskConfig
+from increlora_jax.errors import InputError
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.members import Member
-from increlora_jax.nn.storage import CONFIG
+from increlora_jax.nn.storage import CONFIG, TENSORS
 
 _KINDS: dict[str, Any] = {
     f.name: get_type_hints(group)[f.name]
@@ -25,6 +26,9 @@ _KINDS: dict[str, Any] = {
 
 _OF_OLD = ("lora_alpha", "scaling", "quantize_base")
 """Those of them that adapters have always held."""
+
+_TWICE = (*_OF_OLD, "task", "method")
+"""Those that an adapter holds a second time, outside its settings."""
 
 
 def describe_adapter(
@@ -62,12 +66,15 @@ def restore_config(
             adapter of an older version, all that the adapter does not hold.
 
     Raises:
-        InputError: the adapter has a setting that is unknown here, or of another kind.
+        InputError: the adapter has a setting that is unknown here, of another kind, or given twice
+            with two values.
     """
     here = config.flat()
     if "settings" in saved:
         settings = saved["settings"]
         check_keys(f"{folder / CONFIG}: settings", settings, {n: _KINDS.get(n) for n in settings})
+        twice = {n: (saved[n], settings[n]) for n in _TWICE if n in settings}
+        _check_pairs(folder, twice, "in its settings")
         notes = []
     else:
         settings = {name: saved[name] for name in _OF_OLD}
@@ -82,3 +89,25 @@ def restore_config(
         if here[name] != value
     ]
     return config.changed(settings), notes
+
+
+def check_ranks(folder: Path, saved: Mapping[str, Any], ranks: Mapping[str, int]) -> None:
+    """See that the ranks that an adapter tells are those of its masks.
+
+    Raises:
+        InputError: they are not; the first module and both ranks are named.
+    """
+    told = saved["ranks"]
+    names = sorted(told.keys() | ranks.keys())
+    _check_pairs(
+        folder, {f"ranks.{n}": (told.get(n), ranks.get(n)) for n in names}, f"in {TENSORS}"
+    )
+
+
+def _check_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]], where: str) -> None:
+    for key, (told, other) in pairs.items():
+        if told != other:
+            raise InputError(
+                f"{folder / CONFIG}: {key} is {told}, and {other} {where}; one of them was changed "
+                "since: restore the adapter"
+            )

@@ -30,11 +30,11 @@ from increlora_jax.run_folder import (
     BEST_ADAPTER,
     CHECKPOINTS,
     Held,
-    check_identity,
+    check_saved,
     clear,
     locked,
     look_into,
-    read_results,
+    read_finished,
     write_results,
 )
 from increlora_jax.runtime.console import Bar, is_first, prints_apart, say
@@ -208,19 +208,13 @@ def _start(
         by_first(lambda: clear(folder, config, keeps_checkpoints=keeps))
         return state, tuple(Progress() for _ in range(count))
     saved = checkpoints.read(step)
-    check_identity(f"the run in --output-dir {folder}", saved.identity, run.plan.identity)
-    if len(saved.progress) != count:
-        raise InputError(
-            f"the checkpoint of step {step} in {folder} is of {len(saved.progress)} runs, and here "
-            f"are {count}; choose another --output-dir"
-        )
+    check_saved(folder, saved, run.plan.identity, count)
     say(f"going on from the checkpoint of step {step}")
     return checkpoints.restore(step, state), saved.progress
 
 
 def _tell_again(folder: Path, plan: Plan) -> tuple[dict[str, Any], str]:
-    results = read_results(folder)
-    check_identity(f"the run in --output-dir {folder}", results["identity"], plan.identity)
+    results = read_finished(folder, plan.identity)
     return results, f"this run is finished: {summarize(results, folder)}"
 
 

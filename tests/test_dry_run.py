@@ -57,16 +57,40 @@ def test_it_writes_nothing_and_needs_no_weights(
         assert said in out
 
 
-def test_it_tells_of_a_run_that_is_there(short_run, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    clear(tmp_path / "run", parse_run(short_run))
-    words = [*short_run, "--dry-run"]
-    train.main(words)
-    assert "which resumes" in capsys.readouterr().out
-    (tmp_path / "run" / "results.json").write_text("{}")
+def refuse(capsys, words, status=2):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        train.main(words)
+    assert end.value.code == status
+    return capsys.readouterr().err
+
+
+def test_it_tells_of_a_run_that_is_there_and_refuses_what_the_run_would(
+    finished, short_words, tiny_model, tmp_path, capsys
+):
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "model.safetensors").write_bytes(b"")
+    run = [*short_words, "--output-dir", str(finished)]
+    words, of_another = [*run, "--dry-run"], ["--model", str(bare)]
     train.main(words)
     assert "which is finished" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        train.main([*words, "--top-h", "3"])
-    assert end.value.code == 2
-    assert "top_h" in capsys.readouterr().err
+    assert "top_h" in refuse(capsys, [*words, "--top-h", "3"])
+    said = refuse(capsys, [*words, *of_another])
+    assert "was made of something else: base model (" in said
+    assert said == refuse(capsys, [*run, *of_another])
+    (finished / "results.json").unlink()
+    there = sorted(finished.rglob("*"))
+    train.main(words)
+    assert "which resumes from the checkpoint of step " in capsys.readouterr().out
+    assert said == refuse(capsys, [*words, *of_another])
+    assert sorted(finished.rglob("*")) == there
+    shutil.rmtree(finished / "checkpoints")
+    train.main(words)
+    assert "no checkpoint yet: it begins anew" in capsys.readouterr().out
+
+
+def test_damaged_results_are_refused_as_the_run_refuses_them(short_run, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    clear(tmp_path / "run", parse_run(short_run))
+    (tmp_path / "run" / "results.json").write_text("{}")
+    assert "results.json: 'identity' is missing" in refuse(capsys, [*short_run, "--dry-run"])

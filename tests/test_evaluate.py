@@ -219,3 +219,56 @@ def test_a_base_that_has_moved_is_given_by_model_and_another_is_refused(
     config = json.loads((tmp_path / "moved" / "config.json").read_text())
     (tmp_path / "moved" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
     assert "base model" in fail(capsys, ["--run", run, "--model", tmp_path / "moved"])
+
+
+def test_logits_that_are_not_finite_are_no_score(finished, capsys):
+    file = finished / "adapter" / "adapter_model.safetensors"
+    tensors = dict(load_file(file))
+    tensors["classifier.kernel"][...] = np.where(np.arange(2) > 0, 3e38, -3e38)
+    tensors["bert.pooler.dense.bias"][...] = 9
+    save_file(tensors, file)
+    said = fail(capsys, ["--run", finished])
+    assert "gives logits that are not finite, of 41 of 41 dev examples" in said
+    assert "RuntimeWarning" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora_alpha", 400.0),
+        ("scaling", "rsqrt"),
+        ("task", "mrpc"),
+        ("method", "lora"),
+        ("quantize_base", "int8"),
+    ],
+)
+def test_an_adapter_that_contradicts_its_settings_is_refused(finished, capsys, key, value):
+    file = finished / "adapter" / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"settings": saved["settings"] | {key: value}}))
+    said = fail(capsys, ["--run", finished])
+    assert f"adapter_config.json: {key} is {saved[key]}, and {value} in its settings" in said
+
+
+def test_an_adapter_that_contradicts_its_masks_is_refused(finished, capsys):
+    file = finished / "adapter" / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    name, rank = min(saved["ranks"].items())
+    for value, shown in ({name: rank + 1}, rank + 1), ({}, None):
+        ranks = {n: r for n, r in saved["ranks"].items() if n != name} | value
+        file.write_text(json.dumps(saved | {"ranks": ranks}))
+        said = fail(capsys, ["--run", finished])
+        assert f"ranks.{name} is {shown}, and {rank} in adapter_model.safetensors" in said
+
+
+def test_seeds_that_the_folder_does_not_hold_are_named(finished, capsys):
+    edit(finished, seeds="1,2")
+    said = fail(capsys, ["--run", finished])
+    assert "config.yaml: seeds 1,2 names 2 runs" in said
+    assert "no folder seed-1" in said
+
+
+def test_a_run_or_an_adapter_is_no_base_model(finished, capsys):
+    for model, problem in ((finished, "a run's folder"), (finished / "adapter", "an adapter")):
+        said = fail(capsys, ["--run", finished, "--model", model])
+        assert f"this is {problem}; give --model the " in said

@@ -67,7 +67,7 @@ def test_what_may_be_overwritten_counts_for_nothing(begun):
 
 @pytest.mark.parametrize("name", OF_A_RUN)
 def test_a_run_that_is_not_to_be_resumed_is_refused_with_what_is_there(tmp_path, name):
-    (tmp_path / name).write_text("x")
+    (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=rf"already holds a run \({name}\); choose another"):
         look_into(tmp_path, with_training(resume=False))
 
@@ -94,6 +94,25 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(InputError, match="run is a file"):
         look_into(tmp_path / "run", CONFIG)
+
+
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_what_is_in_the_way_of_checkpoints_is_named_before_the_first_step(begun, overwrites):
+    config = with_training(overwrite_output_dir=overwrites)
+    shutil.rmtree(begun / "checkpoints", ignore_errors=True)
+    (begun / "checkpoints").touch()
+    with pytest.raises(InputError, match="checkpoints is a file and no folder; move it away"):
+        look_into(begun, config)
+    (begun / "checkpoints").unlink()
+    (begun / "checkpoints").symlink_to("nowhere")
+    with pytest.raises(InputError, match="checkpoints is a file and no folder"):
+        look_into(begun, config)
+
+
+def test_a_file_where_a_parent_should_be_is_named(tmp_path):
+    (tmp_path / "data").touch()
+    with pytest.raises(InputError, match="data is a file"):
+        look_into(tmp_path / "data" / "run", CONFIG)
 
 
 def test_what_was_made_of_something_else_is_refused_with_both_identities():

@@ -1,5 +1,6 @@
 """The metrics of GLUE, from scikit-learn and scipy, which take seconds and 130 MB to import."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -25,16 +26,28 @@ def compute_metrics(
 
 
 def score_splits(
-    task: Task, predictions: Mapping[str, np.ndarray], splits: Mapping[str, Split]
+    task: Task, logits: Mapping[str, np.ndarray], splits: Mapping[str, Split]
 ) -> dict[str, float]:
-    """Compute a task's metrics on every development split; MNLI's second ends in `_mm`."""
+    """Compute a task's metrics on every development split; MNLI's second ends in `_mm`.
+
+    Those of a split are NaN where one of its logits [n, num_labels] is not finite.
+    """
     return {
         name + _SUFFIXES.get(split, ""): value
         for split in task.dev_splits
-        for name, value in compute_metrics(
-            task.metrics, predictions[split], splits[split].labels
-        ).items()
+        for name, value in _score(task, logits[split], splits[split].labels).items()
     }
+
+
+def count_not_finite(logits: np.ndarray) -> int:
+    """Count the examples of which one of the logits [n, num_labels] is not finite."""
+    return int(np.sum(~np.isfinite(logits).all(axis=-1)))
+
+
+def _score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if count_not_finite(logits):
+        return dict.fromkeys(task.metrics, math.nan)
+    return compute_metrics(task.metrics, predict_labels(logits, task), labels)
 
 
 def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -149,22 +149,8 @@ class Checkpoints:
         return (None if step < 0 else step), notes
 
     def read(self, step: int) -> Saved:
-        """Read what a checkpoint says of its run.
-
-        Raises:
-          InputError: it is of another version, or no checkpoint of ours.
-        """
-        file = self._path(step) / _SAVED
-        saved = read_json_object(file, allow_nan=True)
-        if saved.get("format") != FORMAT:
-            raise InputError(
-                f"{file} has format {saved.get('format')}, this version of "
-                f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
-            )
-        check_keys(file, saved, _SAVED_KINDS)
-        for each in saved["progress"]:
-            check_keys(f"{file}: progress", each, get_type_hints(Progress))
-        return Saved(tuple(map(Progress.from_json, saved["progress"])), saved["identity"])
+        """Read what a checkpoint says of its run, as `read_saved` does."""
+        return read_saved(self._path(step))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Read a state onto the devices that `like` lies on, however many wrote it.
@@ -257,6 +243,32 @@ def find_last(folder: Path) -> Path | None:
     """Find the newest checkpoint that was written to its end, without a look at its content."""
     sealed = [path for path in _list(folder) if _is_folder(path, _STEP) and _is_sealed(path)]
     return max(sealed, key=lambda path: int(path.name), default=None)
+
+
+def find_sound(folder: Path) -> Path | None:
+    """Find the checkpoint that a run goes on from; touches nothing."""
+    steps = (path for path in _list(folder) if _is_folder(path, _STEP))
+    newest_first = sorted(steps, key=lambda path: int(path.name), reverse=True)
+    return next((path for path in newest_first if find_problem(path) is None), None)
+
+
+def read_saved(checkpoint: Path) -> Saved:
+    """Read what a checkpoint says of its run.
+
+    Raises:
+      InputError: it is of another version, or no checkpoint of ours.
+    """
+    file = checkpoint / _SAVED
+    saved = read_json_object(file, allow_nan=True)
+    if saved.get("format") != FORMAT:
+        raise InputError(
+            f"{file} has format {saved.get('format')}, this version of "
+            f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
+        )
+    check_keys(file, saved, _SAVED_KINDS)
+    for each in saved["progress"]:
+        check_keys(f"{file}: progress", each, get_type_hints(Progress))
+    return Saved(tuple(map(Progress.from_json, saved["progress"])), saved["identity"])
 
 
 def clear_checkpoints(folder: Path) -> None:

@@ -13,7 +13,7 @@ from increlora_jax.runtime.console import announced, counted
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.encoding import Encoded
-from increlora_jax.tasks.metrics import predict_labels, score_splits
+from increlora_jax.tasks.metrics import score_splits
 from increlora_jax.training.loss import call_model
 from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
@@ -77,11 +77,11 @@ class Evaluator:
     ) -> list[dict[str, float]]:
         """The same of every run that trains together."""
         splits = self.logits(state, base, stop)
-        predictions = (
-            {split: predict_labels(logits[index], self.task) for split, logits in splits.items()}
+        own = (
+            {split: logits[index] for split, logits in splits.items()}
             for index in range(prod(state.members))
         )
-        return [score_splits(self.task, each, self._data.dev) for each in predictions]
+        return [score_splits(self.task, each, self._data.dev) for each in own]
 
     def logits(
         self, state: TrainState, base: Base, stop: Stop | None = None

@@ -1,5 +1,6 @@
 """What the host notes of one run as its numbers come; each run that trains has a journal."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,8 +106,11 @@ class Journal:
         progress, first = self.progress, next(iter(metrics))
         self._log.write(done, "dev", metrics)
         told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        if any(map(math.isnan, metrics.values())):
+            told += " (logits on dev are not finite: no score, and worse than any)"
         self._note(told)
-        is_best = not progress.best_metrics or metrics[first] > progress.best_metrics[first]
+        best = progress.best_metrics
+        is_best = not best or _rank(metrics[first]) > _rank(best[first])
         if is_best:
             progress.best_metrics, progress.best_step = metrics, done
         progress.metrics, progress.evaluated = metrics, done
@@ -162,3 +166,8 @@ class Journal:
     @property
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""
+
+
+def _rank(score: float) -> float:
+    """Return a metric as it is compared: without a value, it is below all others."""
+    return -math.inf if math.isnan(score) else score

@@ -5,7 +5,13 @@ import pytest
 
 from increlora_jax.tasks.base import Split
 from increlora_jax.tasks.glue import GLUE_TASKS
-from increlora_jax.tasks.metrics import METRICS, compute_metrics, predict_labels, score_splits
+from increlora_jax.tasks.metrics import (
+    METRICS,
+    compute_metrics,
+    count_not_finite,
+    predict_labels,
+    score_splits,
+)
 
 # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
 LABELS = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0], np.int32)
@@ -57,9 +63,18 @@ def test_logits_become_ids_or_scores():
 def test_second_split_of_mnli_is_named_as_in_run_glue():
     labels = np.array([0, 1, 2, 0], np.int32)
     split = Split(["x"] * 4, ["y"] * 4, labels)
-    computed = score_splits(
-        GLUE_TASKS["mnli"],
-        {"dev_matched": labels, "dev_mismatched": np.zeros(4, np.int32)},
-        {"dev_matched": split, "dev_mismatched": split},
-    )
-    assert computed == {"accuracy": 1.0, "accuracy_mm": 0.5}
+    logits = {"dev_matched": np.eye(3)[labels], "dev_mismatched": np.eye(3)[[0, 0, 0, 0]]}
+    splits = dict.fromkeys(logits, split)
+    assert score_splits(GLUE_TASKS["mnli"], logits, splits) == {"accuracy": 1.0, "accuracy_mm": 0.5}
+    logits["dev_mismatched"][1, 2] = np.inf
+    computed = score_splits(GLUE_TASKS["mnli"], logits, splits)
+    assert computed["accuracy"] == 1.0
+    assert np.isnan(computed["accuracy_mm"])
+    assert count_not_finite(logits["dev_mismatched"]) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_not_finite_have_no_correlation():
+    split = Split(["x"] * 3, ["y"] * 3, np.array([0.0, 1.0, 2.0], np.float32))
+    logits = {"dev": np.array([[0.5], [np.nan], [1.5]], np.float32)}
+    assert np.isnan([*score_splits(GLUE_TASKS["stsb"], logits, {"dev": split}).values()]).all()

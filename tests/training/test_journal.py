@@ -138,3 +138,15 @@ def test_closing_brings_the_log_to_disk_and_gives_the_progress(open_journal, tmp
     assert progress is journal.progress
     assert (progress.step, progress.seconds, progress.training_seconds) == (4, 1.5, 0.5)
     assert progress.log_bytes == (tmp_path / METRICS_FILE).stat().st_size > 0
+
+
+def test_a_score_that_is_not_finite_is_told_and_never_better(open_journal):
+    journal, _ = open_journal()
+    scores = [np.nan, np.nan, 0.25, np.nan, 0.5]
+    assert [journal.note_metrics(at, {"accuracy": s}) for at, s in enumerate(scores)] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    told = journal.take_news()
+    assert [" (logits on dev are not finite: no score" in each for each in told] == [
+        True, True, False, True, False,
+    ]  # fmt: skip
