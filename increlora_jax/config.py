@@ -164,12 +164,6 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        if self.data_dir == "":
-            raise InputError("--data-dir is empty; name a folder, or leave the flag out")
-        for name in ("model", "model_revision", "model_subfolder"):
-            if getattr(self, name) == "":
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is empty; name one, or leave the flag out")
         _require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
         _require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         _expand_homes(self, "data_dir", "model")

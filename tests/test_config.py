@@ -62,8 +62,8 @@ def test_every_number_has_a_bound():
 
 
 def test_an_empty_data_dir_is_not_the_hub():
-    with pytest.raises(InputError, match="--data-dir is empty"):
-        TaskConfig(data_dir="")
+    with pytest.raises(InputError, match="--data-dir '' is blank"):
+        RunConfig(task=TaskConfig(data_dir=""))
 
 
 def test_nan_is_no_value():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from increlora_jax.errors import InputError
+from increlora_jax.errors import InputError, WriteError
 from increlora_jax.runtime.console import is_first
 from increlora_jax.runtime.out_of_memory import is_out_of_memory
 from increlora_jax.runtime.signals import Preempted
@@ -87,7 +87,7 @@ def by_first(decide: Callable[[], Any]) -> Any:
     """Have the first process do something, and tell all the JSON value that comes of it.
 
     Raises:
-        InputError: in every process, where the first one raised it.
+        InputError, WriteError: in every process, where the first one raised it.
     """
     if not jax.distributed.is_initialized():
         return decide()
@@ -95,11 +95,11 @@ def by_first(decide: Callable[[], Any]) -> Any:
     if is_first():
         try:
             told = {"value": decide()}
-        except InputError as error:
-            told = {"error": str(error)}
+        except (InputError, WriteError) as error:
+            told = {"error": str(error), "kind": type(error).__name__}
     told = json.loads(_broadcast(json.dumps(told).encode()))
     if "error" in told:
-        raise InputError(told["error"])
+        raise {"InputError": InputError, "WriteError": WriteError}[told["kind"]](told["error"])
     return told["value"]
 
 
