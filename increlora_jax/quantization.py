@@ -178,6 +178,11 @@ def _dot_general(
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings)
 
 
+def is_quantized_by(function: Any) -> bool:
+    """Return whether a layer's function is one that `store_quantized` has given it."""
+    return function in (_dot_general, _promote)
+
+
 def _promote(arrays: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
     """As Flax does; of a quantised kernel it is the dtype that it is spread out to."""
     dtypes = [array.dtype for array in arrays if array is not None]

@@ -32,9 +32,11 @@ class GrowthPlan(NamedTuple):
         if not self.rounds:
             return f"{head}; total rank {self.initial_total} throughout"
         first, last = self.rounds[0], self.rounds[-1]
+        whole = ", every module in each" if self.pace.top_h >= self.modules > 1 else ""
         return (
             f"{head}; total rank {self.initial_total} → {self.budget} in {len(self.rounds)} "
-            f"rounds, steps {first} to {last}, then {self.steps - 1 - last} steps at full budget"
+            f"rounds{whole}, steps {first} to {last}, then {self.steps - 1 - last} steps at full "
+            "budget"
         )
 
 
@@ -69,7 +71,8 @@ def plan_growth(
     pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
     possible, needed = pace.rounds(steps), ceil(grants / min(pace.top_h, modules))
     if needed > len(possible):
-        raise InputError(_too_few_rounds(needed, len(possible), steps, budget, initial_total))
+        counts = _Rounds(needed, len(possible), steps, is_widest=pace.top_h >= modules)
+        raise InputError(_too_few_rounds(counts, budget, initial_total))
     reserve = incre_rank_num if needed else 0
     most = min(initial_rank + needed * incre_rank_num, budget - (modules - 1) * initial_rank)
     width = _buffer_width(most + reserve, target_rank, max_rank)
@@ -109,11 +112,20 @@ def _check_ranks(
         )
 
 
-def _too_few_rounds(needed: int, possible: int, steps: int, budget: int, initial: int) -> str:
+class _Rounds(NamedTuple):
+    needed: int
+    possible: int
+    steps: int
+    is_widest: bool  # every module grows in every round
+
+
+def _too_few_rounds(counts: _Rounds, budget: int, initial: int) -> str:
+    top_h = "" if counts.is_widest else "--top-h, "
     return (
-        f"growing from {initial} to {budget} ranks takes {needed} rounds, but {steps} steps hold "
-        f"only {possible}; raise --top-h, --incre-rank-num or --max-steps (or --num-train-epochs), "
-        "or lower --incre-interval, --init-warmup or --target-rank"
+        f"growing from {initial} to {budget} ranks takes {counts.needed} rounds, but "
+        f"{counts.steps} steps hold only {counts.possible}; raise {top_h}--incre-rank-num or "
+        "--max-steps (or --num-train-epochs), or lower --incre-interval, --init-warmup or "
+        "--target-rank"
     )
 
 

@@ -53,6 +53,7 @@ class Method(NamedTuple):
       `is_finished` once the ranks have reached the budget.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
     - `vary(settings)` is the method with other values of those settings it knows (`config.vary`).
+    - `steps`: of the run that growth was planned for; None if the method fits any run.
     - `chosen`: the values, by flag, of settings that follow the run's length and could be `auto`.
     """
 
@@ -71,6 +72,7 @@ class Method(NamedTuple):
     restart_warmup: bool
     vary: Callable[[Settings], "Method"]
     chosen: Settings = MappingProxyType({})
+    steps: int | None = None
 
 
 class Chosen(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from increlora_jax.config import AdapterConfig, GrowthConfig, vary
@@ -21,6 +22,7 @@ from increlora_jax.core.importance import (
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
+from increlora_jax.errors import InputError
 from increlora_jax.methods import base
 from increlora_jax.nn.kernels import path_of
 from increlora_jax.nn.model import attach, plan_targets
@@ -93,16 +95,19 @@ def _method(
         restart_warmup=rules.config.restart_warmup,
         vary=varied,
         chosen=rules.plan.pace._asdict(),
+        steps=rules.plan.steps,
     )
 
 
 def _plan(sizes: dict[str, tuple[int, int]], steps: int, growth: GrowthConfig) -> GrowthPlan:
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise InputError(f"steps={steps!r} must be a whole number of at least 1")
     target_total_rank = growth.target_total_rank
     if not growth.growth:
         target_total_rank = growth.initial_rank * len(sizes)
     return plan_growth(
         sizes,
-        steps=steps,
+        steps=int(steps),
         initial_rank=growth.initial_rank,
         target_rank=growth.target_rank,
         target_total_rank=target_total_rank,

@@ -1,6 +1,6 @@
 """LoRA: every target keeps one fixed rank (arXiv 2106.09685)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -46,10 +46,17 @@ def lora(
     settings = places | _settings(adapter, growth) | {"dtype": dtype}
     return base.fixed_method(
         "lora",
-        f"{len(planned.sizes)} modules of rank {settings['max_rank']}{planned.describe()}",
+        _describe(planned.sizes.values(), settings["max_rank"]) + planned.describe(),
         attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
         is_trained=chosen.is_trained,
     )
+
+
+def _describe(sizes: Collection[tuple[int, int]], rank: int) -> str:
+    """Say how many modules have the rank, and how many matrices are too narrow for it."""
+    narrow = sum(min(size) < rank for size in sizes)
+    less = f", {narrow} of them of what their matrix can have" if narrow else ""
+    return f"{len(sizes)} modules of rank {rank}{less}"
 
 
 def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
         raise InputError(f"--target-rank {growth.target_rank} must be whole for --method lora")
     return {
         "max_rank": rank,
-        "initial_rank": rank,
+        "initial_rank": 1,  # `_start` opens all slots that a matrix can have
         "scaling": Scaling(adapter.lora_alpha, "target", rank),
         "dropout": adapter.lora_dropout,
         "start": _start,
@@ -69,8 +76,8 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
 def _start(
     rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: Any
 ) -> tuple[Adapter, Slots]:
-    """Draw A, and put B to 0 and λ to 1, for good."""
-    adapter, slots = start_small(rngs, shape, max_rank, initial_rank, dtype)
+    """Draw A, and put B to 0 and λ to 1, for good; every slot is active."""
+    adapter, slots = start_small(rngs, shape, max_rank, max_rank, dtype)
     bound = shape[-2] ** -0.5
     A = jax.random.uniform(rngs.params(), adapter.A.shape, dtype, -bound, bound)
     fixed = slots._replace(lambda_born=jnp.full_like(slots.lambda_born, NEVER))

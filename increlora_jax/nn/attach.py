@@ -15,6 +15,7 @@ from increlora_jax.nn.layers import (
     LAYER_TYPES,
     AdaptedLayer,
     LowRankAdapter,
+    find_obstacle,
     is_layer,
     kernel_axes,
     wrap_layer,
@@ -210,8 +211,9 @@ def find_targets(
             "its place; put it into a module, as in nnx.Sequential(layer)"
         )
     modules, first = _modules(model), _first_paths(model)
-    layers = {path: module for path, module in modules.items() if is_layer(module)}
     declared = _declared_sites(model, parameters)
+    by_itself = {id(site.module) for site in declared.values()}
+    layers = {p: m for p, m in modules.items() if is_layer(m) and id(m) not in by_itself}
     unknown = _unknown_modules(modules, declared)
     refused = _refused(model, modules, declared)
     known = [path for path in [*layers, *declared] if path not in refused]
@@ -317,12 +319,11 @@ def _refused(
     refused = {}
     for path, module in modules.items():
         is_declared = any(site.module is module for site in declared.values())
-        if isinstance(module, LAYER_TYPES) and not is_layer(module) and not is_declared:
-            kind = next(kind for kind in LAYER_TYPES if isinstance(module, kind))
+        obstacle = find_obstacle(module) if isinstance(module, LAYER_TYPES) else None
+        if obstacle is not None and not is_declared:
             refused[path] = (
-                f"a {type(module).__name__}, which uses the kernel in another way than "
-                f"nnx.{kind.__name__} does; to adapt it by effective weights, declare its "
-                f"kernel in parameters={{r'{re.escape(path)}\\.kernel': KernelAxes(…)}}"
+                f"{obstacle}; to adapt it by effective weights, declare its kernel in "
+                f"parameters={{r'{re.escape(path)}\\.kernel': KernelAxes(…)}}"
             )
     places = [p for p, m in modules.items() if isinstance(m, LAYER_TYPES)] + [*declared]
     for wrapper, module in nnx.iter_modules(model):

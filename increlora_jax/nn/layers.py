@@ -24,8 +24,9 @@ from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
+from increlora_jax.nn.products import is_plain_product
 from increlora_jax.nn.start import Start, start_small
-from increlora_jax.quantization import as_dense
+from increlora_jax.quantization import as_dense, is_quantized_by
 
 
 class AdapterParam(nnx.LoRAParam):
@@ -303,9 +304,32 @@ _OWN_NAMES = {name for name, value in vars(AdaptedLayer).items() if inspect.isro
 _OWN_NAMES = {"adapter", "original", "plain"} | {n for n in _OWN_NAMES if not n.startswith("__")}
 
 
+_PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype", "einsum_op")
+"""Arguments of Flax's layers that put another function in the place of x · W."""
+
+
 def is_layer(module: nnx.Module) -> bool:
     """Return whether a module can be adapted: a layer of Flax, or a subclass that calls like it."""
-    return _adapted_type(type(module)) is not None and not _OWN_NAMES & vars(module).keys()
+    return isinstance(module, LAYER_TYPES) and find_obstacle(module) is None
+
+
+def find_obstacle(layer: nnx.Module) -> str | None:
+    """Say why a layer, or a subclass of one, cannot be adapted; None if it can."""
+    kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+    held, name = vars(layer), type(layer).__name__
+    if _adapted_type(type(layer)) is None:
+        return f"a {name}, which uses the kernel in another way than nnx.{kind.__name__} does"
+    if taken := sorted(_OWN_NAMES & held.keys()):
+        return f"a {name} with an attribute {taken[0]!r}, a name that an adapted layer needs"
+    defaults = inspect.signature(kind.__init__).parameters
+    for product in _PRODUCTS:
+        own = held.get(product)
+        is_usual = own is None or own is defaults[product].default or is_quantized_by(own)
+        if not (is_usual or is_plain_product(product, own)):
+            return f"a {name} with a {product} of its own, through which no update could be merged"
+    if held.get("batch_axis"):
+        return f"a {name} with batch_axis"
+    return None
 
 
 @cache

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.core import meta, unfreeze
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from increlora_jax.core.adapter import (
@@ -29,6 +30,7 @@ from increlora_jax.nn.kernels import (
     rows_of_axes,
 )
 from increlora_jax.nn.parts import Parts, module_names
+from increlora_jax.nn.products import is_plain_product
 from increlora_jax.nn.start import Start, start_adapter, start_small
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
@@ -49,6 +51,9 @@ from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart
 LAYERS = "Dense, DenseGeneral or Einsum layer"
 LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
+
+PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype")
+"""Attributes of Linen's layers that put another function in the place of x · W."""
 
 EXTRA = "increlora_adapter"
 """What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
@@ -102,7 +107,11 @@ class Called(NamedTuple):
             )
         if not is_layer(self.module):
             return f"a {kind}, which computes its output in another way than its parent class"
-        return None
+        for name in PRODUCTS:
+            own = getattr(self.module, name, None)
+            if own not in (None, promote_dtype) and not is_plain_product(name, own):
+                return f"a {kind} with a {name} of its own, through which no update could be merged"
+        return f"a {kind} with batch_dims" if getattr(self.module, "batch_dims", ()) else None
 
 
 class AdaptedLinen(NamedTuple):
@@ -129,18 +138,17 @@ def find_targets(
     """
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
     modules = _called_modules(model)
-    found = {p: m for p, m in modules.items() if isinstance(m.module, LAYER_TYPES) and m.kernel}
-    layers = {path: called for path, called in found.items() if called.obstacle is None}
     declared = {
         path: Site(path, axes, shapes[path], is_layer=False)
         for path, axes in declared_axes(shapes, parameters).items()
     }
+    # A module that is applied within another, with variables of its own, has no kernel here.
+    free = set(map(_layer_of, shapes.keys() - declared.keys()))
+    found = {p: m for p, m in modules.items() if isinstance(m.module, LAYER_TYPES) and p in free}
+    layers = {path: called for path, called in found.items() if called.obstacle is None}
     unknown = _unknown(modules, layers, declared, shapes)
-    refused = {
-        path: called.obstacle
-        for path, called in found.items()
-        if called.obstacle is not None and f"{path}.kernel" not in declared
-    }
+    obstacles = {path: called.obstacle for path, called in found.items()}
+    refused = {path: obstacle for path, obstacle in obstacles.items() if obstacle is not None}
     known = [*layers, *declared]
     return {
         path: declared.get(path) or _layer_site(path, layers[path], shapes)
@@ -206,18 +214,20 @@ def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
             "axis than the first; use variable_axes={'params': 0}, or exclude it"
         )
-    return Site(f"{path}.kernel", _layer_axes(path, called.module), shape, is_layer=True)
+    return Site(f"{path}.kernel", _layer_axes(called.module), shape, is_layer=True)
 
 
-def _layer_axes(path: str, layer: Any) -> KernelAxes:
+def _layer_of(kernel: str) -> str | None:
+    """Return the path of the layer that a kernel may belong to."""
+    path, _, name = kernel.rpartition(".")
+    return path if path and name == "kernel" else None
+
+
+def _layer_axes(layer: Any) -> KernelAxes:
     if isinstance(layer, nn.Einsum):
         return EinsumAxes.parse(layer.einsum_str).kernel_axes()
     if isinstance(layer, nn.Dense):
         return KernelAxes((-2,), (-1,))
-    if layer.batch_dims:
-        raise InputError(
-            f"{path} is a DenseGeneral with batch_dims; it cannot be adapted, exclude it"
-        )
     outputs, inputs = np.size(layer.features), np.size(layer.axis)
     both = outputs + inputs
     return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))

@@ -16,6 +16,7 @@ from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes
 from increlora_jax.nn.statistics import read_statistics
+from increlora_jax.nn.targets import learns
 from increlora_jax.quantization import as_dense
 
 
@@ -177,7 +178,7 @@ def _is_adapter(variable: Any) -> bool:
 
 
 def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool:
-    return isinstance(variable, nnx.Param) and is_trained(name)
+    return isinstance(variable, nnx.Param) and learns(name, variable.get_value().dtype, is_trained)
 
 
 def _widen(value: Array) -> Array:

@@ -4,7 +4,9 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax.numpy as jnp
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
@@ -129,6 +131,22 @@ def _check_known(
             raise InputError(_ask_to_declare(path, *unknown[path]))
 
 
+def learns(path: str, dtype: Any, is_trained: IsTrained) -> bool:
+    """Return whether a parameter learns in full; one of whole numbers cannot.
+
+    Raises:
+        InputError: it is complex, and the optimizer takes real gradients.
+    """
+    if not is_trained(path):
+        return False
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise InputError(
+            f"{path} is complex and cannot be trained in full; leave it out of what is trained, or "
+            "hold its real and imaginary parts as two parameters"
+        )
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
 def leave_trained(found: Mapping[str, S], is_trained: IsTrained) -> dict[str, S]:
     """Leave out the targets whose kernels learn in full: they need no update beside.
 
@@ -187,7 +205,10 @@ def slots_for(
     Raises:
         InputError: an initial rank that the matrix or the buffer cannot have.
     """
-    wanted = max_rank if isinstance(max_rank, int) else max_rank[stack_names(path, stack)[0]]
+    name = stack_names(path, stack)[0]
+    if not isinstance(max_rank, int) and name not in max_rank:
+        raise InputError(f"{name} is in no plan: the method was made for another model")
+    wanted = max_rank if isinstance(max_rank, int) else max_rank[name]
     if initial_rank > min(*matrix, wanted):
         raise InputError(
             f"initial rank {initial_rank} of {path} exceeds its {matrix[0]} × {matrix[1]} kernel "

@@ -33,6 +33,7 @@ from increlora_jax.nn.targets import (
     Targets,
     choose_known,
     declared_axes,
+    learns,
     leave_trained,
     subtree_selector,
     trains_nothing,
@@ -200,7 +201,7 @@ def split_arrays(
     head, base = {}, {}
     for path, array in arrays.items():
         value = jnp.asarray(array)
-        if jnp.issubdtype(value.dtype, jnp.floating) and is_trained(path):
+        if learns(path, value.dtype, is_trained):
             # Small steps must not round away.
             head[path] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
         else:

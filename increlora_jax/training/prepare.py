@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from increlora_jax.config import TrainingConfig
+from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
 from increlora_jax.nn.model import split
 from increlora_jax.training.state import TrainState
@@ -40,7 +41,8 @@ def prepare(
             holds the dense gradient of one layer at a time, and not of all of them.
 
     Raises:
-        InputError: targets or ranks that the model cannot have.
+        InputError: targets or ranks that the model cannot have, or a method for another number of
+            steps.
 
     >>> import increlora_jax as il
     >>> params = {"w": jnp.ones((4, 4))}
@@ -48,7 +50,16 @@ def prepare(
     >>> int(state.total_rank), sorted(base)
     (2, ['w'])
     """
+    _check_steps(method, total_steps)
     adapted = method.attach(model, nnx.Rngs(seed))
     skeleton, parts = split(adapted, method.is_trained, is_called_once=is_called_once)
     trainer = build_trainer(skeleton, method, loss, config, total_steps=total_steps, dtype=dtype)
     return trainer, trainer.init(parts, seed), parts.base
+
+
+def _check_steps(method: Method, total_steps: int) -> None:
+    if method.steps not in (None, total_steps):
+        raise InputError(
+            f"total_steps={total_steps}, but {method.name}'s growth was planned for {method.steps} "
+            "steps; give both the same number"
+        )
