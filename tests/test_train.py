@@ -156,7 +156,7 @@ def test_own_data_grows_and_goes_on_with_default_flags(toy_data, tiny_model, tmp
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert (config["init_warmup"], config["incre_interval"], config["top_h"]) == (0, 1, 3)
     train.main(list(map(str, words)))  # the same command, whose settings come to the same
-    assert "this run is finished" in capsys.readouterr().err
+    assert "this run is finished" in capsys.readouterr().out
 
 
 def test_a_pair_regression_reports_correlations(tiny_model, short_run, tmp_path):
@@ -195,9 +195,9 @@ def test_numbers_gone_bad_stop_the_run_and_save_the_adapter(short_run, tmp_path,
 
 
 WRONG_FLAGS = {
-    "unknown task": (["--task", "sst3"], "--task sst3.*sst2"),
+    "unknown task": (["--task", "sst3"], "--task: invalid choice: 'sst3'.*did you mean sst2"),
     "unknown flag": (["--target-rnak", "2"], "--target-rnak"),
-    "no number": (["--target-rank", "two"], "target_rank"),
+    "no number": (["--target-rank", "two"], "--target-rank: 'two' must be a finite number"),
     "negative": (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive"),
     "regex without match": (["--target-modules", r"nothing\..*"], "matches no Linear.*query"),
     "broken regex": (["--target-modules", "(query"], "not a regular expression"),

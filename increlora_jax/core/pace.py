@@ -1,9 +1,10 @@
 """The pace of growth: when rounds come and how many modules grow in each, chosen from the run."""
 
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 Auto = Literal["auto"]
+N = TypeVar("N")  # a number, which may be traced
 
 GROWTH_BEGINS, GROWTH_ENDS = 0.05, 0.35
 """Shares of a run's steps within which the budget is spent.
@@ -73,6 +74,6 @@ def _count_rounds(grants: int, modules: int, left: int, top_h: int | Auto) -> in
     return max(1, ceil(grants / min(top_h, modules)))
 
 
-def choose_warmup(warmup_steps: int | Auto, steps: int) -> int:
+def choose_warmup(warmup_steps: N | Auto, steps: int) -> N | int:
     """Return the steps of warmup: those given, or 6 % of the run's."""
     return round(WARMUP * steps) if isinstance(warmup_steps, str) else warmup_steps

@@ -16,7 +16,7 @@ COLLECTION = "batch_stats"
 
 
 def read_statistics(
-    model: nnx.Module, before: Mapping[str, Array], given: Mapping[str, Any]
+    model: nnx.Module, before: Mapping[str, Array], given: Mapping[Any, Any]
 ) -> dict[str, Array]:
     """Read the statistics of an NNX model after its forward pass.
 

@@ -41,9 +41,7 @@ def prepare(
             holds the dense gradient of one layer at a time, and not of all of them.
 
     Raises:
-        InputError: targets or ranks that the model cannot have, or a method for another number of
-            steps.
-
+        InputError: the model cannot have the targets or ranks, or `method` is for other steps.
     >>> import increlora_jax as il
     >>> params = {"w": jnp.ones((4, 4))}
     >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)

@@ -32,9 +32,16 @@ def test_the_named_method_is_built_from_an_abstract_model(name):
         ({}, MODULES),
         ({"target_modules": ["layers.1", "layers.3"]}, ["layers.1", "layers.3"]),
         ({"target_modules": [r"layers\.[02]"]}, ["layers.0", "layers.2"]),
-        ({"target_modules": ["all-linear"]}, ["head", *MODULES]),
+        ({"target_modules": ["all-linear"]}, MODULES),  # the head learns in full
+        (
+            {"target_modules": ["all-linear"], "modules_to_save": ["layers.3"]},
+            ["head", *MODULES[:3]],
+        ),
         ({"exclude_modules": ["2"]}, ["layers.0", "layers.1", "layers.3"]),
-        ({"target_modules": ["all-linear"], "exclude_modules": ["layers.*"]}, ["head"]),
+        (
+            {"target_modules": ["all-linear"], "exclude_modules": ["layers.*[12]"]},
+            ["layers.0", "layers.3"],
+        ),
     ],
 )
 def test_adapters_go_where_the_flags_say(name, words, expected):
