@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_X = jnp.array([[0.5, -1.0, 2.0], [0.25, 3.0, -0.5]])
-_W = jnp.array([[1.0, 0.5], [-0.75, 2.0], [0.125, -1.5]])
+_X = np.array([[0.5, -1.0, 2.0], [0.25, 3.0, -0.5]], np.float32)
+_W = np.array([[1.0, 0.5], [-0.75, 2.0], [0.125, -1.5]], np.float32)
 _OVER_LAST = (((1,), (0,)), ((), ()))
 
 

@@ -42,6 +42,7 @@ def prepare(
 
     Raises:
         InputError: the model cannot have the targets or ranks, or `method` is for other steps.
+
     >>> import increlora_jax as il
     >>> params = {"w": jnp.ones((4, 4))}
     >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)

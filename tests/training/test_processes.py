@@ -209,3 +209,10 @@ def test_one_process_decides_for_itself():
     with joined(False):
         assert is_first()
         assert by_first(lambda: [1, "two"]) == [1, "two"]
+
+
+def test_no_import_asks_for_a_device():
+    """Processes find each other before the first use of a device, or not at all."""
+    code = "import increlora_jax.train, jax; jax.distributed.initialize('127.0.0.1:1', 1, 0)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "before any JAX calls" not in told.stderr
