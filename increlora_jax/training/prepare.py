@@ -26,8 +26,8 @@ def prepare(
 ) -> tuple[Trainer, TrainState, Base]:
     """Attach `method` to `model`, and make its trainer, the state before step 0, and its base.
 
-    A loop calls `trainer.value_and_grad(loss)` and `trainer.update`, or, where `loss` is given as
-    a `Loss`, `trainer.step`; in the end `trainer.merge`.
+    A loop calls `trainer.value_and_grad(loss)` and `trainer.update`, or with `loss` given here
+    `trainer.step`; in the end `trainer.merge`.
 
     Args:
         model: an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
@@ -37,8 +37,7 @@ def prepare(
         loss: (model, batch) → (sum of the losses [], sum of their weights []).
         seed: of adapters, dropout and whatever else is drawn.
         dtype: of learning rates and the optimizer's other numbers.
-        is_called_once: a loss calls each adapted layer of an NNX module once. A scored step then
-            holds the dense gradient of one layer at a time, and not of all of them.
+        is_called_once: a loss calls each adapted NNX layer once: one dense gradient is held then.
 
     Raises:
         InputError: the model cannot have the targets or ranks, or `method` is for other steps.
@@ -50,8 +49,8 @@ def prepare(
     (2, ['w'])
     """
     _check_steps(method, total_steps)
-    adapted = method.attach(model, nnx.Rngs(seed))
-    skeleton, parts = split(adapted, method.is_trained, is_called_once=is_called_once)
+    model = method.attach(model, nnx.Rngs(seed))
+    skeleton, parts = split(model, method.is_trained, is_called_once=is_called_once)
     trainer = build_trainer(skeleton, method, loss, config, total_steps=total_steps, dtype=dtype)
     return trainer, trainer.init(parts, seed), parts.base
 
