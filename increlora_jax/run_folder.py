@@ -63,6 +63,7 @@ def look_into(folder: Path, config: RunConfig) -> Held:
     Raises:
         InputError: the folder holds another run, and in which settings that differs; or a file is
             where a folder is needed.
+        WriteError: the folder lies below a file.
     """
     _check_place(folder)
     found = [name for name in OF_A_RUN if (folder / name).exists()]
@@ -86,17 +87,25 @@ def look_into(folder: Path, config: RunConfig) -> Held:
 
 
 def _check_place(folder: Path) -> None:
-    """See that the folder can be made, as far as that is known, and hold checkpoints.
+    """Check that the folder can be made, as far as that is known, and hold checkpoints.
 
     Raises:
-        InputError: a file or a broken link is in the way.
+        InputError: a file or a broken link is in its place, or in that of its checkpoints.
+        WriteError: the folder lies below a file.
     """
-    for path in (folder / CHECKPOINTS, folder, *folder.absolute().parents):
-        if os.path.lexists(path) and not path.is_dir():
+    for path in (folder / CHECKPOINTS, folder):
+        if _is_in_the_way(path):
             raise InputError(
                 f"--output-dir {folder}: {path} is a file and no folder; move it away, or choose "
                 "another folder"
             )
+    for path in folder.absolute().parents:
+        if _is_in_the_way(path):
+            raise WriteError(f"--output-dir {folder} cannot be written: {path} is a file")
+
+
+def _is_in_the_way(path: Path) -> bool:
+    return os.path.lexists(path) and not path.is_dir()
 
 
 def read_finished(folder: Path, identity: dict[str, str]) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def test_growth_follows_the_length_of_a_run_on_own_data(own_data, tiny_model):
     plan = plan_run(parse_run([*own_data, "--model", str(tiny_model)]))
     assert plan.total_steps == 30  # 10 a epoch
     growth, training = plan.config.growth, plan.config.training
-    # 12 ranks more, after step 1 and within 9 steps: 6 rounds of 2.
-    assert (growth.top_h, growth.init_warmup, growth.incre_interval) == (2, 1, 1)
+    # 12 ranks more, after step 1 and within 9 steps: 4 rounds of 3.
+    assert (growth.top_h, growth.init_warmup, growth.incre_interval) == (3, 1, 2)
     assert training.warmup_steps == 2
     assert plan.method.rank_budget == 24
 
@@ -216,4 +216,4 @@ def test_warmups_that_differ_between_runs_stay_theirs(own_data, tiny_model):
     sweep = ["--sweep", "warmup_steps=3,5"]
     plan = plan_run(parse_run([*own_data, "--model", str(tiny_model), *sweep]))
     assert [member.config.training.warmup_steps for member in plan.members] == [3, 5]
-    assert all(member.config.growth.top_h == 2 for member in plan.members)
+    assert all(member.config.growth.top_h == 3 for member in plan.members)

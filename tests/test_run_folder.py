@@ -111,7 +111,7 @@ def test_what_is_in_the_way_of_checkpoints_is_named_before_the_first_step(begun,
 
 def test_a_file_where_a_parent_should_be_is_named(tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(InputError, match="data is a file"):
+    with pytest.raises(WriteError, match=r"run cannot be written: .*data is a file"):
         look_into(tmp_path / "data" / "run", CONFIG)
 
 

@@ -1,6 +1,6 @@
 """LoRA: every target keeps one fixed rank (arXiv 2106.09685)."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,20 +43,23 @@ def lora(
     chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
     places: dict[str, Any] = {**chosen._asdict(), "parameters": parameters}
     planned = plan_targets(model, **places)
+    _check_rank(planned.sizes, int(growth.target_rank))
     settings = places | _settings(adapter, growth) | {"dtype": dtype}
     return base.fixed_method(
         "lora",
-        _describe(planned.sizes.values(), settings["max_rank"]) + planned.describe(),
+        f"{len(planned.sizes)} modules of rank {settings['max_rank']}{planned.describe()}",
         attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
         is_trained=chosen.is_trained,
     )
 
 
-def _describe(sizes: Collection[tuple[int, int]], rank: int) -> str:
-    """Say how many modules have the rank, and how many matrices are too narrow for it."""
-    narrow = sum(min(size) < rank for size in sizes)
-    less = f", {narrow} of them of what their matrix can have" if narrow else ""
-    return f"{len(sizes)} modules of rank {rank}{less}"
+def _check_rank(sizes: Mapping[str, tuple[int, int]], rank: int) -> None:
+    for name, (inputs, outputs) in sizes.items():
+        if rank > min(inputs, outputs):
+            raise InputError(
+                f"target_rank {rank} of {name} exceeds its {inputs} × {outputs} kernel; lower "
+                f"--target-rank, or leave {name} out with --exclude-modules"
+            )
 
 
 def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
         raise InputError(f"--target-rank {growth.target_rank} must be whole for --method lora")
     return {
         "max_rank": rank,
-        "initial_rank": 1,  # `_start` opens all slots that a matrix can have
+        "initial_rank": rank,
         "scaling": Scaling(adapter.lora_alpha, "target", rank),
         "dropout": adapter.lora_dropout,
         "start": _start,
@@ -76,8 +79,8 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
 def _start(
     rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: Any
 ) -> tuple[Adapter, Slots]:
-    """Draw A, and put B to 0 and λ to 1, for good; every slot is active."""
-    adapter, slots = start_small(rngs, shape, max_rank, max_rank, dtype)
+    """Draw A, and put B to 0 and λ to 1, for good."""
+    adapter, slots = start_small(rngs, shape, max_rank, initial_rank, dtype)
     bound = shape[-2] ** -0.5
     A = jax.random.uniform(rngs.params(), adapter.A.shape, dtype, -bound, bound)
     fixed = slots._replace(lambda_born=jnp.full_like(slots.lambda_born, NEVER))

@@ -18,9 +18,16 @@ def rounds_of(pace, steps, modules, grants):
 
 
 def test_a_run_of_600_steps_by_hand():
-    # 36 grants within steps 30 to 210: 12 rounds of 3 every 15 steps.
-    assert pace_of() == Pace(top_h=3, init_warmup=30, incre_interval=15)
-    assert rounds_of(pace_of(), 600, 36, 36) == list(range(45, 211, 15))
+    # 36 grants within steps 30 to 210: 9 rounds of 4 every 20 steps.
+    assert pace_of() == Pace(top_h=4, init_warmup=30, incre_interval=20)
+    assert rounds_of(pace_of(), 600, 36, 36) == list(range(40, 201, 20))
+
+
+def test_a_long_run_takes_fifteen_rounds_and_a_short_one_four():
+    long = pace_of(50_520, modules=72, grants=72)
+    assert len(rounds_of(long, 50_520, 72, 72)) == 15
+    short = pace_of(100, modules=72, grants=72)
+    assert (short.top_h, short.incre_interval) == (18, 7)
 
 
 @pytest.mark.parametrize(

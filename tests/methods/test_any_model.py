@@ -88,14 +88,12 @@ def narrow_tree():
 
 
 @pytest.mark.parametrize("make", [two_linears, narrow_tree])
-def test_lora_takes_the_rank_that_a_narrow_matrix_can_have(make):
+def test_lora_names_the_matrix_that_is_too_narrow_when_it_is_planned(make):
     model = make()
     if not isinstance(model, dict):
         model.layers[1] = nnx.Linear(8, 1, rngs=nnx.Rngs(1))
-    method = il.lora(model, steps=9)
-    assert method.description == "2 modules of rank 2, 1 of them of what their matrix can have"
-    _, state, _ = il.prepare(model, method, total_steps=9)
-    assert int(state.total_rank) == 3
+    with pytest.raises(il.InputError, match=r"target_rank 2 of .* exceeds its 8 × 1 kernel"):
+        il.lora(model, steps=9)
 
 
 class Odd(nnx.Module):
