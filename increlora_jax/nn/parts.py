@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
 from increlora_jax.core.groups import by_name
+from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
@@ -178,7 +179,15 @@ def _is_adapter(variable: Any) -> bool:
 
 
 def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool:
-    return isinstance(variable, nnx.Param) and learns(name, variable.get_value().dtype, is_trained)
+    if not isinstance(variable, nnx.Param) or not is_trained(name):
+        return False
+    value = variable.get_value()
+    if not hasattr(value, "dtype"):
+        raise InputError(
+            f"{name} is a parameter of several arrays ({type(value).__name__}) and cannot be "
+            "trained in full; make each of them a parameter"
+        )
+    return learns(name, value.dtype, is_trained)
 
 
 def _widen(value: Array) -> Array:

@@ -94,7 +94,7 @@ def test_subclasses_that_call_like_flax_stay_what_they_are(attach_all):
 OTHERS = {
     "noisy": (plain(Noisy), "a Noisy, which uses the kernel in another way than nnx.Linear"),
     "attends": (plain(Attends), "a Attends, which uses the kernel in another way"),
-    "taken": (Taken, "a Taken, which uses the kernel in another way"),
+    "taken": (Taken, "a Taken with an attribute 'adapter'"),
     "lora": (lambda rngs: nnx.LoRALinear(4, 4, lora_rank=2, rngs=rngs), "a LoRALinear, which"),
     "normed": (lambda r: nnx.WeightNorm(nnx.Linear(4, 4, rngs=r), rngs=r), "part of a WeightNorm"),
     "spectral": (lambda r: nnx.SpectralNorm(nnx.Linear(4, 4, rngs=r), rngs=r), "a SpectralNorm"),

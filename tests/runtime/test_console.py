@@ -157,7 +157,7 @@ def test_a_result_goes_to_a_terminal_that_lacks_its_letters(monkeypatch):
     bytes_written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_written, encoding="ascii"))
     write_result("0.9 ± 0.1")
-    assert bytes_written.getvalue() == b"0.9 \\xb1 0.1\n"
+    assert bytes_written.getvalue() == b"0.9 +- 0.1\n"
 
 
 def test_a_log_has_our_lines_alone_and_standard_output_the_result(short_run, tmp_path):
