@@ -2,8 +2,8 @@
 
 import sys
 
-from increlora_jax.evaluate_flags import evaluate_parser
-from increlora_jax.parsing import parse_command
+from increlora_jax.run.command_line import parse_command
+from increlora_jax.run.evaluate_flags import evaluate_parser
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.start import begin
 from increlora_jax.runtime.streams import tell

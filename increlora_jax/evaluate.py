@@ -15,28 +15,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.evaluate_flags import evaluate_parser
-from increlora_jax.members import members_of
-from increlora_jax.memory_advice import advise_evaluation
+from increlora_jax.nn.adapter_files import load_adapter, read_adapter_config
 from increlora_jax.nn.report import ranks_of
-from increlora_jax.nn.storage import load_adapter, read_adapter_config
-from increlora_jax.parsing import read_run
-from increlora_jax.run_folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
+from increlora_jax.run.build import Run, plan_run, prepare_run
+from increlora_jax.run.command_line import read_run
+from increlora_jax.run.evaluate_flags import evaluate_parser
+from increlora_jax.run.folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
+from increlora_jax.run.memory_advice import advise_evaluation
+from increlora_jax.run.saved_run import check_ranks, restore_config
+from increlora_jax.run.scored_data import Source, load_scored
+from increlora_jax.run.sweep import members_of
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.libraries import quiet_libraries
 from increlora_jax.runtime.out_of_memory import explain_shortage
+from increlora_jax.runtime.preemption import Stop
+from increlora_jax.runtime.processes import check_devices
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.saved_run import check_ranks, restore_config
-from increlora_jax.scored_data import Source, load_scored
 from increlora_jax.tasks.details import describe_split
 from increlora_jax.tasks.metrics import count_not_finite, score_splits
-from increlora_jax.training.preemption import Stop
-from increlora_jax.training.processes import check_devices
 
 BASE = ("model", "model_revision", "model_subfolder")
 """The flags that say where the base model is."""

@@ -8,16 +8,15 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
-from increlora_jax.models.bundled import TINY_ENCODER
+from increlora_jax.nn.adapter_files import load_adapter, save_adapter
+from increlora_jax.nn.any_model import attach, parameter_selector, split
 from increlora_jax.nn.attach import detach, merge, unmerge
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.linen import LinenModel
-from increlora_jax.nn.model import attach, parameter_selector, split
-from increlora_jax.nn.parts import Parts, Skeleton
 from increlora_jax.nn.report import report
-from increlora_jax.nn.storage import load_adapter, save_adapter
-from increlora_jax.process_memory import (
+from increlora_jax.nn.skeleton import Parts, Skeleton
+from increlora_jax.runtime.memory import (
     dispatch_synchronously,
     keep_freed_memory,
     return_freed_memory,
@@ -25,6 +24,7 @@ from increlora_jax.process_memory import (
 from increlora_jax.training.prepare import prepare
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer, build_trainer
+from increlora_jax.weights.bundled import TINY_ENCODER
 
 __all__ = [
     "TINY_ENCODER",

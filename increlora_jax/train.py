@@ -12,20 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import Plan, Run, plan_run, prepare_run
 from increlora_jax.config import RunConfig
-from increlora_jax.dry_run import describe_chosen, describe_dry_run
 from increlora_jax.errors import InputError
-from increlora_jax.members import Member
-from increlora_jax.memory_advice import advise_training
-from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.adapter_files import save_adapter
 from increlora_jax.nn.report import report
-from increlora_jax.nn.storage import save_adapter
-from increlora_jax.parsing import parse_command
-from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
-from increlora_jax.results import results_of, results_of_all, summarize
-from increlora_jax.run_folder import (
+from increlora_jax.nn.skeleton import Parts
+from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
+from increlora_jax.run.command_line import parse_command
+from increlora_jax.run.dry_run import describe_chosen, describe_dry_run
+from increlora_jax.run.folder import (
     ADAPTER,
     BEST_ADAPTER,
     CHECKPOINTS,
@@ -37,21 +32,26 @@ from increlora_jax.run_folder import (
     read_finished,
     write_results,
 )
+from increlora_jax.run.memory_advice import advise_training
+from increlora_jax.run.results import results_of, results_of_all, summarize
+from increlora_jax.run.saved_run import describe_adapter
+from increlora_jax.run.sweep import Member
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Bar, is_first, prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
 from increlora_jax.runtime.libraries import quiet_libraries
+from increlora_jax.runtime.memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.runtime.out_of_memory import explain_shortage
+from increlora_jax.runtime.preemption import Stop
+from increlora_jax.runtime.processes import by_first, joined
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.saved_run import describe_adapter
 from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop, Outcome
-from increlora_jax.training.preemption import Stop
-from increlora_jax.training.processes import by_first, joined
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from increlora_jax.models.hf import read_config
+from increlora_jax.weights.folder import read_config
 
 VOCAB_SIZE, PAD, NUM_LABELS = 37, 3, 3
 CLASSES = {

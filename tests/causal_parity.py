@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from increlora_jax.models.hf import read_config, save_weights
 from increlora_jax.models.registry import find_spec, load_model
+from increlora_jax.weights.folder import read_config, save_weights
 from tests.causal import NUM_LABELS, Prompts, save_reference
 
 run = nnx.jit(lambda model, *arrays: model(*arrays))

@@ -20,16 +20,16 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.core.plan
     import increlora_jax.core.regularizer
     import increlora_jax.core.schedule
+    import increlora_jax.nn.adapter_files
+    import increlora_jax.nn.any_model
     import increlora_jax.nn.attach
+    import increlora_jax.nn.initial
     import increlora_jax.nn.kernels
     import increlora_jax.nn.layers
     import increlora_jax.nn.linen
-    import increlora_jax.nn.model
     import increlora_jax.nn.parameters
-    import increlora_jax.nn.parts
     import increlora_jax.nn.report
-    import increlora_jax.nn.start
-    import increlora_jax.nn.storage
+    import increlora_jax.nn.skeleton
     import increlora_jax.nn.targets
     import increlora_jax.nn.tree  # noqa: F401  (imported here to be hooked)
 
@@ -45,7 +45,7 @@ def _own_caches(tmp_path_factory):
     Programs are kept from the first test on, and by the processes that tests start as well. JAX
     keeps those that took a second; a small model's take less, and many tests compile the same.
     """
-    from increlora_jax.compilation_cache import use_compilation_cache
+    from increlora_jax.runtime.compilation_cache import use_compilation_cache
 
     seconds = 0.1
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
@@ -94,7 +94,7 @@ def tiny_model(tmp_path_factory) -> Path:
     from transformers import BertConfig, PreTrainedTokenizerFast
 
     from increlora_jax.models.bert import BERT_WEIGHTS, BertForSequenceClassification
-    from increlora_jax.models.hf import save_weights
+    from increlora_jax.weights.folder import save_weights
 
     folder = tmp_path_factory.mktemp("tiny-model")
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -16,11 +16,11 @@ import numpy as np
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout, make_mesh
+from increlora_jax.training.stacked_state import AtRest
 from tests.tiny import MLP, batch_of, start, trains_head
 
 COUNT = 8

@@ -14,7 +14,7 @@ from flax import nnx
 from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.nn.parts import split
+from increlora_jax.nn.skeleton import split
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Trainer, build_trainer
 

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from increlora_jax.models.generation import generate
-from increlora_jax.models.hf import name_variables, read_config, save_weights
+from increlora_jax.generation.generate import generate
+from increlora_jax.generation.token_scores import GenerationOptions
 from increlora_jax.models.registry import abstract_model, find_spec, load_model
-from increlora_jax.models.token_scores import GenerationOptions
+from increlora_jax.weights.folder import name_variables, read_config, save_weights
 
 VOCAB, EOS = 50, 1
 SOURCES, TARGETS = (17, 9, 4), (11, 5, 8)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import increlora_jax
-from increlora_jax.evaluate_flags import evaluate_parser
-from increlora_jax.parsing import parse_command, parse_run
-from increlora_jax.results import results_of_all
-from tests.test_results import OUTCOME, plan_of, results  # noqa: F401  (a fixture)
+from increlora_jax.run.command_line import parse_command, parse_run
+from increlora_jax.run.evaluate_flags import evaluate_parser
+from increlora_jax.run.results import results_of_all
+from tests.run.test_results import OUTCOME, plan_of, results  # noqa: F401  (a fixture)
 
 SETUP = Path(__file__).parent.parent / "setup.cfg"
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax import compose, evaluate, train
+from increlora_jax import evaluate, train
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.models.deberta import DEBERTA, DebertaForSequenceClassification
 from increlora_jax.models.fused_attention import FusableAttention
-from increlora_jax.models.hf import read_config, save_weights
-from increlora_jax.nn.parts import split
-from increlora_jax.parsing import parse_run
+from increlora_jax.nn.skeleton import split
+from increlora_jax.run import build
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.weights.folder import read_config, save_weights
 from tests.tiny import without
 
 V3 = {
@@ -75,14 +76,14 @@ def test_a_run_grows_to_its_budget_without_compiling_anew(folder, short_run, tmp
 @pytest.fixture
 def interpret(monkeypatch):
     """Have Pallas's interpreter take the place of a GPU."""
-    monkeypatch.setattr(compose, "check_fused", lambda *_: None)
+    monkeypatch.setattr(build, "check_fused", lambda *_: None)
     monkeypatch.setattr(FusableAttention, "is_interpreted", True)
 
 
 @pytest.mark.parametrize("name", ["xla", "pallas"])
 def test_the_flag_chooses_what_computes_every_attention(name, folder, short_run, interpret):
     words = [*short_run, "--model", str(folder), "--attn-implementation", name]
-    run = compose.prepare_run(compose.plan_run(parse_run(words)))
+    run = build.prepare_run(build.plan_run(parse_run(words)))
     modules = nnx.iter_modules(run.trainer.skeleton.assemble(run.parts))
     attentions = [module for _, module in modules if isinstance(module, FusableAttention)]
     assert [attention.attn_implementation for attention in attentions] == [name, name]

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from increlora_jax import evaluate, train
 from increlora_jax.files.replace import find_folder
-from increlora_jax.nn.storage import read_adapter_config
-from increlora_jax.run_folder import read_results
+from increlora_jax.nn.adapter_files import read_adapter_config
+from increlora_jax.run.folder import read_results
 from increlora_jax.training.checkpoint import find_problem
 
 

@@ -12,14 +12,14 @@ from safetensors.numpy import save
 
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import read_config
-from increlora_jax.models.tensor_files import list_tensors, list_weights
-from increlora_jax.nn.storage import CONFIG, CONFIG_KINDS, read_adapter_config
-from increlora_jax.parsing import GROUPS, parse_run, read_run, write_run
-from increlora_jax.run_folder import read_results
+from increlora_jax.nn.adapter_files import CONFIG, CONFIG_KINDS, read_adapter_config
+from increlora_jax.run.command_line import GROUPS, parse_run, read_run, write_run
+from increlora_jax.run.folder import read_results
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.checkpoint import FORMAT, MANIFEST, Checkpoints, Keep, find_problem
 from increlora_jax.training.progress import Progress
+from increlora_jax.weights.folder import read_config
+from increlora_jax.weights.tensor_files import list_tensors, list_weights
 from tests.fuzz import QUICK, THOROUGH, VALUES, check_errors, damaged, headers, jsons, yamls
 
 AMOUNTS = pytest.mark.parametrize(

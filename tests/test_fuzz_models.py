@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import increlora_jax as il
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.attach import adapters_of
-from increlora_jax.nn.model import target_sizes
 from tests.model_parts import (
     HOLDERS,
     LINEN_NAMES,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from increlora_jax.parsing import parse_run
-from increlora_jax.training.processes import BY_HAND
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.runtime.processes import BY_HAND
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "launch"
 SCRIPTS = ("slurm.sbatch", "tpu_vm.sh")

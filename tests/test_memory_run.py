@@ -13,16 +13,16 @@ import pytest
 from flax import nnx
 
 from increlora_jax import train
-from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import InputError
 from increlora_jax.evaluate import evaluate
 from increlora_jax.models.bert import BERT
-from increlora_jax.models.hf import name_variables, save_weights
 from increlora_jax.models.registry import load_model
-from increlora_jax.nn.storage import read_adapter_config
-from increlora_jax.parsing import parse_run
+from increlora_jax.nn.adapter_files import read_adapter_config
 from increlora_jax.quantization import as_dense
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
 from increlora_jax.training.loop import jit_step
+from increlora_jax.weights.folder import name_variables, save_weights
 from tests.tiny import assert_same
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from increlora_jax import evaluate, train
-from increlora_jax.models.identity import identify_model
-from increlora_jax.nn.storage import read_adapter_config
+from increlora_jax.nn.adapter_files import read_adapter_config
+from increlora_jax.weights.identity import identify_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from jax import ShapeDtypeStruct
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BERT
-from increlora_jax.models.hf import save_weights
 from increlora_jax.models.registry import abstract_model, load_model, read_config
 from increlora_jax.nn.attach import attach, detach, merge, unmerge
 from increlora_jax.quantization import (
@@ -23,6 +22,7 @@ from increlora_jax.quantization import (
     quantize,
     store_quantized,
 )
+from increlora_jax.weights.folder import save_weights
 from tests.memory import SAVING
 
 KINDS = ("int8", "int4", "nf4")

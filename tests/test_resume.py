@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from increlora_jax.training.preemption import GRACE
+from increlora_jax.runtime.preemption import GRACE
 
 STEPS, SAVE_STEPS = 40, 4
 ALLOWED = 30.0

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from increlora_jax.compilation_cache import use_compilation_cache
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, effective_update
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
-from increlora_jax.models.bundled import TINY_ENCODER
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.training.loop import LAG
+from increlora_jax.weights.bundled import TINY_ENCODER
 
 STUDY = Path(__file__).parent.parent / "experiments" / "speed"
 

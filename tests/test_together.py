@@ -12,8 +12,8 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from increlora_jax import evaluate, train
-from increlora_jax.parsing import parse_run
-from increlora_jax.run_folder import RESULTS
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.run.folder import RESULTS
 from increlora_jax.runtime.signals import Preempted
 from tests.conftest import WORDS
 from tests.tiny import without

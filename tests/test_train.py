@@ -10,7 +10,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from increlora_jax import train
-from increlora_jax.recipes import RECIPES
+from increlora_jax.run.recipes import RECIPES
 
 
 def read_results(folder):

@@ -12,8 +12,8 @@ from flax import nnx
 from transformers import AutoConfig
 
 from increlora_jax import TINY_ENCODER, train
-from increlora_jax.models.hf import save_weights
 from increlora_jax.models.registry import MODELS, find_spec
+from increlora_jax.weights.folder import save_weights
 from tests.families import FAMILIES, SMALL
 
 

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from increlora_jax.config import TrainingConfig
-from increlora_jax.nn.parts import Parts, split
+from increlora_jax.nn.skeleton import Parts, split
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Trainer, build_trainer
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.command_line import parse_run
 from increlora_jax.train import train
 
 STEPS = 700

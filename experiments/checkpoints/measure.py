@@ -9,10 +9,10 @@ from statistics import median
 
 import jax
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.config import TrainingConfig
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.progress import Progress
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import increlora_jax
 from increlora_jax.models.deberta import DEBERTA_WEIGHTS, DebertaForSequenceClassification
-from increlora_jax.models.hf import read_config, save_weights
+from increlora_jax.weights.folder import read_config, save_weights
 
 DEBERTA_V3_BASE = {
     "model_type": "deberta-v2",

@@ -12,9 +12,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from increlora_jax.models.bundled import TINY_ENCODER
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.command_line import parse_run
 from increlora_jax.train import train
+from increlora_jax.weights.bundled import TINY_ENCODER
 
 DEV_ROWS = 1500
 BATCH_SIZE = 32

@@ -18,20 +18,20 @@ import numpy as np
 from flax import nnx
 from transformers import LlamaConfig
 
-from increlora_jax.compose import stack_layers
 from increlora_jax.config import AdapterConfig, GrowthConfig, Importance, TrainingConfig
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.models.hf import name_variables
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import abstract_model, find_spec
 from increlora_jax.models.repeated_layer import Remat, set_remat
-from increlora_jax.nn.parts import split
+from increlora_jax.nn.skeleton import split
 from increlora_jax.quantization import Kind, store_like
-from increlora_jax.training.at_rest import AtRest
+from increlora_jax.run.build import stack_layers
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Layout, make_mesh
+from increlora_jax.training.stacked_state import AtRest
 from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.weights.folder import name_variables
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-7b": {},  # LlamaConfig's own defaults

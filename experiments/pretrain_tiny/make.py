@@ -24,7 +24,7 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig
 
 from increlora_jax.models.bert import BERT_WEIGHTS, BertForMaskedLM
-from increlora_jax.models.hf import CONFIG_NAME, save_weights
+from increlora_jax.weights.folder import CONFIG_NAME, save_weights
 
 BUNDLED = Path(__file__).parents[2] / "increlora_jax" / "bundled" / "tiny_encoder"
 SEED = 41

@@ -10,8 +10,8 @@ from pathlib import Path
 from flax import nnx
 
 from increlora_jax.models.bert import BERT_WEIGHTS, BertForMaskedLM
-from increlora_jax.models.bundled import TINY_ENCODER
-from increlora_jax.models.hf import read_config, save_weights
+from increlora_jax.weights.bundled import TINY_ENCODER
+from increlora_jax.weights.folder import read_config, save_weights
 
 SEED = 0
 

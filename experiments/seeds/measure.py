@@ -7,11 +7,11 @@ from statistics import median
 
 import jax
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.config import RunConfig
-from increlora_jax.members import members_of
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.run.sweep import members_of
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.training.loop import jit_step
 
 

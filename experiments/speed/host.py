@@ -11,17 +11,17 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import Run, plan_run, prepare_run
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.build import Run, plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Bar
+from increlora_jax.runtime.preemption import Stop
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import RunLog
 from increlora_jax.training.loop import Loop
-from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.run_log import RunLog
 
 STEPS = 752
 """Of the demo; it is scored at every step up to 220, and all is compiled a few steps later."""

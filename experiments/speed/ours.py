@@ -11,16 +11,16 @@ from schedule import compress, scored_steps
 from work import Work
 
 import increlora_jax as il
-from increlora_jax.compose import stack_layers
 from increlora_jax.core.adapter import init_slots
 from increlora_jax.models.fused_attention import set_attention
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import load_model
 from increlora_jax.models.repeated_layer import set_remat
-from increlora_jax.training.at_rest import AtRest
+from increlora_jax.run.build import stack_layers
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Layout, make_mesh
+from increlora_jax.training.stacked_state import AtRest
 
 il.keep_freed_memory()  # both as the training command does
 il.dispatch_synchronously()

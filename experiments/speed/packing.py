@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import plan_run, prepare_run
-from increlora_jax.parsing import parse_run
-from increlora_jax.process_memory import dispatch_synchronously, keep_freed_memory
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
+from increlora_jax.runtime.memory import dispatch_synchronously, keep_freed_memory
 from increlora_jax.training.loop import jit_step
 
 

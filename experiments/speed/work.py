@@ -15,8 +15,8 @@ from increlora_jax.models.fused_attention import AttentionImplementation
 from increlora_jax.models.registry import abstract_model, find_spec
 from increlora_jax.models.repeated_layer import Remat
 from increlora_jax.models.spec import ModelSpec
-from increlora_jax.nn.model import target_sizes
-from increlora_jax.recipes import recipe
+from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.run.recipes import recipe
 
 SHAPES: dict[str, dict[str, Any]] = {
     "minilm-l6": {

@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 from contenders import CONTENDERS, OTHERS, Run
 from work import Work
 
-from increlora_jax.compilation_cache import use_compilation_cache
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 
 
 class FailedError(RuntimeError):

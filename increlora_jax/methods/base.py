@@ -12,8 +12,8 @@ from jaxtyping import Array
 from increlora_jax.config import AdapterConfig
 from increlora_jax.core.adapter import Adapter, Score, Slots
 from increlora_jax.errors import InputError
-from increlora_jax.nn.model import parameter_selector
-from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.any_model import parameter_selector
+from increlora_jax.nn.skeleton import Parts
 from increlora_jax.nn.targets import ALL_LINEAR, Targets, trains_nothing
 
 Adapters = dict[Any, Adapter]

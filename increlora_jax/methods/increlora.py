@@ -11,7 +11,6 @@ from jaxtyping import Array, Int
 from increlora_jax.config import AdapterConfig, GrowthConfig, vary
 from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
 from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
-from increlora_jax.core.groups import Key, flatten, unflatten
 from increlora_jax.core.importance import (
     IMPORTANCE_FUNCTIONS,
     Evidence,
@@ -22,11 +21,12 @@ from increlora_jax.core.importance import (
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
+from increlora_jax.core.stacking import Key, flatten, unflatten
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.kernels import path_of
-from increlora_jax.nn.model import attach, plan_targets
-from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.skeleton import Parts
 from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 

@@ -11,8 +11,8 @@ from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, Adapter, Scaling, Slots
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
-from increlora_jax.nn.model import attach, plan_targets
-from increlora_jax.nn.start import start_small
+from increlora_jax.nn.any_model import attach, plan_targets
+from increlora_jax.nn.initial import start_small
 from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 

@@ -21,7 +21,7 @@ from increlora_jax.models.encoder_decoder import (
 from increlora_jax.models.layers import LayerFactory, at_least_float32
 from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -18,7 +18,7 @@ from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import BertConfig, DebertaV2Config, RobertaConfig

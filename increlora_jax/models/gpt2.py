@@ -22,7 +22,7 @@ from increlora_jax.models.layers import LayerFactory, get_activation
 from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec, count_positions
 from increlora_jax.models.taking import Take, take_all
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import GPT2Config

@@ -26,7 +26,7 @@ from increlora_jax.models.layers import LayerFactory, at_least_float32, get_acti
 from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.models.spec import ModelSpec, allow_any_length
 from increlora_jax.models.taking import Take, take_all
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -15,8 +15,12 @@ from increlora_jax.models.bart import BART
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.deberta import DEBERTA
 from increlora_jax.models.gpt2 import GPT2
-from increlora_jax.models.head_labels import Labels, choose_rows
-from increlora_jax.models.hf import (
+from increlora_jax.models.llama import LLAMA, MISTRAL
+from increlora_jax.models.roberta import ROBERTA
+from increlora_jax.models.spec import Head, ModelSpec
+from increlora_jax.models.t5 import T5
+from increlora_jax.quantization import Kind, store_quantized
+from increlora_jax.weights.folder import (
     CONFIG_NAME,
     VOCABULARY_NAMES,
     LoadReport,
@@ -24,12 +28,8 @@ from increlora_jax.models.hf import (
     name_variables,
     read_config,
 )
-from increlora_jax.models.llama import LLAMA, MISTRAL
-from increlora_jax.models.roberta import ROBERTA
-from increlora_jax.models.sentencepiece import restore_normalization
-from increlora_jax.models.spec import Head, ModelSpec
-from increlora_jax.models.t5 import T5
-from increlora_jax.quantization import Kind, store_quantized
+from increlora_jax.weights.head_labels import Labels, choose_rows
+from increlora_jax.weights.sentencepiece import restore_normalization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

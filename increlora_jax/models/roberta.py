@@ -21,7 +21,7 @@ from increlora_jax.models.heads import (
 from increlora_jax.models.layers import LayerFactory
 from increlora_jax.models.packing import count_places
 from increlora_jax.models.spec import ModelSpec
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import RobertaConfig

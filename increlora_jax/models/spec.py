@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flax import nnx
 
-from increlora_jax.models.weight_table import WeightTable
+from increlora_jax.weights.table import WeightTable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -21,7 +21,7 @@ from increlora_jax.models.layers import LayerFactory, at_least_float32
 from increlora_jax.models.spec import ModelSpec, allow_any_length
 from increlora_jax.models.t5_layers import T5Decoder, T5Encoder
 from increlora_jax.models.taking import Take, take_all
-from increlora_jax.models.weight_table import Rule, WeightTable
+from increlora_jax.weights.table import Rule, WeightTable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, T5Config

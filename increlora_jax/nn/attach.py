@@ -10,6 +10,7 @@ from flax import nnx
 
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
+from increlora_jax.nn.initial import Start, start_small
 from increlora_jax.nn.kernels import KernelAxes, module_order
 from increlora_jax.nn.layers import (
     LAYER_TYPES,
@@ -29,7 +30,6 @@ from increlora_jax.nn.parameters import (
     unmerge_parameter,
 )
 from increlora_jax.nn.paths import find_shared, list_paths, name_nodes, name_path, replace_nodes
-from increlora_jax.nn.start import Start, start_small
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,

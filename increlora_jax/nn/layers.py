@@ -23,9 +23,9 @@ from increlora_jax.core.adapter import (
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
+from increlora_jax.nn.initial import Start, start_small
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
 from increlora_jax.nn.products import is_plain_product
-from increlora_jax.nn.start import Start, start_small
 from increlora_jax.quantization import as_dense, is_quantized_by
 
 

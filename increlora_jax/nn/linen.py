@@ -23,15 +23,15 @@ from increlora_jax.core.adapter import (
 )
 from increlora_jax.core.product import apply_update
 from increlora_jax.errors import InputError
+from increlora_jax.nn.initial import Start, start_adapter, start_small
 from increlora_jax.nn.kernels import (
     EinsumAxes,
     KernelAxes,
     effective_weight,
     rows_of_axes,
 )
-from increlora_jax.nn.parts import Parts, module_names
 from increlora_jax.nn.products import is_plain_product
-from increlora_jax.nn.start import Start, start_adapter, start_small
+from increlora_jax.nn.skeleton import Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,

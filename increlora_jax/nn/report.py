@@ -8,7 +8,7 @@ import numpy as np
 
 from increlora_jax.core.adapter import Slots
 from increlora_jax.nn.kernels import path_of, stack_names
-from increlora_jax.nn.parts import Parts
+from increlora_jax.nn.skeleton import Parts
 
 
 class TrainableReport(NamedTuple):

@@ -19,12 +19,12 @@ from increlora_jax.core.adapter import (
     spread_probe,
 )
 from increlora_jax.errors import InputError
+from increlora_jax.nn.initial import Start, start_adapter, start_small
 from increlora_jax.nn.kernels import (
     KernelAxes,
     effective_weight,
 )
-from increlora_jax.nn.parts import Parts, module_names
-from increlora_jax.nn.start import Start, start_adapter, start_small
+from increlora_jax.nn.skeleton import Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,

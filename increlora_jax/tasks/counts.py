@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from increlora_jax.tasks.base import Split, Task, TaskData
-from increlora_jax.tasks.records import quote
+from increlora_jax.tasks.data.records import quote
 
 _MOST_LABELS = 20
 

@@ -4,8 +4,8 @@ from importlib import resources
 from pathlib import Path
 
 from increlora_jax.tasks.base import Task, TaskData
+from increlora_jax.tasks.data.layout import Layout
 from increlora_jax.tasks.folder import load_folder
-from increlora_jax.tasks.layout import Layout
 
 DEMO_TASK = Task("demo", ("sentence",), ("0", "1"), ("accuracy",))
 

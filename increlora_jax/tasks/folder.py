@@ -11,11 +11,11 @@ import numpy as np
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.counts import count_word, describe_split
-from increlora_jax.tasks.labels import parse_classes, parse_scores
-from increlora_jax.tasks.layout import Layout
-from increlora_jax.tasks.lines import PACKED
-from increlora_jax.tasks.records import quote_all
-from increlora_jax.tasks.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
+from increlora_jax.tasks.data.labels import parse_classes, parse_scores
+from increlora_jax.tasks.data.layout import Layout
+from increlora_jax.tasks.data.lines import PACKED
+from increlora_jax.tasks.data.records import quote_all
+from increlora_jax.tasks.data.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
 
 _ONLY_SHARD = "-00000-of-00001"  # so the hub names a split that is one file
 _QUOTED = re.compile('"(?:[^"]|"")+"')

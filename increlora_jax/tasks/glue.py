@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from increlora_jax.tasks.base import Task, TaskData
+from increlora_jax.tasks.data.layout import Columns, Layout
 from increlora_jax.tasks.folder import load_folder
 from increlora_jax.tasks.hub import load_hub
-from increlora_jax.tasks.layout import Columns, Layout
 
 _PAIR = ("sentence1", "sentence2")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import TaskData
+from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.demo import load_demo
 from increlora_jax.tasks.glue import GLUE_TASKS, load_glue
-from increlora_jax.tasks.layout import Columns
 from increlora_jax.tasks.telling import PROBLEM_TYPES
 from increlora_jax.tasks.text import load_text
 

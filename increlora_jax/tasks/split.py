@@ -5,6 +5,9 @@ from pathlib import Path
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task
+from increlora_jax.tasks.data.label_forms import strip_blanks
+from increlora_jax.tasks.data.layout import Columns, Layout
+from increlora_jax.tasks.data.tables import Table, read_table
 from increlora_jax.tasks.demo import DEMO_TASK
 from increlora_jax.tasks.folder import (
     find_split,
@@ -14,9 +17,6 @@ from increlora_jax.tasks.folder import (
     report_unread,
 )
 from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
-from increlora_jax.tasks.label_forms import strip_blanks
-from increlora_jax.tasks.layout import Columns, Layout
-from increlora_jax.tasks.tables import Table, read_table
 from increlora_jax.tasks.telling import describe_task
 from increlora_jax.tasks.text import TEXT_COLUMNS
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Task
 from increlora_jax.tasks.counts import count_word
-from increlora_jax.tasks.label_forms import (
+from increlora_jax.tasks.data.label_forms import (
     fold,
     has_decimal_comma,
     is_integer,
     is_number,
     may_be_missing,
 )
-from increlora_jax.tasks.labels import describe_rows
-from increlora_jax.tasks.records import quote, quote_all
-from increlora_jax.tasks.tables import Table
+from increlora_jax.tasks.data.labels import describe_rows
+from increlora_jax.tasks.data.records import quote, quote_all
+from increlora_jax.tasks.data.tables import Table
 
 PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from increlora_jax.tasks.base import TaskData
+from increlora_jax.tasks.data.labels import refuse_empty_labels
+from increlora_jax.tasks.data.layout import Columns
+from increlora_jax.tasks.data.tables import read_table
 from increlora_jax.tasks.folder import assemble_data, find_split, list_unused
-from increlora_jax.tasks.labels import refuse_empty_labels
-from increlora_jax.tasks.layout import Columns
-from increlora_jax.tasks.tables import read_table
 from increlora_jax.tasks.telling import note_task, tell_task
 
 # Pairs come first: a pair's file may well have a column that alone would do for a single text.

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from increlora_jax.runtime.console import announced, counted
+from increlora_jax.runtime.preemption import Stop
 from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.encoding import Encoded
 from increlora_jax.tasks.metrics import score_splits
 from increlora_jax.training.loss import call_model
-from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer

@@ -8,8 +8,8 @@ import numpy as np
 
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Method
-from increlora_jax.training.logging import RunLog
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.run_log import RunLog
 
 
 class Schedule(NamedTuple):

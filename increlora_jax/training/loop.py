@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from increlora_jax.core.groups import Groups
+from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
-from increlora_jax.process_memory import return_freed_memory
 from increlora_jax.runtime.console import Bar, announced
+from increlora_jax.runtime.memory import return_freed_memory
+from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.signals import Preempted
-from increlora_jax.training.at_rest import AtRest
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Journal, Schedule
-from increlora_jax.training.preemption import Stop
 from increlora_jax.training.sharding import Layout
+from increlora_jax.training.stacked_state import AtRest
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 

@@ -8,7 +8,7 @@ from flax import nnx
 from increlora_jax.config import TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
-from increlora_jax.nn.model import split
+from increlora_jax.nn.any_model import split
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Loss, Trainer, build_trainer, no_loss
 

@@ -9,13 +9,13 @@ import optax
 from jaxtyping import Array
 
 from increlora_jax.config import VARIABLE, TrainingConfig, vary
-from increlora_jax.core.groups import Groups
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, rate_at
+from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Evidence, Info, Method, Settings
-from increlora_jax.nn.parts import Parts, Skeleton
+from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
 Batch = dict[str, Array]

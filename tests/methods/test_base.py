@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
-from increlora_jax.core.groups import Groups
+from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method, fixed_method
 from increlora_jax.methods.full import full

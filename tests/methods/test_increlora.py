@@ -6,8 +6,8 @@ from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, effective_update
-from increlora_jax.core.groups import Groups
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
+from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from tests import tiny

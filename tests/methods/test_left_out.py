@@ -10,12 +10,12 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
 from increlora_jax.methods.registry import build_method
-from increlora_jax.models.bundled import TINY_ENCODER
-from increlora_jax.models.hf import read_config
 from increlora_jax.models.registry import abstract_model, find_spec
+from increlora_jax.nn.any_model import parameter_selector
 from increlora_jax.nn.linen import LinenModel
-from increlora_jax.nn.model import parameter_selector
 from increlora_jax.training.prepare import prepare
+from increlora_jax.weights.bundled import TINY_ENCODER
+from increlora_jax.weights.folder import read_config
 
 GROWTH = GrowthConfig(target_rank=2, top_h=2, init_warmup=0, incre_interval=1)
 METHODS = {"increlora": lambda model, **given: increlora(model, steps=8, **given), "lora": lora}

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bart import BART, BART_WEIGHTS, BartForConditionalGeneration
-from increlora_jax.models.hf import load_weights, read_config
 from increlora_jax.models.registry import abstract_model, load_model
+from increlora_jax.weights.folder import load_weights, read_config
 from tests import seq2seq
 
 TINY = {

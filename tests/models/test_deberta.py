@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.deberta import DEBERTA, DEBERTA_WEIGHTS, DebertaForSequenceClassification
-from increlora_jax.models.hf import read_config, save_weights
 from increlora_jax.models.registry import abstract_model, load_model
+from increlora_jax.weights.folder import read_config, save_weights
 
 run = nnx.jit(lambda model, batch: model(**batch))
 LABELS = np.array([0, 2])

@@ -8,9 +8,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import name_variables, save_weights
 from increlora_jax.models.llama import LLAMA, find_frequencies
 from increlora_jax.models.registry import abstract_model, find_spec, load_model
+from increlora_jax.weights.folder import name_variables, save_weights
 from tests.causal import Prompts, save_reference, write_config
 from tests.causal_parity import assert_close, check_heads, check_language_model, check_rounding
 

@@ -11,9 +11,9 @@ from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.registry import find_spec
 from increlora_jax.tasks.encoding import Encoded
 from increlora_jax.tasks.packing import pack_batch, pack_lengths
-from tests.models.conftest import write_config
 from tests.models.test_deberta import SWITCHES, V3
 from tests.models.test_roberta import PAD, ROBERTA
+from tests.tiny_bert import write_config
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 MODELS = {

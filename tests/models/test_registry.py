@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import name_variables, read_config
 from increlora_jax.models.registry import (
     MODELS,
     abstract_model,
@@ -21,6 +20,7 @@ from increlora_jax.models.registry import (
     load_model,
     load_tokenizer,
 )
+from increlora_jax.weights.folder import name_variables, read_config
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film")
 

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.hf import load_weights, read_config, save_weights
 from increlora_jax.models.registry import abstract_model, load_model
 from increlora_jax.models.t5 import (
     T5,
@@ -19,6 +18,7 @@ from increlora_jax.models.t5 import (
     T5ForSequenceClassification,
 )
 from increlora_jax.models.t5_layers import find_buckets, skew
+from increlora_jax.weights.folder import load_weights, read_config, save_weights
 from tests import seq2seq
 
 TINY = {

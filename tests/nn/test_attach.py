@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.attach import (
     adapted_layers,
     attach,
@@ -14,7 +15,6 @@ from increlora_jax.nn.attach import (
     parameter_selector,
     unmerge,
 )
-from increlora_jax.nn.model import target_sizes
 from increlora_jax.nn.targets import path_matches
 
 ATTENTION = ["attention.key", "attention.out", "attention.query", "attention.value"]

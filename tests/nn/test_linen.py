@@ -8,9 +8,9 @@ from flax import nnx
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.linen import LinenModel, attach, parameter_selector, split
-from increlora_jax.nn.model import target_sizes
 from tests.nn.conftest import assert_twice
 
 DECLARED = {r"mix\.w": KernelAxes((0,), (1, 2))}

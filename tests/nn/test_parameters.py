@@ -6,6 +6,7 @@ from flax import nnx
 
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.attach import (
     adapters_of,
     attach,
@@ -15,8 +16,7 @@ from increlora_jax.nn.attach import (
     unmerge,
 )
 from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.model import target_sizes
-from increlora_jax.nn.parts import split
+from increlora_jax.nn.skeleton import split
 
 DECLARED = {
     r"mix\.w": KernelAxes(inputs=(0,), outputs=(1, 2)),

@@ -12,8 +12,8 @@ from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.nn.attach import adapted_layers, detach, find_targets
-from increlora_jax.nn.parts import split
 from increlora_jax.nn.report import report
+from increlora_jax.nn.skeleton import split
 from increlora_jax.training.prepare import prepare
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)

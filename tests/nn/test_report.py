@@ -1,8 +1,8 @@
 import pytest
 from flax import nnx
 
-from increlora_jax.nn.parts import split
 from increlora_jax.nn.report import report
+from increlora_jax.nn.skeleton import split
 
 
 class Two(nnx.Module):

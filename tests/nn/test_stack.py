@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.attach import attach
-from increlora_jax.nn.model import target_sizes
-from increlora_jax.nn.parts import split
+from increlora_jax.nn.skeleton import split
 
 LAYERS = 3
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from increlora_jax.nn.any_model import attach as attach_any
+from increlora_jax.nn.any_model import split as split_any
 from increlora_jax.nn.attach import adapters_of, detach, merge, parameter_selector, unmerge
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.linen import LinenModel
-from increlora_jax.nn.model import attach as attach_any
-from increlora_jax.nn.model import split as split_any
-from increlora_jax.nn.parts import split
+from increlora_jax.nn.skeleton import split
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)
 

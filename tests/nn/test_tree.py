@@ -7,8 +7,8 @@ from flax import nnx
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.errors import InputError
+from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.model import target_sizes
 from increlora_jax.nn.tree import attach, parameter_selector, split, take_apart
 from tests.nn.conftest import assert_twice
 

@@ -11,10 +11,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from increlora_jax.models.registry import load_tokenizer
-from increlora_jax.models.tensor_files import WEIGHTS_NAME
-from increlora_jax.recipes import DEMO
+from increlora_jax.run.recipes import DEMO
 from increlora_jax.tasks.demo import load_demo
 from increlora_jax.tasks.encoding import encode
+from increlora_jax.weights.tensor_files import WEIGHTS_NAME
 
 CONCESSIONS = ("although", "though")
 

@@ -6,7 +6,7 @@ import pytest
 from pyarrow import parquet
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.layout import Columns
+from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.metrics import METRICS
 from increlora_jax.tasks.registry import load_task, task_names
 

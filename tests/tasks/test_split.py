@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.glue import GLUE_TASKS
-from increlora_jax.tasks.layout import Columns
 from increlora_jax.tasks.split import known_task, load_split
 
 TASK = known_task("text", ["neg", "pos"])

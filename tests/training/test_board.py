@@ -9,7 +9,7 @@ import pytest
 from increlora_jax import train
 from increlora_jax.errors import InputError
 from increlora_jax.training.board import Board
-from increlora_jax.training.logging import RunLog
+from increlora_jax.training.run_log import RunLog
 
 NUMBERS = {"loss": 0.5, "grad_norm": 1.25, "total_rank": 12}
 

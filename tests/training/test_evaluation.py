@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from increlora_jax.compose import plan_run, prepare_run
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.loss import call_model
 

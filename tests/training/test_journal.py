@@ -9,8 +9,8 @@ from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import fixed_method
 from increlora_jax.nn.targets import trains_nothing
 from increlora_jax.training.journal import Journal, Schedule
-from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.run_log import METRICS_FILE, RunLog
 
 SCHEDULE = Schedule(10, 5, 3, 5, max_skipped_steps=1)
 

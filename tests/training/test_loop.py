@@ -8,19 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from increlora_jax.compilation_cache import use_compilation_cache
-from increlora_jax.compose import plan_run, prepare_run
 from increlora_jax.errors import NonFiniteError
-from increlora_jax.parsing import parse_run
+from increlora_jax.run.build import plan_run, prepare_run
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Bar
+from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.logging import METRICS_FILE, RunLog
 from increlora_jax.training.loop import LAG, Loop
-from increlora_jax.training.preemption import Stop
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.run_log import METRICS_FILE, RunLog
 from tests.tiny import assert_same, without
 
 STEPS, EVAL_STEPS = 14, 6

@@ -11,9 +11,9 @@ from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
+from increlora_jax.nn.adapter_files import load_adapter, save_adapter
 from increlora_jax.nn.linen import LinenModel
 from increlora_jax.nn.report import report
-from increlora_jax.nn.storage import load_adapter, save_adapter
 from increlora_jax.training.prepare import prepare
 from tests.tiny import assert_same
 from tests.ways import LAYERS, WAYS, WIDTH

@@ -1,0 +1,160 @@
+"""An adapter on disk: one safetensors file of slots, masks and head, one JSON file beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import Adapter, Slots
+from increlora_jax.errors import InputError
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.files.replace import find_folder, replace_folder
+from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
+from increlora_jax.nn.skeleton import Parts
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CONFIG_KINDS: dict[str, Any] = {
+    "method": str,
+    "base_model": str,
+    "quantize_base": str,
+    "task": str,
+    "labels": list[str] | None,
+    "identity": dict[str, str],
+    "step": int,
+    "total_steps": int,
+    "lora_alpha": float,
+    "scaling": str,
+    "ranks": dict[str, int],
+}
+"""What a run says of the adapter it leaves."""
+
+Folder = str | os.PathLike[str]
+"""A path, in which `~` is the user's home."""
+
+NEWER_KINDS: dict[str, Any] = {
+    "columns": list[str],
+    "dev_data": dict[str, str],
+    "settings": dict[str, str | int | float | bool | list[str] | None],
+}
+"""What adapters of older versions lack."""
+
+_MAX_CONFIG_BYTES = 1 << 22
+_NAMES = {
+    np.dtype(np.float64): "F64", np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.int32): "I32", np.dtype(np.bool_): "BOOL",
+    np.dtype(np.uint32): "U32", np.dtype(np.int64): "I64", np.dtype(np.uint8): "U8",
+}  # fmt: skip
+"""What safetensors calls the dtypes of adapters."""
+
+
+def save_adapter(
+    folder: Folder, parts: Parts, config: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write adapters, slots and head of `parts`, and `config`; waits for the device.
+
+    The folder is replaced whole: it holds the old adapter or the new one.
+
+    Args:
+        folder: a path, as text or `Path`.
+        parts: a model taken apart, as `trainer.parts` gives it.
+        config: what else to write, as JSON.
+
+    Raises:
+        WriteError: it cannot be written; the old adapter is as it was.
+
+    >>> import tempfile
+    >>> import increlora_jax as il
+    >>> _, parts = il.split(il.attach({"w": jnp.ones((4, 4))}), lambda path: False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     il.save_adapter(f"{folder}/adapter", parts)
+    ...     il.load_adapter(f"{folder}/adapter", parts).adapters["w"].A.shape
+    (4, 4)
+    """
+    tensors = {name: np.asarray(value) for name, value in jax.device_get(parts.learned()).items()}
+    text = json.dumps(dict(config), indent=2) + "\n"
+    with replace_folder(_path(folder)) as aside:
+        write_tensors(tensors, aside / TENSORS)
+        (aside / CONFIG).write_text(text, encoding="utf-8")
+
+
+def load_adapter(folder: Folder, parts: Parts) -> Parts:
+    """Read a saved adapter into the shape of `parts`; `folder` may be text.
+
+    Raises:
+        InputError: no adapter there, a damaged file, tensors other than the model's, or numbers
+            that are not finite; named.
+    """
+    file = find_folder(_path(folder)) / TENSORS
+    # Before a byte is read: a file may claim whatever fits on a disk.
+    claims, expected = read_claims(file), parts.learned()
+    if not claims.keys() & parts.statistics.keys():
+        # Written before statistics were carried: they are still those of the model.
+        expected = {n: value for n, value in expected.items() if n not in parts.statistics}
+    _check_claims(file, claims, expected)
+    with open_tensors(file) as reader:
+        tensors = {name: reader.get_tensor(name) for name in expected}
+    _check_finite(file, tensors)
+
+    def take(kind: Any) -> dict[str, Any]:
+        return {
+            module: kind(*(jnp.asarray(tensors[f"{module}.adapter.{f}"]) for f in kind._fields))
+            for module in parts.adapters
+        }
+
+    return Parts(
+        take(Adapter),
+        take(Slots),
+        {path: jnp.asarray(tensors[path]) for path in parts.head},
+        parts.base,
+        {path: jnp.asarray(tensors.get(path, value)) for path, value in parts.statistics.items()},
+    )
+
+
+def read_adapter_config(folder: Folder) -> dict[str, Any]:
+    """Read what a run has told `save_adapter` beside the tensors.
+
+    Raises:
+        InputError: it is not there, or other than `CONFIG_KINDS` and perhaps `NEWER_KINDS`; file
+            and key are named.
+    """
+    file = find_folder(_path(folder)) / CONFIG
+    config = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES)
+    newer = {key: kind for key, kind in NEWER_KINDS.items() if key in config}
+    check_keys(file, config, CONFIG_KINDS | newer)
+    return config
+
+
+def _path(folder: Folder) -> Path:
+    return Path(folder).expanduser()
+
+
+def _check_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    bad = [name for name, values in tensors.items() if not np.isfinite(values).all()]
+    if bad:
+        raise InputError(
+            f"{file}: {bad[0]} holds numbers that are not finite ({len(bad)} of {len(tensors)} "
+            "arrays do); the adapter is damaged: restore the file, or train again"
+        )
+
+
+def _check_claims(file: Path, claims: Mapping[str, Claim], expected: Mapping[str, Array]) -> None:
+    for name in sorted(expected.keys() ^ claims.keys()):
+        problem = "is missing" if name in expected else "belongs to nothing in this model"
+        raise InputError(f"{file}: {name} {problem}; is it an adapter of another model?")
+    for name, value in expected.items():
+        found, wanted = claims[name], Claim(_NAMES[value.dtype], value.shape)
+        if found != wanted:
+            raise InputError(
+                f"{file}: {name} is {found.dtype} {list(found.shape)}, the model wants "
+                f"{wanted.dtype} {list(wanted.shape)}; is it an adapter of another model?"
+            )

@@ -1,0 +1,210 @@
+"""A model taken apart into plain dictionaries by path, and put together again inside a step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
+from increlora_jax.core.stacking import by_name
+from increlora_jax.errors import InputError
+from increlora_jax.nn.attach import adapters_of, detach, merge
+from increlora_jax.nn.kernels import stack_names
+from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.parameters import ParameterAdapter
+from increlora_jax.nn.paths import name_nodes
+from increlora_jax.nn.statistics import read_statistics
+from increlora_jax.nn.targets import learns
+from increlora_jax.quantization import as_dense
+
+
+class Parts(NamedTuple):
+    """All arrays of a model: what learns, steers the growth, is measured, and the frozen rest."""
+
+    adapters: dict[str, Adapter]
+    slots: dict[str, Slots]
+    head: dict[str, Array]
+    base: dict[Any, Array]  # by path; or all of it in stacks, by the paths of each (`core.groups`)
+    # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
+    statistics: dict[str, Array] = {}  # noqa: RUF012
+
+    def frozen(self) -> dict[str, Array]:
+        """The base by the path it has in the model."""
+        is_stacked = any(isinstance(key, tuple) for key in self.base)
+        return by_name(self.base) if is_stacked else self.base
+
+    def learned(self) -> dict[str, Array]:
+        """Everything but the base, by the path it has in the model."""
+        flat = {**self.head, **self.statistics}
+        for group in (self.adapters, self.slots):
+            for module, fields in group.items():
+                flat.update({f"{module}.adapter.{n}": v for n, v in fields._asdict().items()})
+        return flat
+
+
+@runtime_checkable
+class Skeleton(Protocol):
+    """A model without its arrays: static, hashable by identity, closed over by jitted functions."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The adapted modules in order; the matrices of a stack are `path[0]` and so on."""
+
+    def assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: dict[str, Array] | None = None,
+        score: Score | None = None,
+    ) -> Any:
+        """Make the model whole: training with dropout from `key`, or evaluating without one.
+
+        `probes` by adapter and `score` as in `core.adapter.spread_probe`.
+        """
+
+    def read_statistics(self, model: Any, parts: Parts) -> dict[str, Array]:
+        """Read what the forward pass of a model, assembled of `parts`, left of its statistics.
+
+        A warning names other state that it wrote.
+        """
+
+    def merge(self, parts: Parts) -> Any:
+        """Make a plain model of the user's own kind, every update in its kernel."""
+
+    def with_alpha(self, alpha: Any) -> "Skeleton":
+        """The skeleton of the same model with another α of the scale, which may be traced."""
+
+
+class ModuleSkeleton(NamedTuple):
+    """The skeleton of an NNX model."""
+
+    graphdef: Any
+    paths: dict[str, tuple[Any, ...]]  # every variable but the random streams
+    streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
+    modules: tuple[str, ...]
+    is_called_once: bool = False  # every adapted layer, in a forward pass
+    alpha: Any = None  # another than the adapters' own
+
+    def assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: dict[str, Array] | None = None,
+        score: Score | None = None,
+    ) -> nnx.Module:
+        """Make the model whole; see `Skeleton`."""
+        model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
+        adapters = adapters_of(model)
+        if self.alpha is not None:
+            for own in adapters.values():
+                own.scaling = nnx.data(own.scaling._replace(alpha=self.alpha))
+        for path, probe in (probes or {}).items():
+            own = adapters[path]
+            if self.is_called_once and not isinstance(own, ParameterAdapter):
+                own.probe, own.score = nnx.data(probe), score
+            else:
+                own.probe = nnx.data(spread_probe(probe, own.update, score))
+        if key is None:
+            model.eval()
+        else:
+            model.train()
+        return model
+
+    def read_statistics(self, model: nnx.Module, parts: Parts) -> dict[str, Array]:
+        """Read the statistics; see `Skeleton`."""
+        return read_statistics(model, parts.statistics, parts.base)
+
+    def merge(self, parts: Parts) -> nnx.Module:
+        """Make a plain NNX model, whose kernels are plain too."""
+        base = {path: as_dense(value) for path, value in parts.frozen().items()}
+        return detach(merge(self.assemble(parts._replace(base=base))))
+
+    def with_alpha(self, alpha: Any) -> "ModuleSkeleton":
+        """Take another α; see `Skeleton`."""
+        return self._replace(alpha=alpha)
+
+    def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
+        flat = {**parts.frozen(), **parts.learned()}
+        leaves = {path: _as_leaf(flat[name]) for name, path in self.paths.items()}
+        root = jax.random.key(0) if key is None else key
+        for index, (path, shape) in enumerate(self.streams.values()):
+            own = jax.random.fold_in(root, index)
+            if path[-1] != "key":
+                leaves[path] = jnp.zeros(shape, jnp.uint32)
+            else:
+                leaves[path] = jax.random.split(own, shape) if shape else own
+        return leaves
+
+
+def split(
+    model: nnx.Module, is_trained: Callable[[str], bool], *, is_called_once: bool = False
+) -> tuple[ModuleSkeleton, Parts]:
+    """Take a model apart; `is_trained(path)` says which of its own parameters learn in full.
+
+    `is_called_once` says that a forward pass calls every adapted layer once. The backward pass then
+    scores a layer where it comes to it, and holds no more than one dense gradient at a time; those
+    of a layer that is called several times must be summed before they are scored.
+    Random streams are left out: every step makes them anew from its key.
+    """
+    graphdef, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    variables, places = name_nodes(flat), name_nodes((path, path) for path, _ in flat)
+    streams = {
+        name: (places[name], variable.get_value().shape)
+        for name, variable in variables.items()
+        if isinstance(variable, nnx.RngState)
+    }
+    paths = {name: path for name, path in places.items() if name not in streams}
+    own = {n: v for n, v in variables.items() if n in paths and not _is_adapter(v)}
+    head = {name: _widen(v.get_value()) for name, v in own.items() if _learns(name, v, is_trained)}
+    measured = {n: v.get_value() for n, v in own.items() if isinstance(v, nnx.BatchStat)}
+    base = {n: _value_of(v) for n, v in own.items() if n not in head and n not in measured}
+    adapters = adapters_of(model)
+    parts = Parts(
+        {name: adapter.parameters for name, adapter in adapters.items()},
+        {name: adapter.slots for name, adapter in adapters.items()},
+        head,
+        base,
+        measured,
+    )
+    names = module_names(parts.slots)
+    return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts
+
+
+def _is_adapter(variable: Any) -> bool:
+    return isinstance(variable, AdapterParam | SlotState)
+
+
+def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool:
+    if not isinstance(variable, nnx.Param) or not is_trained(name):
+        return False
+    value = variable.get_value()
+    if not hasattr(value, "dtype"):
+        raise InputError(
+            f"{name} is a parameter of several arrays ({type(value).__name__}) and cannot be "
+            "trained in full; make each of them a parameter"
+        )
+    return learns(name, value.dtype, is_trained)
+
+
+def _widen(value: Array) -> Array:
+    """Keep in float32 what learns of a bf16 model: small steps must not round away."""
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _value_of(variable: Any) -> Any:
+    """Return the value of a variable, or an array that is an attribute by itself."""
+    return variable.get_value() if isinstance(variable, nnx.Variable) else jnp.asarray(variable)
+
+
+def _as_leaf(value: Any) -> Any:
+    """Return a variable's value as Flax takes it; a dict or a tuple would be read as a subtree."""
+    return nnx.Variable(value) if isinstance(value, dict | list | tuple) else value
+
+
+def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:
+    """The name of every matrix that has slots, in the order of the dictionary."""
+    return tuple(n for path, s in slots.items() for n in stack_names(path, s.is_advancing.shape))

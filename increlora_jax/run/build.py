@@ -1,0 +1,351 @@
+"""From a configuration to everything a run needs; what `train` and `evaluate` share."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
+from increlora_jax.core.pace import choose_warmup
+from increlora_jax.core.stacking import Groups
+from increlora_jax.errors import InputError
+from increlora_jax.methods.base import Method
+from increlora_jax.methods.registry import build_method
+from increlora_jax.models.fused_attention import check_fused, set_attention
+from increlora_jax.models.layer_loop import set_scanned
+from increlora_jax.models.registry import (
+    abstract_model,
+    draw_parameters,
+    find_spec,
+    load_model,
+    load_tokenizer,
+)
+from increlora_jax.models.repeated_layer import set_remat
+from increlora_jax.nn.attach import adapters_of
+from increlora_jax.nn.skeleton import Parts, Skeleton, split
+from increlora_jax.quantization import QuantizedKernel
+from increlora_jax.run.lengths import fit_length, note_tokenizer_length
+from increlora_jax.run.recipes import scale
+from increlora_jax.run.sweep import Member, members_of
+from increlora_jax.tasks.base import TaskData
+from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
+from increlora_jax.tasks.data.layout import Columns
+from increlora_jax.tasks.encoding import Encoded, encode
+from increlora_jax.tasks.registry import load_task
+from increlora_jax.training.batches import Batches
+from increlora_jax.training.evaluation import Evaluator
+from increlora_jax.training.journal import Schedule
+from increlora_jax.training.loss import sequence_loss
+from increlora_jax.training.sharding import Axes, Layout, make_mesh
+from increlora_jax.training.state import TrainState, stack
+from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.weights.folder import name_variables, read_config
+from increlora_jax.weights.hub import resolve_model
+from increlora_jax.weights.identity import identify_model, identify_tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known of a run before weights are loaded: its data, its steps, its growth."""
+
+    config: RunConfig
+    members: tuple[Member, ...]  # the runs that train together; a single one is `config` itself
+    data: TaskData
+    folder: Path
+    total_steps: int
+    epoch_steps: int
+    method: Method
+    layout: Layout
+    notes: tuple[str, ...] = ()
+    matches_labels: bool = True  # whether the head of the model's files is matched by its labels
+
+    @property
+    def schedule(self) -> Schedule:
+        """When what is done."""
+        training = self.config.training
+        return Schedule(
+            self.total_steps,
+            training.eval_steps or self.epoch_steps,
+            training.logging_steps,
+            training.save_steps,
+            training.max_skipped_steps,
+            training.steps_per_execution,
+        )
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a run was made of, by content."""
+        return {
+            "base model": identify_model(self.folder),
+            "tokenizer": identify_tokenizer(self.folder),
+            "task": self.data.task.name,
+            "labels": json.dumps(self.data.task.labels),
+            "data": self.data.identify(),
+        }
+
+    @cached_property
+    def dev_identity(self) -> dict[str, str]:
+        """What each dev split holds, by content."""
+        return {name: split.identify() for name, split in self.data.dev.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Runs made ready: model taken apart, its base on the devices, data encoded."""
+
+    plan: Plan
+    trainer: Trainer
+    starts: tuple[Parts, ...]  # of each run; they share one base
+    encoded_dev: dict[str, Encoded]
+    notes: tuple[str, ...]
+    tokenizer: Any
+
+    @property
+    def parts(self) -> Parts:
+        """The model before the first step; of several runs, the first one's."""
+        return self.starts[0]
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The lengths batches are padded to."""
+        task = self.plan.config.task
+        longest = task.max_seq_length
+        return (longest,) if task.pad_to_max_length else length_buckets(longest)
+
+    @cached_property
+    def encoded_train(self) -> Encoded:
+        """The training split as token ids."""
+        length = self.plan.config.task.max_seq_length
+        return encode(self.plan.data.train, self.tokenizer, length, "train")
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores a state on dev."""
+        return Evaluator(
+            self.trainer,
+            self.plan.layout,
+            self.plan.data,
+            self.encoded_dev,
+            batch_size=self.plan.config.training.eval_batch_size,
+            buckets=self.buckets,
+        )
+
+    def first_state(self, *starts: Parts) -> TrainState:
+        """The state before step 0, on the devices; of other adapters than the new ones if given."""
+        pairs = zip(starts or self.starts, self.plan.members, strict=True)
+        states = [
+            self.trainer.init(parts, member.config.training.seed, member.settings)
+            for parts, member in pairs
+        ]
+        state = stack(states)
+        return self.plan.layout.place(state, len(state.members))
+
+    @cached_property
+    def batch_at(self) -> Batches:
+        """Makes the training batch of a step."""
+        task, training = self.plan.config.task, self.plan.config.training
+        return Batches(
+            self.encoded_train,
+            [member.config.training.seed for member in self.plan.members],
+            batch_size=training.train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            buckets=self.buckets,
+            own_rows=self.plan.layout.own_rows(training.train_batch_size),
+            block=self.plan.schedule.block,
+            is_packed=task.packing,
+        )
+
+
+def plan_run(
+    config: RunConfig, total_steps: int | None = None, data: TaskData | None = None
+) -> Plan:
+    """Read data and the model's configuration, and lay out the run; no weights are loaded.
+
+    `total_steps` is given for a run that has been planned before, `data` to score other data. The
+    plan's `config` has the length of sequences that the model has positions for.
+
+    Raises:
+        InputError: whatever of the configuration cannot be done, and what to change.
+    """
+    task, training = config.task, config.training
+    data = data or load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
+    epoch_steps, planned_steps = _count_steps(training, len(data.train))
+    steps = total_steps or planned_steps
+    config = _settle(config, steps)
+    folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
+    model_config = read_config(folder)
+    spec = find_spec(model_config)
+    config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
+    model = abstract_model(
+        model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
+    )
+    method = build_method(
+        model,
+        config.adapter,
+        config.growth,
+        steps=steps,
+        default_targets=spec.target_modules,
+        default_modules_to_save=list(spec.modules_to_save),
+    )
+    config = config.changed(method.chosen)
+    _check_frozen(model, method)
+    layout = _lay_out(model, spec.shardings, training)
+    _check_ways(model, layout, config)
+    members = members_of(config)
+    return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes)
+
+
+def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig) -> None:
+    """Check that the model can be computed as `--packing` and `--attn-implementation` ask."""
+    if config.task.packing:
+        _check_packing(model, layout)
+    if config.training.attn_implementation == "pallas":
+        check_fused(model, list(layout.mesh.devices.flat))
+
+
+def columns_of(task: TaskConfig) -> Columns:
+    """Return the columns of the data files, as far as the flags name them."""
+    return Columns(tuple(task.text_column or ()), task.label_column)
+
+
+def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
+    """Return the optimizer steps of an epoch and of the run."""
+    batch = training.train_batch_size * training.gradient_accumulation_steps
+    epoch_steps = steps_per_epoch(rows, batch)
+    steps = training.max_steps or ceil(training.num_train_epochs * epoch_steps)
+    if steps > LARGEST:
+        raise InputError(
+            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
+            "can be counted; choose less, or --max-steps"
+        )
+    return epoch_steps, steps
+
+
+def _settle(config: RunConfig, steps: int) -> RunConfig:
+    """Give numbers to the settings that follow the run's length, but to those of its method."""
+    scaled = scale(config.task.task, config.growth.target_rank, steps)
+    config = config.changed({name: scaled[name] for name in config.from_recipe})
+    config = replace(config, from_recipe=frozenset())
+    if "warmup_steps" in members_of(config)[0].settings:  # each run has its own
+        return config
+    return config.changed({"warmup_steps": choose_warmup(config.training.warmup_steps, steps)})
+
+
+def _check_frozen(model: nnx.Module, method: Method) -> None:
+    """See that nothing is trained that is quantised."""
+    for path, parameter in name_variables(model, nnx.Param).items():
+        if isinstance(parameter.get_value(), QuantizedKernel) and method.is_trained(path):
+            raise InputError(
+                f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
+                "choose another --method than full, or other --modules-to-save"
+            )
+
+
+def _check_packing(model: Any, layout: Layout) -> None:
+    """See that the model reads packed rows, and that no device lacks the row of an example."""
+    if not model.can_pack:
+        raise InputError(
+            f"--packing: {type(model).__name__} does not read several examples in a row, only "
+            "sequence classifiers of BERT, RoBERTa and DeBERTa without a convolution; leave it out"
+        )
+    if layout.blocks > 1:
+        raise InputError(
+            "--packing is not done where --mesh divides the rows of a batch, over data or fsdp; "
+            "leave one of them out"
+        )
+
+
+def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
+    """Make the layout, and see that the model and the batches can be divided by it."""
+    layout = Layout(make_mesh(training.mesh), rules)
+    layout.check_rows("--train-batch-size", training.train_batch_size)
+    layout.check_rows("--eval-batch-size", training.eval_batch_size)
+    parameters = name_variables(model, nnx.Param)
+    layout.shardings({path: variable.get_value() for path, variable in parameters.items()})
+    return layout
+
+
+def prepare_run(plan: Plan) -> Run:
+    """Load tokenizer and weights, encode dev, attach the method, build the trainer."""
+    config = plan.config
+    tokenizer = load_tokenizer(plan.folder)
+    length = config.task.max_seq_length
+    encoded = {name: encode(dev, tokenizer, length, name) for name, dev in plan.data.dev.items()}
+    with plan.layout.loading():
+        skeleton, starts, notes = _load_parts(plan)
+    base = starts[0].base
+    if config.training.scan_layers:
+        base = stack_layers(base)
+    base = plan.layout.place(base)
+    starts = tuple(parts._replace(base=base) for parts in starts)
+    trainer = build_trainer(
+        skeleton,
+        plan.method,
+        sequence_loss(plan.data.task.is_regression),
+        config.training,
+        total_steps=plan.total_steps,
+    )
+    notes = (*plan.notes, *note_tokenizer_length(length, tokenizer), *notes)
+    return Run(plan, trainer, starts, encoded, notes, tokenizer)
+
+
+def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
+    """Put each array of all layers into one, as a loop over them takes it; empties `base`."""
+    kinds = {name: re.sub(r"\.\d+\.", ".#.", name, count=1) for name in base}
+    return Groups(base, kinds).pack_away(base)
+
+
+def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:
+    dtype = jnp.dtype(plan.config.task.dtype)
+    options: Any = {
+        "num_labels": plan.data.task.num_labels,
+        "classifier_dropout": plan.config.task.cls_dropout,
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    seeds = [member.config.training.seed for member in plan.members]
+    quantize = plan.config.task.quantize_base
+    model, report = load_model(
+        plan.folder,
+        seed=seeds[0],
+        quantize=quantize,
+        match_labels=plan.matches_labels,
+        labels=plan.data.task.labels,
+        **options,
+    )
+    set_remat(model, plan.config.training.remat)
+    if plan.config.training.scan_layers:
+        set_scanned(model)
+    set_attention(model, plan.config.training.attn_implementation)
+    plan.method.attach(model, nnx.Rngs(seeds[0]))
+    skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
+    starts = {seeds[0]: parts}
+    for seed in seeds:
+        if seed not in starts:
+            drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
+            starts[seed] = _start_again(parts, plan, seed, drawn)
+    return skeleton, tuple(starts[seed] for seed in seeds), report.describe()
+
+
+def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:
+    """What a run of another seed starts from, over the same base."""
+    if frozen := sorted(drawn.keys() - parts.head.keys()):
+        raise InputError(
+            f"--seeds: {frozen[0]} is not in the model's files and stays as it is drawn, so that "
+            "each seed has another base; add its module to --modules-to-save"
+        )
+    model = abstract_model(read_config(plan.folder), num_labels=plan.data.task.num_labels)
+    adapters = adapters_of(plan.method.attach(model, nnx.Rngs(seed)))
+    new = {name: value.astype(parts.head[name].dtype) for name, value in drawn.items()}
+    return parts._replace(
+        adapters={path: adapter.parameters for path, adapter in adapters.items()},
+        head={**parts.head, **new},
+    )

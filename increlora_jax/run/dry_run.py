@@ -1,0 +1,124 @@
+"""A run as it would be: its data, steps, growth and memory, before weights are loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from increlora_jax.config import RunConfig, flag_of
+from increlora_jax.models.registry import abstract_model
+from increlora_jax.nn.attach import adapters_of
+from increlora_jax.nn.report import report
+from increlora_jax.nn.skeleton import Parts
+from increlora_jax.run.build import Plan, plan_run
+from increlora_jax.run.folder import CHECKPOINTS, Held, check_saved, look_into, read_finished
+from increlora_jax.run.recipes import FOLLOWS_LENGTH
+from increlora_jax.runtime.processes import joined
+from increlora_jax.training.checkpoint import find_sound, read_saved
+from increlora_jax.weights.folder import name_variables, read_config
+
+
+def describe_dry_run(config: RunConfig) -> str:
+    """Return what a run would do, in lines; read data and model configuration, write nothing.
+
+    Raises:
+        InputError: The run could not begin.
+    """
+    with joined(config.training.distributed):
+        plan = plan_run(config)
+        folder = Path(config.output_dir)
+        fate = _find_fate(folder, plan)
+        chosen = [f"note: {note}" for note in describe_chosen(config, plan)]
+        lines = [*_describe_data(plan), *_describe_work(plan), *chosen, *_describe_memory(plan)]
+        return "\n".join([*lines, f"folder: {folder}: {fate}", "dry run: nothing was written"])
+
+
+def describe_chosen(asked: RunConfig, plan: Plan) -> list[str]:
+    """Return what the settings that follow the length of the run have come to, in a line if any."""
+    before, after = asked.flat(), plan.config.flat()
+    names = (name for name in FOLLOWS_LENGTH if after[name] not in (before[name], "auto"))
+    flags = " ".join(f"{flag_of(name)} {after[name]}" for name in names)
+    return [f"chosen for a run of {plan.total_steps} steps: {flags}"] if flags else []
+
+
+def _find_fate(folder: Path, plan: Plan) -> str:
+    """Say what the run finds in its folder; refuse what the run would refuse."""
+    held = look_into(folder, plan.config)
+    if held is Held.NOTHING:
+        return "a new run begins there"
+    if held is Held.FINISHED:
+        read_finished(folder, plan.identity)
+        return "holds this run, which is finished: its results are told again"
+    checkpoint = find_sound(folder / CHECKPOINTS)
+    if checkpoint is None:
+        return "holds this run, but no checkpoint yet: it begins anew"
+    check_saved(folder, read_saved(checkpoint), plan.identity, len(plan.members))
+    return f"holds this run, which resumes from the checkpoint of step {checkpoint.name}"
+
+
+def _describe_data(plan: Plan) -> Iterator[str]:
+    task = plan.data.task
+    yield f"task: {task.name}, judged by {', '.join(task.metrics)}"
+    yield from (f"note: {note}" for note in (*plan.data.notes, *plan.notes))
+
+
+def _describe_work(plan: Plan) -> Iterator[str]:
+    training, schedule = plan.config.training, plan.schedule
+    yield f"model: {plan.config.task.model}"
+    yield f"{plan.method.name}: {plan.method.description}"
+    yield (
+        f"steps: {plan.total_steps}, of {training.train_batch_size} × "
+        f"{training.gradient_accumulation_steps} examples; an epoch is {plan.epoch_steps}; "
+        f"evaluation every {schedule.eval_steps}, checkpoint every {training.save_steps}"
+    )
+    if len(plan.members) > 1:
+        names = ", ".join(member.name for member in plan.members)
+        yield f"{len(plan.members)} runs train together: {names}"
+
+
+def _describe_memory(plan: Plan) -> Iterator[str]:
+    parts, runs = _lay_out(plan), len(plan.members)
+    base = _count_bytes(parts.base)
+    trained = runs * _count_bytes((parts.adapters, parts.head))
+    yield report(parts).describe()
+    yield (
+        f"memory: base {_say_bytes(base)}; what is trained {_say_bytes(trained)}, their "
+        f"gradients as much, the optimizer twice as much; in all {_say_bytes(base + 4 * trained)}, "
+        "without activations, batches and what compiled programs need beside"
+    )
+
+
+def _lay_out(plan: Plan) -> Parts:
+    """Return the model's parts, with shapes in place of all weights that a file holds."""
+    task, method = plan.config.task, plan.method
+    dtype = jnp.dtype(task.dtype)
+    model = abstract_model(
+        read_config(plan.folder),
+        num_labels=plan.data.task.num_labels,
+        quantize=task.quantize_base,
+        dtype=dtype,
+        param_dtype=dtype,
+    )
+    values = {path: v.get_value() for path, v in name_variables(model, nnx.Param).items()}
+    learned = {path: value for path, value in values.items() if method.is_trained(path)}
+    wide = jnp.promote_types(dtype, jnp.float32)  # what is trained in full is kept so
+    head: Any = {path: jax.ShapeDtypeStruct(value.shape, wide) for path, value in learned.items()}
+    base = {path: value for path, value in values.items() if path not in head}
+    adapters = adapters_of(method.attach(model, nnx.Rngs(0)))
+    return Parts(
+        {path: adapter.parameters for path, adapter in adapters.items()},
+        {path: adapter.slots for path, adapter in adapters.items()},
+        head,
+        base,
+    )
+
+
+def _count_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _say_bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,61 @@
+"""How long a model's sequences may be: `--max-seq-length` against its positions, when planned."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from increlora_jax.config import RunConfig, TaskConfig
+from increlora_jax.errors import InputError
+from increlora_jax.models.registry import find_spec
+from increlora_jax.run.recipes import recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_NO_LIMIT = 1 << 30
+"""From here on a tokenizer's `model_max_length` means that it has none."""
+
+
+def fit_length(
+    config: RunConfig, model_config: "PretrainedConfig", *, may_cut: bool = False
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """Return a configuration whose length the model has positions for, and notes on it.
+
+    A default is lowered with a note, and so is any length with `may_cut`.
+
+    Raises:
+        InputError: a length that is no default is above the model's positions.
+    """
+    asked, most = config.task.max_seq_length, find_spec(model_config).max_length(model_config)
+    if most is None or asked <= most:
+        return config, _note_training_length(asked, model_config)
+    if asked != default_length(config) and not may_cut:
+        raise InputError(
+            f"--max-seq-length {asked}: the model has positions for {most} tokens; give at most "
+            f"--max-seq-length {most}, or another --model"
+        )
+    note = f"--max-seq-length {asked} is above the model's {most} positions: {most} is used"
+    return replace(config, task=replace(config.task, max_seq_length=most)), (note,)
+
+
+def default_length(config: RunConfig) -> int:
+    """Return the length that the run has if none is given: its recipe's, or the flag's default."""
+    own = recipe(config.task.task, config.growth.target_rank)
+    return int(own.get("max_seq_length", TaskConfig.max_seq_length))
+
+
+def _note_training_length(asked: int, model_config: "PretrainedConfig") -> tuple[str, ...]:
+    known = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(known, int) or asked <= known:
+        return ()
+    return (
+        f"--max-seq-length {asked} is above the {known} positions that the model was trained on "
+        "(max_position_embeddings); it computes more, but has never seen them",
+    )
+
+
+def note_tokenizer_length(asked: int, tokenizer: Any) -> tuple[str, ...]:
+    """Return a note if the tokenizer states a shorter length than the one asked for."""
+    stated = tokenizer.model_max_length
+    if asked <= stated or stated >= _NO_LIMIT:
+        return ()
+    return (f"--max-seq-length {asked} is above the tokenizer's model_max_length {stated}",)

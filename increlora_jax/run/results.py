@@ -1,0 +1,131 @@
+"""What finished runs tell: each of itself, and those that trained together of their seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from increlora_jax.nn.report import report
+from increlora_jax.run.build import Plan, Run
+from increlora_jax.run.folder import RESULTS
+from increlora_jax.run.runs_on import describe_platform, list_versions
+from increlora_jax.tasks.counts import count_data
+from increlora_jax.training.loop import Outcome
+from increlora_jax.training.state import TrainState
+
+
+def results_of(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
+    """What one run leaves in `results.json`; `state` is its last."""
+    plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
+    return {
+        **_head(plan),
+        "metrics": outcome.metrics,
+        "best_metrics": outcome.best_metrics,
+        "steps": int(state.step),
+        "rank_budget": plan.method.rank_budget,
+        "total_rank": counts.total_rank,
+        "ranks": counts.ranks,
+        "full_modules": list(counts.full),
+        "rounds": {str(step): growth for step, growth in outcome.rounds.items()},
+        "skipped_steps": outcome.skipped,
+        "trainable_parameters": {
+            "active": counts.active,
+            "buffer": counts.buffer,
+            "head": counts.head,
+        },
+        **_tail(plan, outcome),
+    }
+
+
+def results_of_all(
+    plan: Plan, each: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """What runs that trained together leave above their folders: means over the seeds.
+
+    There is a variant for every combination of what `--sweep` gives, a single one without it.
+    """
+    variants: dict[str, list[int]] = {}
+    for index, member in enumerate(plan.members):
+        variants.setdefault(member.variant, []).append(index)
+    told = [
+        {
+            "settings": plan.members[indices[0]].settings,
+            "members": [plan.members[index].name for index in indices],
+            "total_rank": [each[index]["total_rank"] for index in indices],
+            **{
+                kind: _statistics([each[index][kind] for index in indices])
+                for kind in ("metrics", "best_metrics")
+            },
+        }
+        for indices in variants.values()
+    ]
+    seeds = len(told[0]["members"])
+    how = f" (mean ± sample standard deviation of {seeds} seeds)" if seeds > 1 else ""
+    summary = "; ".join(map(_say_variant, variants, told)) + how
+    speed = sum(outcome.tokens_per_second for outcome in outcomes)
+    shares = [o.padding_share for o in outcomes if o.padding_share is not None]
+    padding = float(np.mean(shares)) if shares else None
+    of_all = outcomes[0]._replace(tokens_per_second=speed, padding_share=padding)
+    whole = _tail(plan, of_all)
+    return {**_head(plan), "summary": summary, "variants": told, **whole}
+
+
+def summarize(results: dict[str, Any], folder: Path) -> str:
+    """Say in a line what runs have come to."""
+    told = results["summary"] if "summary" in results else _say_run(results)
+    return f"{told}; {results['seconds']:.0f} s; see {folder / RESULTS}"
+
+
+def _say_run(results: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
+    ranks = ""
+    if results["rank_budget"] is not None:
+        ranks = f"; total rank {results['total_rank']} of {results['rank_budget']}"
+    full = results["full_modules"] if results["rank_budget"] else []
+    return metrics + ranks + (f"; full: {', '.join(full)}" if full else "")
+
+
+def _say_variant(variant: str, told: dict[str, Any]) -> str:
+    metrics = ", ".join(
+        f"{name} {of['mean']:.4f}"
+        + ("" if len(of["values"]) == 1 else f" ± {of['sample_standard_deviation']:.4f}")
+        for name, of in told["metrics"].items()
+    )
+    return f"{variant}: {metrics}" if variant else metrics
+
+
+def _statistics(each: list[dict[str, float]]) -> dict[str, Any]:
+    """Of every metric its values, their mean, and √(Σ(x − mean)²/(n − 1)) where n > 1."""
+    columns = {name: [metrics[name] for metrics in each] for name in each[0]}
+    return {
+        name: {
+            "mean": float(np.mean(values)),
+            "sample_standard_deviation": float(np.std(values, ddof=1)) if len(each) > 1 else None,
+            "values": values,
+        }
+        for name, values in columns.items()
+    }
+
+
+def _head(plan: Plan) -> dict[str, Any]:
+    return {
+        "task": plan.data.task.name,
+        "method": plan.method.name,
+        "model": plan.config.task.model,
+    }
+
+
+def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "mesh": dict(plan.layout.mesh.shape),
+        "step_compilations": outcome.step_compilations,
+        "data": count_data(plan.data),
+        "seconds": round(outcome.seconds, 3),
+        "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
+        "train_tokens_per_second": round(outcome.tokens_per_second, 1),
+        "padding_share": outcome.padding_share and round(outcome.padding_share, 4),
+        "identity": plan.identity,
+        "versions": list_versions(),
+        "platform": describe_platform(),
+    }

@@ -1,0 +1,1 @@
+"""Files and the hub as the columns that a task reads."""

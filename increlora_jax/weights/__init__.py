@@ -1,0 +1,1 @@
+"""How weights get in: folders, files, the hub."""
