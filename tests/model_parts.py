@@ -71,6 +71,16 @@ class TiedEmbedding(nnx.Module):
         return self.embed(jnp.argmax(x, -1)) + self.head(x)
 
 
+class Read(nnx.Module):
+    """A layer whose kernel is read beside its call."""
+
+    def __init__(self, make, key):
+        self.layer = make(key)
+
+    def __call__(self, x):
+        return jnp.tanh(self.layer(x)) @ self.layer.kernel[...].T
+
+
 class Stack(nnx.Module):
     """Layers that `nnx.vmap` makes and `nnx.scan` runs."""
 
@@ -122,6 +132,8 @@ def _nnx_parts(rngs: nnx.Rngs, dtype: Any) -> dict[str, Any]:
         "dropout": lambda: nnx.Dropout(0.2, rngs=rngs),
         "tied kernels": lambda: Shared(linear, is_layer=False),
         "shared layer": lambda: Shared(linear, is_layer=True),
+        "read kernel": lambda: Call(linear(), lambda m, x: jnp.tanh(m(x)) @ m.kernel.T),
+        "read in a stack": lambda: Stack(partial(Read, stacked), rngs),
         "own": lambda: Own(rngs, dtype),
         "own kind of variable": lambda: Own(rngs, dtype, nnx.Variable),
         "stack": lambda: Stack(stacked, rngs),
@@ -238,6 +250,10 @@ class LinenCall(nn.Module):
         return self.call(self.make(), x)
 
 
+def _read_linen(module, x):
+    return jnp.tanh(module(x)) @ module.variables["params"]["kernel"].T
+
+
 def _linen_parts(dtype: Any) -> dict[str, Any]:
     like = {"dtype": dtype, "param_dtype": dtype}
     dense = partial(nn.Dense, WIDTH, **like)
@@ -261,6 +277,8 @@ def _linen_parts(dtype: Any) -> dict[str, Any]:
         "batch norm": partial(nn.BatchNorm, use_running_average=True, **like),
         "dropout": partial(nn.Dropout, 0.2, deterministic=True),
         "shared layer": partial(LinenTwice, dtype),
+        "read kernel": lambda: LinenCall(dense, _read_linen),
+        "read in a stack": partial(LinenStack, partial(LinenCall, dense, _read_linen)),
         "setup": partial(LinenSetup, dtype),
         "own": partial(LinenOwn, dtype),
         "stack": partial(LinenStack, dense),
@@ -352,6 +370,8 @@ _MATRICES = {
     "joining": 1,
     "einsum": 1,
     "shared layer": 1,
+    "read kernel": 1,
+    "read in a stack": 2,
     "stack": 2,
     "attention": 4,
     "sequential": 2,

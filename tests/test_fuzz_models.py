@@ -182,7 +182,8 @@ def prepare(make_way, own: Drawn) -> Prepared:
     def loss(model, batch):
         return jnp.sum(jnp.square(way.call(model, batch) - 1.0)).astype(float), jnp.asarray(1.0)
 
-    is_once = own.is_called_once and not {"shared layer"} & set(own.names)
+    twice = {"shared layer", "read kernel", "read in a stack"}
+    is_once = own.is_called_once and not twice & set(own.names)
     trainer, state, base = il.prepare(
         way.make(), method, config, total_steps=STEPS, loss=loss, dtype=jnp.float64,
         is_called_once=is_once,

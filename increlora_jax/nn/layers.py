@@ -19,12 +19,14 @@ from increlora_jax.core.adapter import (
     Slots,
     Update,
     effective_update,
+    spread_probe,
 )
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
+from increlora_jax.nn.effective import EffectiveParameter, set_stored
 from increlora_jax.nn.initial import Start, start_small
-from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, rows_of_axes
+from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, effective_weight, rows_of_axes
 from increlora_jax.nn.products import is_plain_product
 from increlora_jax.quantization import as_dense, is_quantized_by
 
@@ -136,15 +138,34 @@ def forget_attribute(module: nnx.Module, name: str) -> None:
         vars(module)["_pytree__nodes"] = type(recorded)(kept)
 
 
+def _effective_kernel(layer: Any, kernel: Any) -> Any:
+    """Compute W + ΔW for a read beside the layer's own call; None of a merged layer."""
+    held = vars(layer)
+    if held.get("adapter") is None or held.get("original") is not None:
+        return None
+    update, probe = layer.adapter.update, layer.adapter.probe
+    spread = spread_probe(probe, update, _refuse_second_use)
+    return effective_weight(as_dense(kernel), layer.kernel_axes(), update, spread)
+
+
+def _refuse_second_use(gradient: Array, update: Update) -> Array:
+    """Refuse to score a layer by its kernel: the layer's call has scored it already."""
+    raise InputError(
+        f"the loss reads the kernel {list(gradient.shape)} of an adapted layer beside the layer's "
+        "call, and is_called_once=True says that it does not. Prepare with is_called_once=False"
+    )
+
+
 class AdaptedLayer(nnx.Module):
     """A Flax layer that carries an `adapter`; a subclass says how its kernel is a matrix.
 
     Each subclass is also a subclass of the layer it replaces and keeps every name of it, so that it
-    takes the layer's place unnoticed.
+    takes the layer's place unnoticed. The layer's own call uses W and adds the adapter's output;
+    everything else that reads the kernel finds W + ΔW.
     """
 
     plain: ClassVar[type[nnx.Module]]
-    kernel: nnx.Param
+    kernel = EffectiveParameter("kernel", _effective_kernel)
     dtype: Any
     adapter: LowRankAdapter
     original: nnx.Param | None  # the kernel before a merge
@@ -174,18 +195,32 @@ class AdaptedLayer(nnx.Module):
         """
         if self.original is not None:
             raise ValueError("this layer is merged already")
-        kernel = self.kernel.get_value()
+        stored, own = self._stored, self._stored.copy()
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
-        merged = as_dense(kernel) + self._as_kernel(self.adapter.update.delta)
-        own: Any = self.kernel.copy()
-        own.set_value(merged.astype(kernel.dtype))
-        self.original, self.kernel = self.kernel, own
+        own.set_value(_effective_kernel(self, stored.get_value()))
+        self.original, self.kernel = stored, own
 
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
         if self.original is None:
             raise ValueError("this layer is not merged")
         self.kernel, self.original = self.original, nnx.data(None)
+
+    @property
+    def _stored(self) -> Any:
+        """The kernel's variable, of W."""
+        return vars(self)["kernel"]
+
+    def _call_plain(self, *args: Any, **options: Any) -> Array:
+        """Call the plain layer, over W."""
+        layer = object.__new__(self.plain)
+        vars(layer).update(vars(self))
+        output: Array = layer(*args, **options)
+        return output
+
+    def _graph_node_set_key(self, key: Any, value: Any) -> None:
+        if not set_stored(("kernel",), self, key, value):
+            super()._graph_node_set_key(key, value)
 
     def _add_adapter(self, x: Array, y: Array) -> Array:
         if self.original is not None:
@@ -203,9 +238,6 @@ class AdaptedLayer(nnx.Module):
     def _from_rows(self, y: Float[Array, "*batch outputs"]) -> Array:
         return y
 
-    def _as_kernel(self, delta: Float[Array, "*stack inputs outputs"]) -> Array:
-        return self.kernel_axes().as_kernel(delta, self.kernel.shape)
-
 
 class AdaptedLinear(AdaptedLayer, nnx.Linear):
     """`nnx.Linear` with an adapter."""
@@ -216,13 +248,13 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
         """Apply the layer and its adapter to the last axis."""
         if self._is_best_summed(inputs):
             return nnx.Linear.__call__(self._summed(), inputs, *places, **options)
-        return self._add_adapter(inputs, nnx.Linear.__call__(self, inputs, *places, **options))
+        return self._add_adapter(inputs, self._call_plain(inputs, *places, **options))
 
     def _is_best_summed(self, inputs: Array) -> bool:
         is_stock = self.dot_general is jax.lax.dot_general and self.precision is None
         if self.original is not None or not is_stock:
             return False
-        kernel = self.kernel.get_value()
+        kernel = self._stored.get_value()
         dtype = self.dtype or jnp.result_type(inputs.dtype, kernel.dtype)
         rows = prod(inputs.shape[:-1])
         return dtype == kernel.dtype and self.adapter.is_best_summed(rows, kernel.dtype)
@@ -246,9 +278,7 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
 
     def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
         """Apply the layer and its adapter to the contracted axes."""
-        return self._add_adapter(
-            inputs, nnx.LinearGeneral.__call__(self, inputs, *places, **options)
-        )
+        return self._add_adapter(inputs, self._call_plain(inputs, *places, **options))
 
     def kernel_axes(self) -> KernelAxes:
         """[*in_features, *out_features]."""
@@ -278,9 +308,7 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
             raise InputError(
                 f"an adapted Einsum keeps its equation {self.einsum_str!r}; got {einsum_str!r}"
             )
-        return self._add_adapter(
-            inputs, nnx.Einsum.__call__(self, inputs, None, *places, **options)
-        )
+        return self._add_adapter(inputs, self._call_plain(inputs, None, *places, **options))
 
     def kernel_axes(self) -> KernelAxes:
         """The contracted and the new axes of the kernel."""

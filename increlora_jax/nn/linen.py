@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.core import meta, unfreeze
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
 from increlora_jax.core.adapter import (
@@ -30,7 +29,14 @@ from increlora_jax.nn.kernels import (
     effective_weight,
     rows_of_axes,
 )
-from increlora_jax.nn.products import is_plain_product
+from increlora_jax.nn.linen_calls import (
+    LAYER_TYPES,
+    Called,
+    LinenModel,
+    call_of,
+    is_layer,
+    trace_call,
+)
 from increlora_jax.nn.skeleton import Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
@@ -49,69 +55,20 @@ from increlora_jax.nn.targets import (
 from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart, warn_of_copies
 
 LAYERS = "Dense, DenseGeneral or Einsum layer"
-LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
-NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
-
-PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype")
-"""Attributes of Linen's layers that put another function in the place of x · W."""
-
 EXTRA = "increlora_adapter"
 """What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
 
 
-class LinenModel:
-    """A Linen module, its variables as `init` gives them, and inputs of one call to learn from.
-
-    The call, `module.apply(variables, *inputs, **options)`, is only traced, so that arrays may be
-    `jax.ShapeDtypeStruct`s. Boxes with partitioning metadata are taken off the variables.
-    """
-
-    def __init__(self, module: nn.Module, variables: Any, *inputs: Any, **options: Any):
-        self.module = module
-        self.variables = unfreeze(meta.unbox(variables))
-        self.inputs = inputs
-        self.options = options
-
-    def take_apart(self) -> tuple[TreeShape, dict[str, Any]]:
-        """The variables' shape and their arrays by path, in which `params` goes without saying."""
-        shape, arrays = take_apart(self.variables)
-        names = tuple(name and name.removeprefix("params.") for name in shape.names)
-        plain = {name.removeprefix("params."): array for name, array in arrays.items()}
-        return shape._replace(names=names), plain
-
-
 class Site(NamedTuple):
-    """A place for an adapter: a layer's kernel, or a declared parameter, by effective weights."""
+    """A place for an adapter: a layer's output, or a parameter, by effective weights.
+
+    A layer whose kernel is also read beside its call is adapted by effective weights.
+    """
 
     kernel: str  # its path
     axes: KernelAxes
     shape: tuple[int, ...]
     is_layer: bool
-
-
-class Called(NamedTuple):
-    """A module that the model's call comes by."""
-
-    module: nn.Module
-    kernel: tuple[int, ...]  # the shape that the module sees, () without a kernel
-    normalizer: str | None  # the class around the module that computes another kernel
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why no update can be added to the layer's output and merged into its kernel."""
-        kind = type(self.module).__name__
-        if self.normalizer is not None:
-            return (
-                f"part of a {self.normalizer}, which computes another kernel from the one it "
-                "holds: no update could be merged into it"
-            )
-        if not is_layer(self.module):
-            return f"a {kind}, which computes its output in another way than its parent class"
-        for name in PRODUCTS:
-            own = getattr(self.module, name, None)
-            if own not in (None, promote_dtype) and not is_plain_product(name, own):
-                return f"a {kind} with a {name} of its own, through which no update could be merged"
-        return f"a {kind} with batch_dims" if getattr(self.module, "batch_dims", ()) else None
 
 
 class AdaptedLinen(NamedTuple):
@@ -137,7 +94,7 @@ def find_targets(
         InputError: a pattern that matches nothing, or a layer that cannot be adapted.
     """
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
-    modules = _called_modules(model)
+    modules = trace_call(model)
     declared = {
         path: Site(path, axes, shapes[path], is_layer=False)
         for path, axes in declared_axes(shapes, parameters).items()
@@ -154,37 +111,6 @@ def find_targets(
         path: declared.get(path) or _layer_site(path, layers[path], shapes)
         for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
     }
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Return whether a module can be adapted: a layer of Flax, or a subclass that calls like it."""
-    calls = [kind.__call__ for kind in LAYER_TYPES]
-    return isinstance(module, LAYER_TYPES) and type(module).__call__ in calls
-
-
-def _called_modules(model: LinenModel) -> dict[str, Called]:
-    """Collect every module that the model's call comes by, by path."""
-    found: dict[str, Called] = {}
-    normalizers: list[str] = []
-
-    def record(call: Any, args: Any, options: Any, context: Any) -> Any:
-        module, depth = context.module, len(normalizers)
-        if isinstance(module, NORMALIZERS):
-            normalizers.append(type(module).__name__)
-        output = call(*args, **options)
-        shape = getattr(module.get_variable("params", "kernel"), "shape", ())
-        found[".".join(module.path)] = Called(module, tuple(shape), next(iter(normalizers), None))
-        del normalizers[depth:]
-        return output
-
-    def apply(variables: Any, *inputs: Any) -> Any:
-        key = jax.random.key(0)
-        options = {"rngs": {"dropout": key}, "mutable": True, **model.options}
-        return model.module.apply(variables, *inputs, **options)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(apply, model.variables, *model.inputs)
-    return found
 
 
 def _unknown(
@@ -214,7 +140,7 @@ def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
             "axis than the first; use variable_axes={'params': 0}, or exclude it"
         )
-    return Site(f"{path}.kernel", _layer_axes(called.module), shape, is_layer=True)
+    return Site(f"{path}.kernel", _layer_axes(called.module), shape, not called.is_read)
 
 
 def _layer_of(kernel: str) -> str | None:
@@ -258,8 +184,9 @@ def attach(
         InputError: a target that matches nothing or needs declaring, or a rank over a matrix.
     """
     found = leave_trained(find_targets(model, targets, exclude, parameters), is_trained)
-    if dropout and not all(site.is_layer for site in found.values()):
-        raise InputError(NO_DROPOUT)
+    read = [path for path, site in found.items() if not site.is_layer]
+    if dropout and read:
+        raise InputError(f"{read[0]}: {NO_DROPOUT}")
     started = {
         path: start_adapter(path, site.axes, site.shape, max_rank, initial_rank, rngs, dtype, start)
         for path, site in found.items()
@@ -287,6 +214,7 @@ def split(
         adapted.scaling,
         adapted.dropout,
         module_names(adapted.slots),
+        [call_of(adapted.model.inputs, adapted.model.options)],
     )
     return skeleton, Parts(adapted.adapters, adapted.slots, head, base, measured)
 
@@ -312,18 +240,35 @@ class WholeModel(NamedTuple):
     key: Array | None
     dropout: float
     written: dict[str, Any]  # the collections that calls have written
+    layers: frozenset[str]  # adapted by their outputs
+    known: list[TreeShape]  # calls that read no kernel of these layers
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Apply the module; options are those of `apply`. Its random streams are one, `dropout`.
 
         With `mutable`, as for a BatchNorm, the statistics are carried to the next step.
         """
+        self._check_reads(inputs, options)
         rngs = {} if self.key is None else {"rngs": {"dropout": self.key}}
         with nn.intercept_methods(self._intercept):
             output = self.module.apply(self.variables, *inputs, **(rngs | options))
         if options.get("mutable", False) is not False:
             self.written.update(output[1])
         return output
+
+    def _check_reads(self, inputs: Any, options: Mapping[str, Any]) -> None:
+        call = call_of(inputs, options)
+        if not self.layers or call in self.known:
+            return
+        called = trace_call(LinenModel(self.module, self.variables, *inputs, **options))
+        for path in sorted(self.layers & called.keys()):
+            if called[path].is_read:
+                raise InputError(
+                    f"{path}: this call of the model reads the layer's kernel beside the layer's "
+                    "call, and the call that the LinenModel was given does not. Give the "
+                    f"LinenModel this call, or exclude {path}"
+                )
+        self.known.append(call)
 
     def _intercept(self, call: Any, args: Any, options: Any, context: Any) -> Any:
         y = call(*args, **options)
@@ -362,6 +307,7 @@ class LinenSkeleton(NamedTuple):
     scaling: Scaling
     dropout: float
     modules: tuple[str, ...]
+    known: list[TreeShape]  # see `WholeModel`
 
     def assemble(
         self,
@@ -380,11 +326,13 @@ class LinenSkeleton(NamedTuple):
                 own = self._dropout_keys(key, index, stack)
                 extras[path] = Extra(update, probe, own)
             else:
-                arrays[path] = effective_weight(arrays[path], site.axes, update, probe)
+                kernel = arrays[site.kernel]
+                arrays[site.kernel] = effective_weight(kernel, site.axes, update, probe)
         variables = self.shape.fill(arrays)
         for path, extra in extras.items():
             _place(variables["params"], path, extra)
-        return WholeModel(self.module, variables, key, self.dropout, {})
+        layers = frozenset(extras)
+        return WholeModel(self.module, variables, key, self.dropout, {}, layers, self.known)
 
     def read_statistics(self, model: WholeModel, parts: Parts) -> dict[str, Array]:
         """Read the statistics; see `Skeleton`."""

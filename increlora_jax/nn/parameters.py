@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array
 
+from increlora_jax.nn.effective import EffectiveParameter, set_stored
 from increlora_jax.nn.kernels import KernelAxes, effective_weight
 from increlora_jax.nn.layers import LowRankAdapter, forget_attribute
 
@@ -23,28 +24,15 @@ class ParameterAdapter(LowRankAdapter):
         return effective_weight(kernel, self.axes, self.update, self.probe)
 
 
-class EffectiveParameter:
-    """An attribute that is stored as W and read as W + ΔW, wherever the module reads it."""
+def _effective_of(name: str) -> EffectiveParameter:
+    """Make the attribute of an adapted parameter."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def effective(module: Any, kernel: Any) -> Any:
+        adapter = vars(module).get(adapter_name(name))
+        is_resting = adapter is None or adapter.original is not None
+        return None if is_resting else adapter.effective(kernel)
 
-    def __get__(self, module: Any, owner: type | None = None) -> Any:
-        """The effective parameter; the plain one while there is no adapter or it is merged."""
-        if module is None:
-            return self
-        if self.name not in vars(module):
-            raise AttributeError(self.name)
-        variable, adapter = vars(module)[self.name], vars(module).get(adapter_name(self.name))
-        if adapter is None or adapter.original is not None:
-            return variable
-        return type(variable)(adapter.effective(variable.get_value()))
-
-    def __set__(self, module: Any, value: Any) -> None:
-        vars(module)[self.name] = value
-
-    def __delete__(self, module: Any) -> None:
-        del vars(module)[self.name]
+    return EffectiveParameter(name, effective)
 
 
 def adapter_name(parameter: str) -> str:
@@ -107,12 +95,9 @@ def _adapted_type(plain: type, names: tuple[str, ...]) -> type:
     """The same class, which reads these parameters by effective weights."""
 
     def set_key(self: Any, key: Any, value: Any) -> None:
-        # Flax's own would update what the attribute reads as, which is no longer what is stored.
-        if key in names and isinstance(value, nnx.Variable):
-            vars(self)[key].update_from_state(value)
-        else:
+        if not set_stored(names, self, key, value):
             plain._graph_node_set_key(self, key, value)  # type: ignore[attr-defined]
 
-    attributes: dict[str, Any] = {name: EffectiveParameter(name) for name in names}
+    attributes: dict[str, Any] = {name: _effective_of(name) for name in names}
     attributes |= {"_graph_node_set_key": set_key, "__doc__": plain.__doc__}
     return type(plain)(f"Adapted{plain.__name__}", (plain,), attributes)

@@ -46,8 +46,8 @@ def trains_nothing(path: str) -> bool:
 
 
 NO_DROPOUT = (
-    "what is adapted by its effective weights (a tree's arrays, a declared parameter) has no input "
-    "to drop from; set lora_dropout to 0"
+    "what is adapted by its effective weights (a tree's arrays, a declared parameter, a kernel of "
+    "Linen that is read beside its layer's call) has no input to drop from; set lora_dropout to 0"
 )
 
 

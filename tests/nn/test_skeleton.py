@@ -46,8 +46,10 @@ def test_parts_may_be_other_than_the_model_they_came_from(model, ids):
     doubled = {name: 2 * value for name, value in parts.head.items()}
     got = skeleton.assemble(parts._replace(head=doubled))(ids)
     np.testing.assert_array_equal(skeleton.assemble(parts)(ids), before)
-    model.head.kernel[...] = 2 * model.head.kernel[...]
-    model.head.bias[...] = 2 * model.head.bias[...]
+    state = nnx.state(model)
+    for variable in (state["head"]["kernel"], state["head"]["bias"]):
+        variable[...] = 2 * variable[...]
+    nnx.update(model, state)
     np.testing.assert_array_equal(got, model(ids))
     assert not np.allclose(got, before)
 
