@@ -247,6 +247,7 @@ def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
     if not is_first():
         return
     params, slots, statistics = learned
-    parts = Parts(params.adapter, slots, params.head, run.parts.base, statistics)
+    rules = run.trainer.skeleton.with_alpha(member.config.adapter.lora_alpha).rules
+    parts = Parts(params.adapter, slots, params.head, run.parts.base, statistics, rules)
     described = describe_adapter(plan, member, int(state.step), report(parts).ranks)
     save_adapter(folder, parts, described)

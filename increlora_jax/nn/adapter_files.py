@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import find_folder, replace_folder
 from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
+from increlora_jax.nn.rules import KIND, Rules, check_rules
 from increlora_jax.nn.skeleton import Parts
 
 TENSORS = "adapter_model.safetensors"
@@ -45,6 +47,7 @@ NEWER_KINDS: dict[str, Any] = {
     "columns": list[str],
     "dev_data": dict[str, str],
     "settings": dict[str, str | int | float | bool | list[str] | None],
+    "applied": KIND,
 }
 """What adapters of older versions lack."""
 
@@ -62,6 +65,7 @@ def save_adapter(
 ) -> None:
     """Write adapters, slots and head of `parts`, and `config`; waits for the device.
 
+    α and the rule of the scale are written beside them, as `applied`.
     The folder is replaced whole: it holds the old adapter or the new one.
 
     Args:
@@ -81,7 +85,8 @@ def save_adapter(
     (4, 4)
     """
     tensors = {name: np.asarray(value) for name, value in jax.device_get(parts.learned()).items()}
-    text = json.dumps(dict(config), indent=2) + "\n"
+    applied = {} if parts.rules is None else {"applied": parts.rules.describe()}
+    text = json.dumps({**config, **applied}, indent=2) + "\n"
     with replace_folder(_path(folder)) as aside:
         write_tensors(tensors, aside / TENSORS)
         (aside / CONFIG).write_text(text, encoding="utf-8")
@@ -90,9 +95,11 @@ def save_adapter(
 def load_adapter(folder: Folder, parts: Parts) -> Parts:
     """Read a saved adapter into the shape of `parts`; `folder` may be text.
 
+    A warning tells of an adapter that does not hold its α and scaling, as older versions wrote it.
+
     Raises:
-        InputError: no adapter there, a damaged file, tensors other than the model's, or numbers
-            that are not finite; named.
+        InputError: no adapter there, a damaged file, tensors, α or scaling other than the model's,
+            or numbers that are not finite; named.
     """
     file = find_folder(_path(folder)) / TENSORS
     # Before a byte is read: a file may claim whatever fits on a disk.
@@ -104,6 +111,8 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     with open_tensors(file) as reader:
         tensors = {name: reader.get_tensor(name) for name in expected}
     _check_finite(file, tensors)
+    if parts.rules is not None:
+        _check_rules(file.with_name(CONFIG), parts.rules)
 
     def take(kind: Any) -> dict[str, Any]:
         return {
@@ -111,12 +120,12 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
             for module in parts.adapters
         }
 
-    return Parts(
-        take(Adapter),
-        take(Slots),
-        {path: jnp.asarray(tensors[path]) for path in parts.head},
-        parts.base,
-        {path: jnp.asarray(tensors.get(path, value)) for path, value in parts.statistics.items()},
+    measured = {p: jnp.asarray(tensors.get(p, value)) for p, value in parts.statistics.items()}
+    return parts._replace(
+        adapters=take(Adapter),
+        slots=take(Slots),
+        head={path: jnp.asarray(tensors[path]) for path in parts.head},
+        statistics=measured,
     )
 
 
@@ -132,6 +141,26 @@ def read_adapter_config(folder: Folder) -> dict[str, Any]:
     newer = {key: kind for key, kind in NEWER_KINDS.items() if key in config}
     check_keys(file, config, CONFIG_KINDS | newer)
     return config
+
+
+def _check_rules(file: Path, rules: Rules) -> None:
+    limits: Any = {
+        "max_bytes": _MAX_CONFIG_BYTES,
+        "allow_nan": True,
+    }  # a user may note what he likes
+    saved = read_json_object(file, **limits) if file.is_file() else {}
+    here = rules.describe()
+    if "applied" in saved:
+        check_rules(file, saved["applied"], rules)
+    elif "lora_alpha" in saved:  # of a run of an older version, whose rule was the method's
+        check_rules(file, here | {"lora_alpha": saved["lora_alpha"]}, rules)
+    else:
+        warnings.warn(
+            f"{file} does not say with which lora_alpha and scaling the adapter was made, as older "
+            f"versions did not; lora_alpha {here['lora_alpha']} and scaling {here['scaling']!r} "
+            "are used here, and must be the same",
+            stacklevel=3,
+        )
 
 
 def _path(folder: Folder) -> Path:

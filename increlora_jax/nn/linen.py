@@ -37,6 +37,7 @@ from increlora_jax.nn.linen_calls import (
     is_layer,
     trace_call,
 )
+from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.skeleton import Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
@@ -216,7 +217,7 @@ def split(
         module_names(adapted.slots),
         [call_of(adapted.model.inputs, adapted.model.options)],
     )
-    return skeleton, Parts(adapted.adapters, adapted.slots, head, base, measured)
+    return skeleton, Parts(adapted.adapters, adapted.slots, head, base, measured, skeleton.rules)
 
 
 def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], bool]:
@@ -308,6 +309,15 @@ class LinenSkeleton(NamedTuple):
     dropout: float
     modules: tuple[str, ...]
     known: list[TreeShape]  # see `WholeModel`
+
+    @property
+    def rules(self) -> Rules | None:
+        """The rules by which the adapters are applied; see `make_rules`."""
+        return (
+            make_rules(self.scaling, {path: site.axes for path, site in self.sites.items()})
+            if self.modules
+            else None
+        )
 
     def assemble(
         self,

@@ -1,6 +1,7 @@
 """A model taken apart into plain dictionaries by path, and put together again inside a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -8,14 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import Adapter, Score, Slots, spread_probe
+from increlora_jax.core.adapter import Adapter, Scaling, Score, Slots, spread_probe
 from increlora_jax.core.stacking import by_name
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
-from increlora_jax.nn.kernels import stack_names
+from increlora_jax.nn.kernels import KernelAxes, stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes
+from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.statistics import read_statistics
 from increlora_jax.nn.targets import learns
 from increlora_jax.quantization import as_dense
@@ -30,6 +32,7 @@ class Parts(NamedTuple):
     base: dict[Any, Array]  # by path; or all of it in stacks, by the paths of each (`core.groups`)
     # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
     statistics: dict[str, Array] = {}  # noqa: RUF012
+    rules: Rules | None = None  # None if nothing is known of them
 
     def frozen(self) -> dict[str, Array]:
         """The base by the path it has in the model."""
@@ -52,6 +55,10 @@ class Skeleton(Protocol):
     @property
     def modules(self) -> tuple[str, ...]:
         """The adapted modules in order; the matrices of a stack are `path[0]` and so on."""
+
+    @property
+    def rules(self) -> Rules | None:
+        """The rules by which the adapters are applied; see `make_rules`."""
 
     def assemble(
         self,
@@ -87,6 +94,15 @@ class ModuleSkeleton(NamedTuple):
     modules: tuple[str, ...]
     is_called_once: bool = False  # every adapted layer, in a forward pass
     alpha: Any = None  # another than the adapters' own
+    scaling: Scaling | None = None  # the adapters' own
+    axes: Mapping[str, KernelAxes] = MappingProxyType({})  # of adapted parameters
+
+    @property
+    def rules(self) -> Rules | None:
+        """The rules by which the adapters are applied; see `make_rules`."""
+        if self.scaling is None or self.alpha is None:
+            return make_rules(self.scaling, self.axes)
+        return make_rules(self.scaling._replace(alpha=self.alpha), self.axes)
 
     def assemble(
         self,
@@ -163,15 +179,18 @@ def split(
     measured = {n: v.get_value() for n, v in own.items() if isinstance(v, nnx.BatchStat)}
     base = {n: _value_of(v) for n, v in own.items() if n not in head and n not in measured}
     adapters = adapters_of(model)
-    parts = Parts(
-        {name: adapter.parameters for name, adapter in adapters.items()},
-        {name: adapter.slots for name, adapter in adapters.items()},
-        head,
-        base,
-        measured,
+    slots = {name: adapter.slots for name, adapter in adapters.items()}
+    skeleton = ModuleSkeleton(
+        graphdef,
+        paths,
+        streams,
+        module_names(slots),
+        is_called_once,
+        scaling=next((adapter.scaling for adapter in adapters.values()), None),
+        axes={n: own.axes for n, own in adapters.items() if isinstance(own, ParameterAdapter)},
     )
-    names = module_names(parts.slots)
-    return ModuleSkeleton(graphdef, paths, streams, names, is_called_once), parts
+    own_parameters = {name: adapter.parameters for name, adapter in adapters.items()}
+    return skeleton, Parts(own_parameters, slots, head, base, measured, skeleton.rules)
 
 
 def _is_adapter(variable: Any) -> bool:

@@ -24,6 +24,7 @@ from increlora_jax.nn.kernels import (
     KernelAxes,
     effective_weight,
 )
+from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.skeleton import Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
@@ -173,7 +174,7 @@ def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleto
     head, base = split_arrays(arrays, is_trained)
     warn_of_copies(arrays, {*adapted.axes, *head})
     skeleton = TreeSkeleton(shape, adapted.axes, adapted.scaling, module_names(adapted.slots))
-    return skeleton, Parts(adapted.adapters, adapted.slots, head, base)
+    return skeleton, Parts(adapted.adapters, adapted.slots, head, base, rules=skeleton.rules)
 
 
 def warn_of_copies(arrays: Mapping[str, Any], changed: set[str]) -> None:
@@ -216,6 +217,11 @@ class TreeSkeleton(NamedTuple):
     axes: dict[str, KernelAxes]
     scaling: Scaling
     modules: tuple[str, ...]
+
+    @property
+    def rules(self) -> Rules | None:
+        """The rules by which the adapters are applied; see `make_rules`."""
+        return make_rules(self.scaling, self.axes) if self.modules else None
 
     def assemble(
         self,

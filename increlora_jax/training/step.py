@@ -167,7 +167,8 @@ class Trainer(NamedTuple):
     def parts(self, state: TrainState, base: Base) -> Parts:
         """The model of a state taken apart, as reports and files want it."""
         params = state.params
-        return Parts(params.adapter, state.slots, params.head, base, state.statistics)
+        rules = self._of(state).skeleton.rules
+        return Parts(params.adapter, state.slots, params.head, base, state.statistics, rules)
 
     def merge(self, state: TrainState, base: Base) -> Any:
         """The user's own kind of model, without adapters, every update in its kernel."""

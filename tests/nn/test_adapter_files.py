@@ -85,7 +85,8 @@ def test_the_file_holds_slots_masks_and_head_and_no_base(saved, parts):
 
 
 def test_config_is_read_as_it_was_told(saved):
-    assert read_adapter_config(saved) == SAID
+    applied = {"lora_alpha": 16.0, "scaling": "rank"}
+    assert read_adapter_config(saved) == SAID | {"applied": applied}
     assert sorted(path.name for path in saved.iterdir()) == sorted([CONFIG, TENSORS])
 
 
@@ -186,7 +187,8 @@ def test_the_old_adapter_stays_whole_if_the_disk_is_full(saved, parts, blank):
     np.testing.assert_array_equal(
         load_adapter(saved, blank).head["head.bias"], parts.head["head.bias"]
     )
-    assert read_adapter_config(saved) == SAID
+    applied = {"lora_alpha": 16.0, "scaling": "rank"}
+    assert read_adapter_config(saved) == SAID | {"applied": applied}
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 
 
@@ -214,7 +216,8 @@ def test_leftovers_of_a_killed_save_do_not_matter(saved, parts, blank):
 
 def test_a_save_killed_between_its_two_renames_leaves_the_old_one(saved, parts, blank):
     saved.rename(saved.with_name(".adapter.old"))
-    assert read_adapter_config(saved) == SAID
+    applied = {"lora_alpha": 16.0, "scaling": "rank"}
+    assert read_adapter_config(saved) == SAID | {"applied": applied}
     np.testing.assert_array_equal(
         load_adapter(saved, blank).head["head.bias"], parts.head["head.bias"]
     )
@@ -237,7 +240,8 @@ def test_a_file_that_claims_more_than_the_model_has_is_refused_unread(saved, bla
 
 def test_parents_are_made(parts, tmp_path):
     save_adapter(tmp_path / "not" / "yet" / "adapter", parts, {})
-    assert json.loads((tmp_path / "not/yet/adapter" / CONFIG).read_text()) == {}
+    written = json.loads((tmp_path / "not/yet/adapter" / CONFIG).read_text())
+    assert written == {"applied": {"lora_alpha": 16.0, "scaling": "rank"}}
 
 
 def test_bfloat16_adapters_survive(make_net, attach_all, tmp_path):

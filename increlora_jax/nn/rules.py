@@ -1,0 +1,77 @@
+"""How adapters are applied: all that changes their numbers and is none of their arrays."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from increlora_jax.core.adapter import Scaling
+from increlora_jax.errors import InputError
+from increlora_jax.files.kinds import check_keys
+from increlora_jax.nn.kernels import KernelAxes
+
+KIND = dict[str, str | float | dict[str, list[list[int]]]]
+"""What a file holds of the rules."""
+
+_KINDS: dict[str, Any] = {"lora_alpha": float, "scaling": str}
+_MORE: dict[str, Any] = {"target_rank": float, "axes": dict[str, list[list[int]]]}
+_ROUNDING = 1e-6  # of an α in float32
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Rules:
+    """The rule for s, and how kernels that are adapted by effective weights are matrices."""
+
+    scaling: Scaling
+    axes: tuple[tuple[str, KernelAxes], ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return them as JSON; the target rank only if s follows it."""
+        alpha, rule, target_rank = self.scaling
+        told: dict[str, Any] = {"lora_alpha": alpha, "scaling": rule}
+        if rule == "target":
+            told["target_rank"] = float(target_rank)
+        axes = {path: [list(a) for a in axes] for path, axes in self.axes}
+        return told | ({"axes": axes} if axes else {})
+
+
+def make_rules(scaling: Scaling | None, axes: Mapping[str, KernelAxes]) -> Rules | None:
+    """Return the rules of a model's adapters; None without adapters, or while α is traced."""
+    if scaling is None or isinstance(scaling.alpha, jax.core.Tracer) or np.ndim(scaling.alpha):
+        return None
+    own = scaling._replace(alpha=float(scaling.alpha))
+    return Rules(own, tuple(sorted(axes.items())))
+
+
+def check_rules(file: Path, saved: Any, rules: Rules) -> None:
+    """See that a saved adapter was applied as it will be here.
+
+    Raises:
+        InputError: a value differs, and the adapter would give other numbers; both are named.
+    """
+    newer = {name: kind for name, kind in _MORE.items() if name in saved}
+    check_keys(f"{file}: applied", saved, _KINDS | newer)
+    for name, there, here in _pairs(saved, rules.describe()):
+        if there != here and not _are_close(there, here):
+            raise InputError(
+                f"{file}: the adapter was made with {name} {there}, and the model here has {here}: "
+                "the adapter would compute other numbers. Attach with the adapter's own settings"
+            )
+
+
+def _pairs(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in ("scaling", "lora_alpha", "target_rank"):
+        yield name, saved.get(name), here.get(name)
+    there, axes = saved.get("axes", {}), here.get("axes", {})
+    for path in sorted(there.keys() & axes.keys()):
+        yield f"the axes of {path}", there[path], axes[path]
+
+
+def _are_close(one: Any, other: Any) -> bool:
+    are_numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    return are_numbers and isclose(one, other, rel_tol=_ROUNDING)
