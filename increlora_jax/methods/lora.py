@@ -28,10 +28,11 @@ def lora(
     is_trained: Callable[[str], bool] | None = None,
     dtype: Any = jnp.float32,
 ) -> base.Method:
-    """y = x·W + (α/r) · x·A·B with A ~ U(±1/√in), B = 0 and r = `target_rank` slots, all active.
+    """y = x·W + s · x·A·B with A ~ U(±1/√in), B = 0 and r = `target_rank` slots, all active.
 
     It is IncreLoRA's layer with λ held at 1. The arguments are those of `increlora`, so that
-    methods swap; `steps` and the rest of `growth` change nothing.
+    methods swap; `steps` and the rest of `growth` change nothing. s is α/r, and α/√r if
+    `adapter.scaling` is `rsqrt`: the present rank and the target rank are one.
 
     Raises:
         InputError: targets that match nothing, or a rank that is not whole.
@@ -70,10 +71,17 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
     return {
         "max_rank": rank,
         "initial_rank": rank,
-        "scaling": Scaling(adapter.lora_alpha, "target", rank),
+        "scaling": _scaling_of(adapter, rank),
         "dropout": adapter.lora_dropout,
         "start": _start,
     }
+
+
+def _scaling_of(adapter: AdapterConfig, rank: int) -> Scaling:
+    """Return the rule for s of a fixed rank."""
+    if adapter.scaling == "rsqrt":
+        return adapter.scaling_rule(rank)
+    return Scaling(adapter.lora_alpha, "target", rank)
 
 
 def _start(

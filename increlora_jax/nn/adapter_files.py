@@ -152,8 +152,8 @@ def _check_rules(file: Path, rules: Rules) -> None:
     here = rules.describe()
     if "applied" in saved:
         check_rules(file, saved["applied"], rules)
-    elif "lora_alpha" in saved:  # of a run of an older version, whose rule was the method's
-        check_rules(file, here | {"lora_alpha": saved["lora_alpha"]}, rules)
+    elif "lora_alpha" in saved:
+        check_rules(file, here | _rules_of_old(saved, here["scaling"]), rules)
     else:
         warnings.warn(
             f"{file} does not say with which lora_alpha and scaling the adapter was made, as older "
@@ -161,6 +161,12 @@ def _check_rules(file: Path, rules: Rules) -> None:
             "are used here, and must be the same",
             stacklevel=3,
         )
+
+
+def _rules_of_old(saved: Mapping[str, Any], scaling: str) -> dict[str, Any]:
+    """Return what a run of an older version says; its LoRA had one rule, whatever it was told."""
+    rule = "target" if saved.get("method") == "lora" else saved.get("scaling", scaling)
+    return {"lora_alpha": saved["lora_alpha"], "scaling": rule}
 
 
 def _path(folder: Folder) -> Path:

@@ -344,7 +344,10 @@ class LinenSkeleton(NamedTuple):
         layers = frozenset(extras)
         return WholeModel(self.module, variables, key, self.dropout, {}, layers, self.known)
 
-    def read_statistics(self, model: WholeModel, parts: Parts) -> dict[str, Array]:
+    def snapshot(self, model: WholeModel) -> None:
+        """Note nothing: the model itself notes what its calls write; see `Skeleton`."""
+
+    def read_statistics(self, model: WholeModel, parts: Parts, before: Any) -> dict[str, Array]:
         """Read the statistics; see `Skeleton`."""
         written = take_apart(unfreeze(meta.unbox(model.written)))[1]
         return read_collections(written, parts.statistics, model.variables)

@@ -15,10 +15,11 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import KernelAxes, stack_names
 from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.modes import switch_to_training
 from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes
 from increlora_jax.nn.rules import Rules, make_rules
-from increlora_jax.nn.statistics import read_statistics
+from increlora_jax.nn.statistics import read_statistics, snapshot
 from increlora_jax.nn.targets import learns
 from increlora_jax.quantization import as_dense
 
@@ -72,10 +73,13 @@ class Skeleton(Protocol):
         `probes` by adapter and `score` as in `core.adapter.spread_probe`.
         """
 
-    def read_statistics(self, model: Any, parts: Parts) -> dict[str, Array]:
+    def snapshot(self, model: Any) -> Any:
+        """Note what a forward pass of an assembled model could write, as it is before."""
+
+    def read_statistics(self, model: Any, parts: Parts, before: Any) -> dict[str, Array]:
         """Read what the forward pass of a model, assembled of `parts`, left of its statistics.
 
-        A warning names other state that it wrote.
+        A warning names whatever else it wrote since the snapshot `before`.
         """
 
     def merge(self, parts: Parts) -> Any:
@@ -126,12 +130,16 @@ class ModuleSkeleton(NamedTuple):
         if key is None:
             model.eval()
         else:
-            model.train()
+            switch_to_training(model)
         return model
 
-    def read_statistics(self, model: nnx.Module, parts: Parts) -> dict[str, Array]:
+    def snapshot(self, model: nnx.Module) -> dict[str, Any]:
+        """Note what could be written; see `Skeleton`."""
+        return snapshot(model)
+
+    def read_statistics(self, model: nnx.Module, parts: Parts, before: Any) -> dict[str, Array]:
         """Read the statistics; see `Skeleton`."""
-        return read_statistics(model, parts.statistics, parts.base)
+        return read_statistics(model, parts.statistics, before, parts.head)
 
     def merge(self, parts: Parts) -> nnx.Module:
         """Make a plain NNX model, whose kernels are plain too."""

@@ -8,34 +8,54 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.nn.layers import SlotState
-from increlora_jax.nn.paths import name_nodes
+from increlora_jax.nn.layers import AdapterParam
+from increlora_jax.nn.paths import name_path
 
 COLLECTION = "batch_stats"
 """The collection of Linen's statistics; NNX has the type `nnx.BatchStat`."""
 
+_IS_MADE = nnx.RngState | AdapterParam
+"""Variables that every step makes anew, or that learn."""
+
+_COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
+"""Wrappers that write the parameters of the layer within."""
+
+
+def snapshot(model: nnx.Module) -> dict[str, Any]:
+    """Collect by path what a forward pass of an NNX model could write: variables, arrays, numbers.
+
+    Random streams and adapters are left out. So are parameters that Flax's own wrappers compute
+    from others at every call.
+    """
+    nodes = list(nnx.iter_graph(model))
+    computed = [path for path, node in nodes if isinstance(node, _COMPUTES)]
+    return {
+        name_path(path): node.copy() if isinstance(node, nnx.Variable) else node
+        for path, node in nodes
+        if _can_be_written(node)
+        and not (isinstance(node, nnx.Param) and any(path[: len(p)] == p for p in computed))
+    }
+
 
 def read_statistics(
-    model: nnx.Module, before: Mapping[str, Array], given: Mapping[Any, Any]
+    model: nnx.Module,
+    before: Mapping[str, Array],
+    given: Mapping[str, Any],
+    trained: Container[str],
 ) -> dict[str, Array]:
     """Read the statistics of an NNX model after its forward pass.
 
     Args:
         model: the model that the loss was given.
         before: its statistics as they were, by path.
-        given: its base as it was; a warning names what else the loss has written.
+        given: its `snapshot` as it was; a warning names what else the loss has written.
+        trained: parameters that learn, whose writes cannot be told from their derivatives.
     """
-    if not before and not _has_state(model):
-        return {}
-    variables = {
-        name: variable
-        for name, variable in name_nodes(nnx.to_flat_state(nnx.state(model))).items()
-        if isinstance(variable, nnx.Variable)
-    }
-    after = {n: v.get_value() for n, v in variables.items() if isinstance(v, nnx.BatchStat)}
-    others = {n: v for n, v in variables.items() if n not in before and _is_state(v)}
-    written = [n for n, v in others.items() if _differ(v.get_raw_value(), given.get(n))]
-    _warn_of_loss({name: type(variables[name]).__name__ for name in written})
+    now = snapshot(model)
+    others = {n: node for n, node in now.items() if n not in before and n not in trained}
+    written = [name for name, node in others.items() if _differ(node, given.get(name))]
+    _warn_of_loss({name: _say_kind(now[name]) for name in written})
+    after = {n: v.get_value() for n, v in now.items() if isinstance(v, nnx.BatchStat)}
     return _like(after, before)
 
 
@@ -60,18 +80,21 @@ def is_statistic(path: str, parameters: Container[str]) -> bool:
     return path.startswith(f"{COLLECTION}.") and path not in parameters
 
 
-def _has_state(model: nnx.Module) -> bool:
-    return any(_is_state(node) for _, node in nnx.iter_graph(model))
-
-
-def _is_state(node: Any) -> bool:
-    fixed = nnx.Param | nnx.RngState | SlotState
-    return isinstance(node, nnx.Variable) and not isinstance(node, fixed)
+def _can_be_written(node: Any) -> bool:
+    is_number = isinstance(node, int | float) and not isinstance(node, bool)  # such as a mode
+    is_value = isinstance(node, nnx.Variable) and not isinstance(node, _IS_MADE)
+    return is_number or is_value or isinstance(node, jax.Array)
 
 
 def _differ(one: Any, other: Any) -> bool:
-    leaves, others = map(id, jax.tree.leaves(one)), map(id, jax.tree.leaves(other))
-    return list(leaves) != list(others)
+    """Return whether two nodes hold other arrays, or are other numbers."""
+    if isinstance(one, int | float):
+        return bool(one != other)
+    return list(map(id, jax.tree.leaves(one))) != list(map(id, jax.tree.leaves(other)))
+
+
+def _say_kind(node: Any) -> str:
+    return type(node).__name__ if isinstance(node, nnx.Variable) else "an attribute"
 
 
 def _like(after: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:

@@ -238,7 +238,10 @@ class TreeSkeleton(NamedTuple):
             arrays[path] = effective_weight(arrays[path], axes, update, probe)
         return self.shape.fill(arrays)
 
-    def read_statistics(self, model: Any, parts: Parts) -> dict[str, Array]:
+    def snapshot(self, model: Any) -> None:
+        """Note nothing; see `Skeleton`."""
+
+    def read_statistics(self, model: Any, parts: Parts, before: Any) -> dict[str, Array]:
         """Return none: a function of a pytree returns what it measures."""
         return {}
 

@@ -190,7 +190,8 @@ class Trainer(NamedTuple):
         """Call a loss with the model of a state, for training; returns the statistics beside."""
         parts, skeleton = self.parts(state, base), self._of(state).skeleton
         model = skeleton.assemble(parts, key, probes, self.method.score)
-        return loss(model, *args), skeleton.read_statistics(model, parts)
+        before = skeleton.snapshot(model)
+        return loss(model, *args), skeleton.read_statistics(model, parts, before)
 
     def _probes(self, state: TrainState, is_scored: bool) -> Evidence:
         return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}

@@ -2,10 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.errors import InputError
+from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
+from increlora_jax.nn.attach import adapters_of
 from tests.tiny import MLP, MODULES, batch_of, run, start, trains_head
 
 RANK, ALPHA = 3, 12.0
@@ -79,3 +82,17 @@ def test_a_fractional_rank_is_refused():
 def test_a_rank_over_the_matrix_names_the_layer():
     with pytest.raises(InputError, match=r"layers\.0 exceeds its 6 × 8 kernel"):
         begin(7)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"), [("rank", 12 / 3), ("target", 12 / 3), ("rsqrt", 12 / 3**0.5)]
+)
+def test_the_scale_follows_the_rule_that_is_asked_for(scaling, expected):
+    adapter = AdapterConfig(lora_alpha=ALPHA, scaling=scaling)
+    growth = GrowthConfig(target_rank=RANK)
+    method = lora(MLP(), targets=r"layers\.\d", adapter=adapter, growth=growth)
+    model = method.attach(MLP(), nnx.Rngs(0))
+    own = model.layers[0].adapter
+    np.testing.assert_allclose(own.update.scale, expected, rtol=1e-5)
+    grown = increlora(MLP(), steps=99, targets=r"layers\.\d", adapter=adapter)
+    assert (adapters_of(grown.attach(MLP(), nnx.Rngs(0)))["layers.0"].scaling.rule) == scaling

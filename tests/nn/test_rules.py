@@ -123,6 +123,11 @@ def test_an_adapter_of_an_older_run_is_compared_by_what_it_says(tmp_path):
         load_adapter(tmp_path / "a", parts)
     with pytest.raises(InputError, match=r"lora_alpha 16.0, and the model here has 8.0"):
         load_adapter(tmp_path / "a", parts_of("nnx", Scaling(8.0)))
+    # The LoRA of older versions was always scaled by α/r.
+    save_adapter(tmp_path / "b", parts._replace(rules=None), said | {"method": "lora"})
+    load_adapter(tmp_path / "b", parts_of("nnx", Scaling(16.0, "target", 2)))
+    with pytest.raises(InputError, match=r"scaling target, and the model here has rsqrt"):
+        load_adapter(tmp_path / "b", parts_of("nnx", Scaling(16.0, "rsqrt", 2)))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+import increlora_jax as il
 from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.nn.adapter_files import load_adapter, save_adapter
@@ -215,6 +216,8 @@ def test_spectral_norm_comes_to_the_kernels_norm():
     trainer, state, base = begin(Spectral())
     norm = jnp.linalg.norm(base["normed.layer_instance.kernel"], 2)
     evaluate = jax.jit(lambda state: trainer.value_and_grad(mean_of)(state, base, batch(0))[1])
+    with warnings.catch_warnings(action="error"):  # it writes the kernel within, as it must
+        evaluate(state)
     for _ in range(20):
         state = state._replace(statistics=evaluate(state).statistics)
     (sigma,) = (value for name, value in state.statistics.items() if "sigma" in name)
@@ -258,6 +261,69 @@ def test_other_state_that_is_written_is_named_with_the_remedy():
     trainer, state, base = begin(Writes())
     with pytest.warns(UserWarning, match=r"writes memory \(Memory\), seen \(Interm.*BatchStat"):
         trainer.value_and_grad(mean_of)(state, base, batch(0))
+
+
+class WritesMore(Net):
+    """Parameters, arrays and numbers that the forward pass writes, also within transforms."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = nnx.Param(jnp.zeros(()))
+        self.ema, self.table = jnp.zeros(4), jnp.ones(4)
+        self.calls, self.rate, self.is_new = 0, 0.5, True
+        self.inner = nnx.Linear(4, 4, rngs=nnx.Rngs(3))
+
+    def __call__(self, x):
+        self.ema, self.step[...] = x.mean(0) * self.table, self.step[...] + 1
+        self.calls, self.is_new, self.last = self.calls + 1, False, x
+        x = nnx.jit(nnx.remat(lambda layer, x: layer(x)))(self.inner, x)
+        return super().__call__(x)
+
+
+def test_parameters_and_attributes_that_are_written_are_named():
+    model = WritesMore()
+    method = il.lora(model, targets=["body", "inner"], is_trained=lambda path: "head" in path)
+    trainer, state, base = il.prepare(model, method, total_steps=STEPS)
+    told = (
+        r"writes calls \(an attribute\), ema \(an attribute\), last \(an attribute\), "
+        r"step \(Param\), which"
+    )
+    with pytest.warns(UserWarning, match=told):
+        jax.jit(trainer.value_and_grad(mean_of))(state, base, batch(0))
+
+
+class Frozen(nnx.Module):
+    """A norm and a dropout that are frozen when they are made, and a dropout that is not."""
+
+    def __init__(self, **modes):
+        rngs = nnx.Rngs(0)
+        self.body = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+        self.off, self.on = (
+            nnx.Dropout(0.5, deterministic=is_off, rngs=rngs) for is_off in (True, False)
+        )
+        self.modes = modes
+
+    def __call__(self, x):
+        return self.on(self.off(self.norm(self.body(x), **self.modes)))
+
+
+def test_modules_that_the_step_switches_to_training_are_named_once():
+    trainer, state, base = begin(Frozen())
+    step = jax.jit(trainer.value_and_grad(mean_of), static_argnames="is_scored")
+    told = r"2 attributes from True to False: norm.use_running_average, off.deterministic\. To keep"
+    with pytest.warns(UserWarning, match=told) as caught:
+        _, gradients = step(state, base, batch(0))
+    assert len(caught) == 1
+    name = next(name for name in state.statistics if name.endswith("mean"))
+    assert (gradients.statistics[name] != state.statistics[name]).any()  # they do move
+    # The remedies that it names.
+    model = Frozen(use_running_average=True)
+    model.train()
+    with warnings.catch_warnings(action="error"):
+        trainer, state, base = begin(model)
+        _, gradients = trainer.value_and_grad(mean_of)(state, base, batch(0))
+    assert_alike(gradients.statistics, state.statistics)
 
 
 class LinenWrites(nn.Module):
