@@ -215,7 +215,7 @@ def check(make_way, own: Drawn) -> bool:
     before = jax.tree.map(np.asarray, base)
     if own.method != "lora" or not ready.asked["parameters"]:
         first = trainer.predict(ready.state, base, lambda model: way.call(model, x))
-        same(first, way.plain(way.make(), x), "at the start")
+        same(first, way.plain(way.make(), x), "at the start", rounding(own))
     state = train(ready, own, x)
     jax.tree.map(np.testing.assert_array_equal, before, base)
     check_names(ready, own, state)
@@ -223,8 +223,16 @@ def check(make_way, own: Drawn) -> bool:
     check_merge(ready, own, state, x)
     check_influence(ready, state, x)
     if ready.way.name == "nnx" and state.params.adapter:
-        check_unmerge(ready, x)
+        check_unmerge(ready, x, rounding(own))
     return True
+
+
+def rounding(own: Drawn) -> float:
+    """0, but for compiled parts, which are fused otherwise, and one that divides at every call."""
+    is_exact = not {"stack", "stack of own", "read in a stack", "recomputed", "weight norm"} & set(
+        own.names
+    )
+    return 0.0 if is_exact else 0.1 if own.dtype == jnp.bfloat16 else 1e-9
 
 
 def train(ready: Prepared, own: Drawn, x):
@@ -282,7 +290,7 @@ def check_merge(ready: Prepared, own: Drawn, state, x) -> None:
         assert not adapters_of(merged)
 
 
-def check_unmerge(ready: Prepared, x) -> None:
+def check_unmerge(ready: Prepared, x, tolerance: float) -> None:
     """What is merged in place is restored bit for bit, and taken off again."""
     model = ready.way.make()
     names = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
@@ -300,10 +308,11 @@ def check_unmerge(ready: Prepared, x) -> None:
     for path, variable in before.items():
         if not isinstance(variable, nnx.RngState):
             assert jnp.array_equal(variable[...], after[path][...], equal_nan=True), path
-    same(ready.way.plain(model, x), adapted, "unmerged")
+    same(ready.way.plain(model, x), adapted, "unmerged", tolerance)
     il.detach(model)
     assert [path for path, _ in nnx.to_flat_state(nnx.state(model))] == names
-    same(ready.way.plain(model, x), ready.way.plain(ready.way.make(), x), "detached")
+    plain = ready.way.plain(ready.way.make(), x)
+    same(ready.way.plain(model, x), plain, "detached", tolerance)
 
 
 def check_influence(ready: Prepared, state, x) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NoReturn
 
+import jax
 from flax import nnx
 
 from increlora_jax.errors import InputError
@@ -29,7 +30,9 @@ class EffectiveParameter:
         variable = vars(module)[self.name]
         if not isinstance(variable, nnx.Variable):
             return variable
-        value = self.effective(module, variable.get_value())
+        stored = variable.get_value()
+        is_abstract = isinstance(stored, jax.ShapeDtypeStruct)
+        value = None if is_abstract else self.effective(module, stored)
         return variable if value is None else _read_only(variable, value)
 
     def __set__(self, module: Any, value: Any) -> None:

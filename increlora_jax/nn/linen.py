@@ -204,7 +204,7 @@ def split(
     if isinstance(adapted, LinenModel):
         adapted = AdaptedLinen(adapted, {}, {}, {}, Scaling(1.0), 0.0)
     shape, arrays = adapted.model.take_apart()
-    held = set(take_apart(adapted.model.variables["params"])[1])
+    held = set(take_apart(adapted.model.variables.get("params", {}))[1])
     head, base = split_arrays(arrays, lambda path: path in held and is_trained(path))
     warn_of_copies(arrays, {*(site.kernel for site in adapted.sites.values()), *head})
     measured = {path: base.pop(path) for path in list(base) if is_statistic(path, held)}

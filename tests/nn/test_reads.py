@@ -179,6 +179,14 @@ def test_a_read_kernel_cannot_be_written_but_a_state_can():
     np.testing.assert_allclose(model.enc.kernel[...], model.enc.adapter.update.delta, rtol=1e-6)
 
 
+def test_the_shape_of_an_abstract_kernel_is_read():
+    model = nnx.eval_shape(lambda: Tied(LINEAR))
+    attach(model, "all-linear", max_rank=2, scaling=Scaling(4.0), rngs=nnx.Rngs(1))
+    assert model.enc.kernel.shape == (4, 6)
+    plan = nnx.eval_shape(lambda: adapted(MODELS["linear"]))
+    assert plan.enc.kernel.shape == (4, 6)
+
+
 def test_a_quantized_kernel_is_read_spread_out():
     pytest.importorskip("qwix")
     model = nnx.eval_shape(lambda: Tied(LINEAR))
@@ -303,3 +311,13 @@ def test_the_arrays_of_a_tree_are_read_with_their_updates_everywhere():
     whole = trainer.predict(state, base, call)
     np.testing.assert_array_equal(call(trainer.merge(state, base)), whole)
     assert not np.allclose(whole, call(params), atol=1e-3)
+
+
+def test_a_linen_model_without_parameters_is_taken_apart():
+    module = nn.Dropout(0.2, deterministic=True)
+    model = LinenModel(module, module.init(jax.random.key(0), X), X)
+    trainer, state, base = il.prepare(
+        model, il.head(is_trained=lambda path: True, model=model), total_steps=9
+    )
+    np.testing.assert_array_equal(trainer.predict(state, base, lambda m: m(X)), X)
+    assert trainer.merge(state, base) == {}
