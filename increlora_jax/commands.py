@@ -2,11 +2,7 @@
 
 import sys
 
-from increlora_jax.run.command_line import parse_command
-from increlora_jax.run.evaluate_flags import evaluate_parser
-from increlora_jax.runtime.ending import fail_clearly
-from increlora_jax.runtime.start import begin
-from increlora_jax.runtime.streams import tell
+from increlora_jax.runtime.start import begin  # nothing else: no signal is heeded before it
 
 _NO_TASK = """\
 error: nothing to train on: give a task, as
@@ -19,6 +15,10 @@ error: nothing to train on: give a task, as
 def train() -> None:
     """Run the training command: `--help`, `--print-config` and wrong flags take no time."""
     begin()
+    from increlora_jax.run.command_line import parse_command
+    from increlora_jax.runtime.ending import fail_clearly
+    from increlora_jax.runtime.streams import tell
+
     if not sys.argv[1:]:
         tell(_NO_TASK)
         raise SystemExit(2)
@@ -32,6 +32,9 @@ def train() -> None:
 def evaluate() -> None:
     """Run the evaluation command; likewise."""
     begin()
+    from increlora_jax.run.evaluate_flags import evaluate_parser
+    from increlora_jax.runtime.ending import fail_clearly
+
     with fail_clearly():
         evaluate_parser().parse_flags()
     from increlora_jax.evaluate import main

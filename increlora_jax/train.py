@@ -54,14 +54,17 @@ from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
 
+GOES_ON = "; the same command goes on from here"
+"""Said when a signal has stopped the command."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
     quiet_libraries()
     keep_freed_memory()
     dispatch_synchronously()
-    stop = Stop()
-    with fail_clearly("; the same command goes on from here") as ending, stop.listening():
+    stop = Stop(GOES_ON)
+    with fail_clearly(GOES_ON) as ending, stop.listening():
         command = parse_command(argv)
         for note in command.notes:
             say(f"note: {note}")
@@ -104,7 +107,7 @@ def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
         say(f"note: {note}")
     run = prepare_run(plan)
     _announce(run)
-    with _claimed(folder, plan, held):
+    with _claimed(folder, plan, held), stop.deferred():
         results = _carry_out(run, folder, held, clock, stop)
     return results, summarize(results, folder)
 

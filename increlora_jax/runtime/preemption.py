@@ -1,27 +1,25 @@
-"""Signals that stop a run: at the next safe point save, and leave in time."""
+"""Signals that stop a command: at the next safe point save, and leave in time."""
 
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from io import FileIO
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
+from increlora_jax.runtime.console import is_terminal
 from increlora_jax.runtime.signals import Preempted, list_heeded
 from increlora_jax.runtime.streams import tell
 
 GRACE = 20.0
 """Seconds from the first signal to leaving without having saved; schedulers give about 30."""
-
-SOON = 3.0
-"""The same where there is nothing to save, as in an evaluation alone."""
 
 INSISTING = (signal.SIGTERM, signal.SIGINT)
 """Signals of which a second one leaves at once."""
@@ -33,15 +31,20 @@ POLL = 0.1
 class Stop:
     """Whether a run was asked to stop.
 
-    Outside of `listening` nobody ever asks. A second SIGTERM or SIGINT, or `GRACE` seconds after
-    the first signal, leaves at once with what was saved last, whatever the main thread is doing.
-    The others come in pairs, as when a terminal closes, and only the first counts.
+    Outside of `listening` nobody ever asks. Outside of `deferred` a signal ends the process at
+    once, as there is nothing to save. Within it the signal waits for the next `check`. A second
+    SIGTERM or SIGINT, or `GRACE` seconds after the first signal, leaves at once with what was saved
+    last. The others come in pairs, as when a terminal closes, and only the first counts.
+
+    A thread ends the process, whatever the main thread is doing. No handler raises: an exception
+    would be lost in a callback of the garbage collector or behind a library's `except`.
 
     Among several processes SIGTERM is left to JAX's own preemption service, which makes all of them
     stop at the same step. Every other signal is passed to the service as SIGTERM, and becomes one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, when_stopped: str = "") -> None:
+        self._when_stopped = when_stopped  # what to add to the line about a signal
         self._signum: int | None = None
         self._is_deferred = False
 
@@ -65,12 +68,12 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let a signal wait for the next `check`; outside of this it raises where it arrives."""
-        self._is_deferred = True
+        """Let a signal wait for the next `check`; without one, what is at work is finished."""
+        before, self._is_deferred = self._is_deferred, True
         try:
             yield
         finally:
-            self._is_deferred = False
+            self._is_deferred = before
 
     def check(self) -> None:
         """Stop here if asked to; several processes must agree first (`check_call`).
@@ -104,30 +107,35 @@ class Stop:
         if self._signum is not None:
             return  # it is on its way out, and must not be interrupted while it saves
         self._signum = signum
-        if not self._is_deferred:
-            raise Preempted(signum)
         if signum != signal.SIGTERM and _has_service():
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _leave_in_time(self, read: int) -> None:
         """Wait for a signal, then for a second or for the end of the grace; then leave."""
+        heeded = list_heeded()
         with os.fdopen(read, "rb", buffering=0) as signals:
-            if not (first := signals.read(1)):
+            if not (first := _read_one(signals, heeded)):
                 return  # nobody listens any more
-            has_to_save = self._is_deferred or jax.distributed.is_initialized()
-            grace = GRACE if has_to_save else SOON
-            if (second := _read_until(signals, time.monotonic() + grace)) == b"":
+            if not (self._is_deferred or jax.distributed.is_initialized()):
+                name = signal.Signals(first[0]).name
+                _leave(f"stopped by {name}{self._when_stopped}", first[0])
+            second = _read_one(signals, INSISTING, time.monotonic() + GRACE)
+            if second == b"":
                 return
-        reason = "a second signal" if second else f"not at a safe point within {grace:g} s"
-        tell(f"\nleaving at once ({reason}); what was saved last stays")
-        os._exit(128 + first[0])
+        reason = "a second signal" if second else f"not at a safe point within {GRACE:g} s"
+        _leave(f"leaving at once ({reason}); what was saved last stays", first[0])
 
 
-def _read_until(signals: FileIO, end: float) -> bytes | None:
-    """Read the next signal that insists: none if the time is over, empty if nobody listens."""
-    while select.select([signals], [], [], max(0.0, end - time.monotonic()))[0]:
+def _leave(message: str, signum: int) -> NoReturn:
+    tell(f"\n{message}" if is_terminal() else message)  # a bar may stand in the last line
+    os._exit(128 + signum)
+
+
+def _read_one(signals: FileIO, wanted: Collection[int], end: float | None = None) -> bytes | None:
+    """Read the next signal that is wanted: none if the time is over, empty if nobody listens."""
+    while select.select([signals], [], [], end and max(0.0, end - time.monotonic()))[0]:
         byte: bytes = signals.read(1)
-        if not byte or byte[0] in INSISTING:
+        if not byte or byte[0] in wanted:
             return byte
     return None
 

@@ -2,9 +2,8 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
-
-from increlora_jax.runtime.streams import tell
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Of schedulers and terminals; SLURM's `--signal` takes any of them."""
@@ -37,5 +36,7 @@ def leave_on_signals() -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    tell(f"stopped by {signal.Signals(signum).name}")
+    # Not by a stream of Python's: the signal may have come while one is written to.
+    with suppress(OSError):
+        os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
     os._exit(128 + signum)
