@@ -363,8 +363,8 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    from_recipe: frozenset[str] = field(default=frozenset(), compare=False)
-    """Settings that nobody gave, which a task's recipe scales to the length of the run."""
+    unsaid: frozenset[str] = field(default=frozenset(), compare=False)
+    """Settings that nobody gave, which are fitted to the run: its steps, the model's positions."""
 
     def __post_init__(self) -> None:
         """Check that every number is one to compute with, and that no text is blank."""
@@ -398,7 +398,7 @@ class RunConfig:
             return replace(group, **own)
 
         task, adapter, growth, training = map(change, self.groups)
-        return RunConfig(task, adapter, growth, training, self.from_recipe)
+        return RunConfig(task, adapter, growth, training, self.unsaid)
 
     @property
     def _data_name(self) -> list[str]:

@@ -184,6 +184,7 @@ def plan_run(
     model_config = read_config(folder)
     spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
+    config = replace(config, unsaid=frozenset())
     model = abstract_model(
         model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
     )
@@ -232,8 +233,7 @@ def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
 def _settle(config: RunConfig, steps: int) -> RunConfig:
     """Give numbers to the settings that follow the run's length, but to those of its method."""
     scaled = scale(config.task.task, config.growth.target_rank, steps)
-    config = config.changed({name: scaled[name] for name in config.from_recipe})
-    config = replace(config, from_recipe=frozenset())
+    config = config.changed({name: scaled[name] for name in scaled if name in config.unsaid})
     if "warmup_steps" in members_of(config)[0].settings:  # each run has its own
         return config
     return config.changed({"warmup_steps": choose_warmup(config.training.warmup_steps, steps)})

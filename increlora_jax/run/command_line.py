@@ -110,9 +110,12 @@ def write_run(config: RunConfig, path: Path) -> None:
 def describe_run(config: RunConfig) -> str:
     """Return settings as YAML from which the same run is resolved again, on the same data.
 
-    Left out are those that a sweep sets, and those that a recipe scales to the run's length.
+    Left out are those that a sweep sets. Those that are fitted to the run stand in a comment.
     """
-    return _as_yaml(config, config.from_recipe)
+    values = config.flat()
+    fitted = ", ".join(f"{name} {values[name]}" for name in values if name in config.unsaid)
+    comment = f"# fitted to the run, since nobody gave them: {fitted}\n" if fitted else ""
+    return comment + _as_yaml(config, config.unsaid)
 
 
 def _as_yaml(config: RunConfig, left_out: Iterable[str] = ()) -> str:
@@ -175,7 +178,8 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
         raise InputError(
             f"{swept[name]}: {name} has no effect with {idle[name]}, so all runs would be the same"
         )
-    return replace(config, from_recipe=frozenset(FOLLOWS_LENGTH) & free.keys())
+    unsaid = {*FOLLOWS_LENGTH} & free.keys() | {"max_seq_length"} - given
+    return replace(config, unsaid=frozenset(unsaid))
 
 
 def _read_settings(file: Path) -> dict[str, Setting]:

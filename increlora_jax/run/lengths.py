@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from increlora_jax.config import RunConfig, TaskConfig
+from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.models.registry import find_spec
-from increlora_jax.run.recipes import recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,27 +19,21 @@ def fit_length(
 ) -> tuple[RunConfig, tuple[str, ...]]:
     """Return a configuration whose length the model has positions for, and notes on it.
 
-    A default is lowered with a note, and so is any length with `may_cut`.
+    A length that nobody gave is lowered with a note, and so is any length with `may_cut`.
 
     Raises:
-        InputError: a length that is no default is above the model's positions.
+        InputError: a length that was given is above the model's positions.
     """
     asked, most = config.task.max_seq_length, find_spec(model_config).max_length(model_config)
     if most is None or asked <= most:
         return config, _note_training_length(asked, model_config)
-    if asked != default_length(config) and not may_cut:
+    if "max_seq_length" not in config.unsaid and not may_cut:
         raise InputError(
             f"--max-seq-length {asked}: the model has positions for {most} tokens; give at most "
             f"--max-seq-length {most}, or another --model"
         )
     note = f"--max-seq-length {asked} is above the model's {most} positions: {most} is used"
     return replace(config, task=replace(config.task, max_seq_length=most)), (note,)
-
-
-def default_length(config: RunConfig) -> int:
-    """Return the length that the run has if none is given: its recipe's, or the flag's default."""
-    own = recipe(config.task.task, config.growth.target_rank)
-    return int(own.get("max_seq_length", TaskConfig.max_seq_length))
 
 
 def _note_training_length(asked: int, model_config: "PretrainedConfig") -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from increlora_jax import train
 from increlora_jax.errors import InputError
 from increlora_jax.models.registry import MODELS
 from increlora_jax.run.build import plan_run, prepare_run
-from increlora_jax.run.command_line import parse_run
+from increlora_jax.run.command_line import parse_command, parse_run
 from increlora_jax.run.lengths import fit_length
 
 LIMITED = {
@@ -44,6 +44,30 @@ def test_a_length_above_the_positions_is_refused_and_the_largest_named(family, a
     cut, notes = fit_length(asking("--max-seq-length", "2000"), model, may_cut=True)
     assert cut.task.max_seq_length == most
     assert f"{most} is used" in notes[0]
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola", "text"])
+@pytest.mark.parametrize("is_in_a_file", [False, True])
+def test_a_length_that_is_said_is_no_default_though_it_equals_one(task, is_in_a_file, tmp_path):
+    model = AutoConfig.for_model("bert", max_position_embeddings=32)
+    unsaid = parse_run(["--task", task])
+    default = unsaid.task.max_seq_length
+    lowered, (note,) = fit_length(unsaid, model)
+    assert lowered.task.max_seq_length == 32
+    assert f"--max-seq-length {default} is above the model's 32 positions" in note
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"max_seq_length: {default}\n", encoding="utf-8")
+    said = ["--config", str(file)] if is_in_a_file else ["--max-seq-length", str(default)]
+    with pytest.raises(InputError, match=f"--max-seq-length {default}: the model has positions"):
+        fit_length(parse_run(["--task", task, *said]), model)
+
+
+def test_a_printed_configuration_says_no_length_that_nobody_gave(capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["--task", "rte", "--print-config"])
+    printed = capsys.readouterr().out
+    assert "\nmax_seq_length" not in printed
+    assert "since nobody gave them: max_seq_length 320, top_h 5, " in printed
 
 
 @pytest.mark.parametrize("family", UNLIMITED)

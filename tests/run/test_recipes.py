@@ -123,11 +123,11 @@ def test_a_run_too_short_for_an_interval_of_the_paper_chooses_its_own():
 def test_a_setting_that_is_given_does_not_follow_the_run_even_if_it_equals_the_recipes(
     words, followed
 ):
-    assert parse_run(words).from_recipe == followed
+    assert parse_run(words).unsaid == followed | {"max_seq_length"}
 
 
 def test_a_setting_of_a_file_does_not_follow_the_run(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("task: rte\ninit_warmup: 100\n", encoding="utf-8")
-    followed = parse_run(["--config", str(file)]).from_recipe
-    assert followed == {*FOLLOWS_LENGTH} - {"init_warmup"}
+    unsaid = parse_run(["--config", str(file)]).unsaid
+    assert unsaid == {*FOLLOWS_LENGTH, "max_seq_length"} - {"init_warmup"}
