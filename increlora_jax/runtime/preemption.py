@@ -68,12 +68,15 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let a signal wait for the next `check`; without one, what is at work is finished."""
+        """Let a signal wait for the next `check`; without one, what is at work is finished.
+
+        After a signal this lasts: whoever was told by a `check` saves, and is given the grace.
+        """
         before, self._is_deferred = self._is_deferred, True
         try:
             yield
         finally:
-            self._is_deferred = before
+            self._is_deferred = before or self._signum is not None
 
     def check(self) -> None:
         """Stop here if asked to; several processes must agree first (`check_call`).
