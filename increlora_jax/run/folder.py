@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -63,9 +64,16 @@ def look_into(folder: Path, config: RunConfig) -> Held:
     Raises:
         InputError: the folder holds another run, and in which settings that differs; or a file is
             where a folder is needed.
-        WriteError: the folder lies below a file.
+        WriteError: the folder lies below a file, or cannot be written.
     """
     _check_place(folder)
+    held = _find_held(folder, config)
+    if held is not Held.FINISHED:  # whose results are only read
+        _check_writable(folder)
+    return held
+
+
+def _find_held(folder: Path, config: RunConfig) -> Held:
     found = [name for name in OF_A_RUN if (folder / name).exists()]
     if not found or config.training.overwrite_output_dir:
         return Held.NOTHING
@@ -102,6 +110,24 @@ def _check_place(folder: Path) -> None:
     for path in folder.absolute().parents:
         if _is_in_the_way(path):
             raise WriteError(f"--output-dir {folder} cannot be written: {path} is a file")
+
+
+def _check_writable(folder: Path) -> None:
+    """Check that the folder, or the one that it will be made in, takes files; leaves none.
+
+    Raises:
+        WriteError: a file cannot be made there.
+    """
+    path = folder.absolute()
+    there = next(one for one in (path, *path.parents) if one.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise WriteError(
+            f"--output-dir {folder} cannot be written: {there}: {error.strerror}; choose another "
+            "folder, or mend this one"
+        ) from error
 
 
 def _is_in_the_way(path: Path) -> bool:

@@ -13,6 +13,8 @@ from increlora_jax.run.build import columns_of
 from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.data.lines import check_regular
 from increlora_jax.tasks.folder import find_split, name_own_split
+from increlora_jax.tasks.glue import GLUE_TASKS, REPOSITORY
+from increlora_jax.tasks.hub import load_hub_splits
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.tasks.split import known_task, load_split
 
@@ -111,6 +113,8 @@ def _load_own(
     task: Task, config: TaskConfig, names: tuple[str, ...]
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Load splits of a task that brings its data, or has it on the hub."""
+    if task.name in GLUE_TASKS:
+        return load_hub_splits(task, REPOSITORY, names)
     data = load_task(task.name, None, config.problem_type)
     held = {**data.dev, "train": data.train}
     for name in names:

@@ -7,6 +7,9 @@ from increlora_jax.tasks.data.layout import Columns, Layout
 from increlora_jax.tasks.folder import load_folder
 from increlora_jax.tasks.hub import load_hub
 
+REPOSITORY = "nyu-mll/glue"
+"""Where the hub has the tasks."""
+
 _PAIR = ("sentence1", "sentence2")
 
 # Columns, labels and their order are those of nyu-mll/glue on the hub.
@@ -50,7 +53,7 @@ def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) 
     """
     task = GLUE_TASKS[name]
     if data_dir is None:
-        return load_hub(task, "nyu-mll/glue")
+        return load_hub(task, REPOSITORY)
     return load_folder(task, data_dir, list_layouts(task, columns or Columns()))
 
 

@@ -1,5 +1,6 @@
 """A task's examples from the Hugging Face hub, or from what its cache holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,10 @@ import numpy as np
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.counts import describe_split
-from increlora_jax.tasks.folder import name_hub_split, report_empty_texts
+from increlora_jax.tasks.folder import name_hub_split, name_own_split, report_empty_texts
+
+_HIDDEN = -1
+"""The label of a row whose true one the hub does not tell, in every GLUE task."""
 
 
 def load_hub(task: Task, repository: str) -> TaskData:
@@ -16,18 +20,37 @@ def load_hub(task: Task, repository: str) -> TaskData:
     Raises:
       InputError: If it cannot be had (the message says how to work offline), or is not the task.
     """
+    splits, notes = load_hub_splits(task, repository, ("train", *task.dev_splits))
+    return TaskData(task, splits.pop("train"), splits, notes)
+
+
+def load_hub_splits(
+    task: Task, repository: str, names: Sequence[str]
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Load splits by their names, this package's or the hub's; and notes for the user.
+
+    Raises:
+      InputError: As `load_hub`; or the hub has no such split, or hides its labels.
+    """
     source = _download(repository, task.name)
-    train, *dev = [
-        _read_split(task, source[name_hub_split(split)], f"{repository}'s {task.name} {split}")
-        for split in ("train", *task.dev_splits)
-    ]
-    splits = dict(zip(task.dev_splits, dev, strict=True))
+    where = f"{repository}'s {task.name}"
+    for name in names:
+        if name_hub_split(name) not in source:
+            held = ", ".join(map(name_own_split, source))
+            raise InputError(
+                f"--split {name}: {where} has {held}; name one of these, or give --file or "
+                "--data-dir"
+            )
+    splits = {
+        name: _read_split(task, source[name_hub_split(name)], f"{where} {name_own_split(name)}")
+        for name in names
+    }
     notes = [
         note
-        for split in (train, *dev)
+        for split in splits.values()
         for note in (describe_split(task, split), *report_empty_texts(split, split.source))
     ]
-    return TaskData(task, train, splits, tuple(notes))
+    return splits, tuple(notes)
 
 
 def _download(repository: str, name: str) -> Any:
@@ -49,6 +72,11 @@ def _read_split(task: Task, source: Any, name: str) -> Split:
     _check_labels(task, source.features["label"])
     texts = [list(source[column]) for column in task.columns]
     labels = np.array(source["label"], np.float32 if task.is_regression else np.int32)
+    if np.any(labels == _HIDDEN):
+        raise InputError(
+            f"{name} has hidden labels ({_HIDDEN}): there is no score; name another split, or give "
+            "--file with labels"
+        )
     return Split(texts[0], texts[1] if task.is_pair else None, labels, name)
 
 

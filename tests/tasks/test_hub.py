@@ -31,6 +31,8 @@ configs:
     path: train.jsonl
   - split: validation
     path: validation.jsonl
+  - split: test
+    path: test.jsonl
 dataset_info:
 - config_name: {name}
   features:
@@ -39,10 +41,10 @@ dataset_info:
 """
 
 
-def load_elsewhere(tmp_path, name, **environment):
+def load_elsewhere(tmp_path, name, script=LOAD, **environment):
     cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_PAUSES + LOAD, name],
+        [sys.executable, "-c", WITHOUT_PAUSES + script, name],
         cwd=tmp_path,
         env={
             **cleared,
@@ -72,6 +74,8 @@ def write_hub(tmp_path, name, features, rows):
     for split in ("train", "validation"):
         content = "\n".join(json.dumps(row) for row in rows)
         (folder / f"{split}.jsonl").write_text(content)
+    hidden = [row | {"label": -1} for row in rows]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, hidden)))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +135,30 @@ def test_another_order_of_labels_is_refused(tmp_path):
     write_hub(tmp_path, "sst2", features, [{"sentence": "a", "label": 1}])
     result = load_elsewhere(tmp_path, "sst2", HF_HUB_OFFLINE="1")
     assert "the hub's sst2 now has the labels ['positive', 'negative']" in result.stderr
+
+
+SCORE = """
+from increlora_jax.config import TaskConfig
+from increlora_jax.errors import InputError
+from increlora_jax.run.scored_data import Source, load_scored
+saved = {"task": "sst2", "labels": ["negative", "positive"], "dev_data": {}}
+for name in ("train", "dev", "validation", "test", "tset"):
+    try:
+        scored = load_scored(saved, TaskConfig(task="sst2"), Source(split=name))
+    except InputError as error:
+        print(error)
+    else:
+        print(name, {key: split.first for key, split in scored.data.dev.items()})
+"""
+
+
+def test_any_split_that_the_hub_has_is_scored_or_refused_by_name(tmp_path):
+    features = {"sentence": "string", "label": ["negative", "positive"]}
+    write_hub(tmp_path, "sst2", features, [{"sentence": "a", "label": 1}])
+    result = load_elsewhere(tmp_path, "sst2", SCORE, HF_HUB_OFFLINE="1")
+    train, dev, validation, hidden, unknown = result.stdout.splitlines()
+    assert [train, dev, validation] == [
+        f"{name} {{'{name}': ['a']}}" for name in ("train", "dev", "validation")
+    ]
+    assert hidden.startswith("nyu-mll/glue's sst2 test has hidden labels (-1): there is no score")
+    assert unknown.startswith("--split tset: nyu-mll/glue's sst2 has train, dev, test; name one")
