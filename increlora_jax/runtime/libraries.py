@@ -5,7 +5,7 @@ import os
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from increlora_jax.runtime.console import is_terminal, say
 
@@ -48,9 +48,16 @@ def _tell_own_warnings() -> None:
     """Show each warning of this package as one note, however often it is given."""
     show, said = warnings.showwarning, set[str]()
 
-    def show_once(message: Warning | str, category: Any, filename: str, *where: Any) -> None:
+    def show_once(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if _OWN not in Path(filename).parts:
-            show(message, category, filename, *where)
+            show(message, category, filename, lineno, file, line)
         elif str(message) not in said:
             said.add(str(message))
             say(f"note: {message}")

@@ -1,6 +1,7 @@
 """A dry run tells what the run then does, and leaves nothing behind."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,13 @@ def test_damaged_results_are_refused_as_the_run_refuses_them(short_run, tmp_path
     clear(tmp_path / "run", parse_run(short_run))
     (tmp_path / "run" / "results.json").write_text("{}")
     assert "results.json: 'identity' is missing" in refuse(capsys, [*short_run, "--dry-run"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where nobody can write")
+def test_a_folder_that_cannot_be_written_is_refused_as_the_run_refuses_it(short_words, capsys):
+    words = [*short_words, "--output-dir", "/proc/runs/first"]
+    said = refuse(capsys, [*words, "--dry-run"], status=4)
+    assert said.splitlines()[-1].startswith(
+        "error: --output-dir /proc/runs/first cannot be written: /proc: "
+    )
+    assert refuse(capsys, words, status=4).splitlines()[-1] == said.splitlines()[-1]
