@@ -17,6 +17,7 @@ import numpy as np
 
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
+from increlora_jax.files.replace import find_folder
 from increlora_jax.nn.adapter_files import load_adapter, read_adapter_config
 from increlora_jax.nn.report import ranks_of
 from increlora_jax.run.build import Run, plan_run, prepare_run
@@ -83,12 +84,15 @@ def _base_of(chosen: Namespace) -> dict[str, str | None]:
     return flags if flags["model"] else {name: word for name, word in flags.items() if word}
 
 
-def examine_all(run: Path, source: Source, **options: Any) -> dict[str, Evaluation]:
+def examine_all(
+    run: Path, source: Source, *, adapter: str = ADAPTER, base: Mapping[str, str | None]
+) -> dict[str, Evaluation]:
     """Evaluate a run, or each of those that trained together in a folder, by their names."""
     config = _read_config(run)
     names = [member.name for member in members_of(config)]
     _check_folders(run, config, names)
-    return {name: examine(run / name, source, **options) for name in names}
+    _check_named(run, names, adapter)
+    return {name: examine(run / name, source, adapter=adapter, base=base) for name in names}
 
 
 def _check_folders(run: Path, config: RunConfig, names: Sequence[str]) -> None:
@@ -100,6 +104,24 @@ def _check_folders(run: Path, config: RunConfig, names: Sequence[str]) -> None:
         raise InputError(
             f"{run / CONFIG}: {keys} names {len(names)} runs that trained together, and there is "
             f"no folder {missing[0]}; restore what stood there"
+        )
+
+
+def _check_named(run: Path, names: Sequence[str], adapter: str) -> None:
+    """Check that config.yaml names every run of the folder, and that one alone has its adapter."""
+    is_alone = names == [""]
+    if is_alone and find_folder(run / adapter).is_dir():
+        return
+    inner = {file.parent.name for file in run.glob(f"*/{CONFIG}")}
+    if unnamed := sorted(inner - {*names}):
+        raise InputError(
+            f"{run / CONFIG}: its seeds and sweep do not name {', '.join(unnamed)}, runs that the "
+            f"folder holds; restore the keys, or evaluate one: --run {run / unnamed[0]}"
+        )
+    if is_alone:
+        raise InputError(
+            f"--run {run}: there is no {adapter} yet; train to the end by the same command, or "
+            "give another --adapter"
         )
 
 

@@ -272,3 +272,17 @@ def test_a_run_or_an_adapter_is_no_base_model(finished, capsys):
     for model, problem in ((finished, "a run's folder"), (finished / "adapter", "an adapter")):
         said = fail(capsys, ["--run", finished, "--model", model])
         assert f"this is {problem}; give --model the " in said
+
+
+def test_runs_that_the_settings_no_longer_name_are_named(finished, tmp_path, capsys):
+    whole = tmp_path / "whole"
+    for name in ("seed-1", "seed-2"):
+        shutil.copytree(finished, whole / name)
+    shutil.copy(finished / "config.yaml", whole)
+    told = "its seeds and sweep do not name {}, runs that the folder holds"
+    assert told.format("seed-1, seed-2") in fail(capsys, ["--run", whole])
+    shutil.copytree(finished, whole / "seed-3")
+    edit(whole, seeds="1,3")
+    assert told.format("seed-2") in fail(capsys, ["--run", whole])
+    shutil.rmtree(finished / "adapter")
+    assert "there is no adapter yet" in fail(capsys, ["--run", finished])

@@ -97,7 +97,7 @@ def note_task(task: Task, train: Table) -> list[str]:
 
 
 def find_alike(labels: set[str]) -> list[tuple[str, str]]:
-    """Find pairs of labels that differ by blanks, case, width or spelling of a number only."""
+    """Find pairs of labels that differ by blanks, quotes, case, width or spelling only."""
     groups = defaultdict(list)
     for label in sorted(labels):
         groups[fold(label)].append(label)
@@ -156,8 +156,8 @@ def _describe_alike(train: Table, pair: Sequence[str]) -> InputError:
     return InputError(
         f"{train.locate(labels.index(rare))}: label {quote(rare)} (rows: {labels.count(rare)}) "
         f"differs from {quote(common)} (rows: {labels.count(common)}, the first on line "
-        f"{train.lines[labels.index(common)]}) by blanks, case, width or spelling only; write "
-        "both alike, or give --problem-type single_label_classification for two classes"
+        f"{train.lines[labels.index(common)]}) by blanks, quotes, case, width or spelling only; "
+        "write both alike, or give --problem-type single_label_classification for two classes"
     )
 
 

@@ -7,6 +7,7 @@ _NUMBER = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+_QUOTES = " \"'`´“”„‘’‚«»"
 _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "nil", "-", "--", "?", "#n/a", "."))
 
 
@@ -38,8 +39,8 @@ def may_be_missing(label: str) -> bool:
 
 
 def fold(label: str) -> str:
-    """Return what labels share that differ by blanks, case, width or spelling of a number only."""
-    text = unicodedata.normalize("NFKC", label).casefold()
+    """Return what labels share that differ by blanks, quotes, case, width or spelling only."""
+    text = unicodedata.normalize("NFKC", label).casefold().strip(_QUOTES) or label
     seen = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", " ".join(seen.split()))
     match = _NUMBER.fullmatch(text)

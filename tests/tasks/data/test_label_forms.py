@@ -33,6 +33,8 @@ def test_blanks_within_stay():
         ("-1", "-1.00"),
         ("1", "\uff11"),
         ("10", "1e1"),
+        ("good", "'good'"),
+        ("good", "“Good”"),
     ],
 )
 def test_forms_of_one_label_are_alike(first, second):
