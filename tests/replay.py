@@ -74,7 +74,7 @@ class _Replay:
         for t in range(self.meta["steps"]):
             self._check_rates(t, trainer, groups)
             batch = {"x": self.trace["data/x"][t], "y": self.trace["data/y"][t]}
-            is_scored = trainer.method.is_scored(t, total >= trainer.method.rank_budget)
+            is_scored = trainer.method.is_scored(t, trainer.method.is_finished(total))
             before = state
             state, info = step(state, base, batch, is_scored=is_scored)
             importance = self._check_step(t, info, is_scored, importance)

@@ -29,8 +29,9 @@ class Adapter(NamedTuple):
 class Slots(NamedTuple):
     """What each slot is, and the first step at which its leaves may learn.
 
-    `active` and `reserve` are disjoint; a slot in neither is dormant. `is_advancing` says whether
-    the reserve takes part in the forward pass at λ̂ = 1e-5.
+    A slot in `active` takes part in the forward pass with its own λ. A slot in `reserve` does not
+    count in the rank. A slot in both is on trial: applied, but not counted. A slot in neither is
+    dormant. `is_advancing` says whether the rest of the reserve takes part at λ̂ = 1e-5.
     """
 
     active: Bool[Array, "*stack slots"]
@@ -40,9 +41,14 @@ class Slots(NamedTuple):
     matrix_born: Int[Array, "*stack slots"]
 
     @property
+    def counted(self) -> Bool[Array, "*stack slots"]:
+        """The slots that count in the rank."""
+        return self.active & ~self.reserve
+
+    @property
     def rank(self) -> Int[Array, "*stack"]:
-        """Number of active slots."""
-        return self.active.sum(axis=-1, dtype=jnp.int32)
+        """Number of slots that count."""
+        return self.counted.sum(axis=-1, dtype=jnp.int32)
 
     @property
     def applied(self) -> Bool[Array, "*stack slots"]:
@@ -93,7 +99,7 @@ def init_slots(max_rank: int, initial_rank: int, stack: tuple[int, ...] = ()) ->
 
 
 def effective_lambda(adapter: Adapter, slots: Slots) -> Float[Array, "*stack slots"]:
-    """λ̂: λ on active slots, 1e-5 on a reserve that learns in advance, 0 elsewhere."""
+    """λ̂: λ on active slots, 1e-5 on another reserve that learns in advance, 0 elsewhere."""
     resting = jnp.where(slots.applied, RESERVE_LAMBDA, 0.0).astype(adapter.lam.dtype)
     return jnp.where(slots.active, adapter.lam, resting)
 

@@ -71,7 +71,8 @@ def slot_adamw(
     """AdamW whose bias correction and learning rate count from each entry's birth b.
 
     With age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ), and
-    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0.
+    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0. An
+    entry that is born again begins with new moments.
     `update` takes two extra arguments: `step` t [], and `born`, a tree like the parameters'.
     """
 
@@ -83,8 +84,9 @@ def slot_adamw(
         updates: Any, state: SlotAdamState, params: Any = None, *, step: Array, born: Any, **_: Any
     ) -> tuple[Any, SlotAdamState]:
         gradients = mask_unborn(updates, born, step)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
+        old_mu, old_nu = (mask_unborn(old, born, step - 1) for old in state)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, old_mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, old_nu, gradients)
 
         def move(m: Array, v: Array, b: Array, p: Array) -> Array:
             # An unborn entry has rate 0; age 1 only keeps its bias correction finite.

@@ -24,8 +24,32 @@ Info = dict[str, Array]
 Settings = Mapping[str, Any]
 
 
+class Observation(NamedTuple):
+    """The result of one step, given to a method. By module, all arrays are stacks of one shape.
+
+    Attributes:
+      step: of the optimizer, from 0 [].
+      key: for whatever the method draws.
+      adapters: the parameters at which the gradients were taken.
+      moved: the same parameters after the optimizer.
+      slots: the masks and births of all slots.
+      state: the method's own, as `init` made it or the last `update` returned it.
+      gradients: ∂L/∂A, ∂L/∂λ, ∂L/∂B of the task loss, before the regularizer and before clipping.
+      evidence: the cotangents of `probes`; None on a step that was not scored.
+    """
+
+    step: Array
+    key: Array
+    adapters: Adapters
+    moved: Adapters
+    slots: SlotsOf
+    state: Any
+    gradients: Adapters
+    evidence: Evidence | None
+
+
 class Updated(NamedTuple):
-    """What a method hands back after a gradient."""
+    """The answer of a method to an `Observation`; `adapters` is `moved` with its changes."""
 
     adapters: Adapters
     slots: SlotsOf
@@ -36,7 +60,7 @@ class Updated(NamedTuple):
 class Method(NamedTuple):
     """A way of fine-tuning, as the trainer sees it.
 
-    Beside `name`, `description` and the `rank_budget` (None where ranks do not grow):
+    Beside `name`, `description` and the `rank_budget` (None where ranks do not change):
 
     - `attach(model, rngs)` puts the method's parameters on a model; on an NNX module in place.
     - `is_trained(path)` labels the model's own parameters that learn in full.
@@ -46,11 +70,12 @@ class Method(NamedTuple):
     - `score` turns a dense gradient into a scalar probe's cotangent.
     - `regularize(adapters, slots)` is what the method adds to the loss, before its coefficient
       `regularization`.
-    - `update(step, key, adapters, slots, state, evidence)` acts after the gradient; `evidence` is
-      None on steps that were not scored. What it gets and gives by module, as `regularize` too, are
-      stacks of the modules of one shape (`core.groups`).
-    - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted;
-      `is_finished` once the ranks have reached the budget.
+    - `update(observation)` acts after the gradient and the optimizer: it may grow, prune or restore
+      slots. All it gets and gives by module, as `regularize` too, are stacks of the modules of one
+      shape (`core.stacking`). If ranks change, its `info` holds `rank`, in module order.
+    - `is_finished(total_rank)` says, on the host, whether ranks have met their budget, from below
+      or from above. It may become false again.
+    - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
     - `vary(settings)` is the method with other values of those settings it knows (`config.vary`).
     - `steps`: of the run that growth was planned for; None if the method fits any run.
@@ -67,7 +92,8 @@ class Method(NamedTuple):
     score: Score | None
     regularize: Callable[[Adapters, SlotsOf], Array]
     regularization: float
-    update: Callable[[Array, Array, Adapters, SlotsOf, Any, Evidence | None], Updated]
+    update: Callable[[Observation], Updated]
+    is_finished: Callable[[int], bool]
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
     vary: Callable[[Settings], "Method"]
@@ -143,9 +169,8 @@ def fixed_method(
         score=None,
         regularize=lambda adapters, slots: jnp.zeros(()),
         regularization=0.0,
-        update=lambda step, key, adapters, slots, state, evidence: Updated(
-            adapters, slots, state, {}
-        ),
+        update=lambda seen: Updated(seen.moved, seen.slots, seen.state, {}),
+        is_finished=lambda total_rank: True,
         is_scored=lambda step, is_finished: False,
         restart_warmup=False,
         vary=lambda settings: method,

@@ -91,6 +91,7 @@ def _method(
         regularize=mean_orthogonality,
         regularization=rules.config.reg_orth_coef,
         update=rules.update,
+        is_finished=rules.is_finished,
         is_scored=rules.is_scored,
         restart_warmup=rules.config.restart_warmup,
         vary=varied,
@@ -160,6 +161,9 @@ class _Growth(NamedTuple):
         first = parts.adapters[self.paths[0]]
         return init_importance(self.plan.modules, first.lam.dtype)
 
+    def is_finished(self, total_rank: int) -> bool:
+        return total_rank >= self.plan.budget
+
     def is_scored(self, step: int, is_finished: bool) -> bool:
         """The last `window` steps up to every round, until the budget is spent."""
         return not is_finished and bool(self.plan.rounds) and self._is_near(step, self.window)
@@ -185,23 +189,15 @@ class _Growth(NamedTuple):
             case _:
                 return {name: zero(adapter) for name, adapter in adapters.items()}
 
-    def update(
-        self,
-        step: Array,
-        key: Array,
-        adapters: dict[Key, Adapter],
-        slots: dict[Key, Slots],
-        state: ImportanceState,
-        evidence: dict[Key, Array] | None,
-    ) -> base.Updated:
+    def update(self, seen: base.Observation) -> base.Updated:
         """Move the averages, grow if this step is a round, and open the first reserve at step 0."""
-        is_scored = evidence is not None
+        step, slots, state = seen.step, seen.slots, seen.state
         total = self._ranks(slots).sum()
         has_budget = total < self.plan.budget
         grants = jnp.zeros(self.plan.modules, jnp.int32)
         info = {}
-        if is_scored:
-            raw = self._raw_importance(key, adapters, slots, evidence or {})
+        if seen.evidence is not None:
+            raw = self._raw_importance(seen.key, seen.adapters, slots, seen.evidence)
             moved = update_importance(raw, state, self.config.beta1, self.config.beta2)
             moves = has_budget
             if self.config.score_window is not None:
@@ -211,7 +207,7 @@ class _Growth(NamedTuple):
             importance = state.sensitivity * state.uncertainty if self.function.is_smoothed else raw
             grants = self._grants(step, importance, slots, total)
             info = {"importance": raw, **state._asdict()}
-        adapters, slots = self._grow(step, adapters, slots, grants)
+        adapters, slots = self._grow(step, seen.moved, slots, grants)
         info["rank"] = self._ranks(slots)
         return base.Updated(adapters, slots, state, info)
 

@@ -266,9 +266,10 @@ def read_saved(checkpoint: Path) -> Saved:
             f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
         )
     check_keys(file, saved, _SAVED_KINDS)
-    for each in saved["progress"]:
-        check_keys(f"{file}: progress", each, get_type_hints(Progress))
-    return Saved(tuple(map(Progress.from_json, saved["progress"])), saved["identity"])
+    each = list(map(Progress.upgrade, saved["progress"]))
+    for one in each:
+        check_keys(f"{file}: progress", one, get_type_hints(Progress))
+    return Saved(tuple(map(Progress.from_json, each)), saved["identity"])
 
 
 def clear_checkpoints(folder: Path) -> None:

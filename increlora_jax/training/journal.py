@@ -72,7 +72,7 @@ class Journal:
     def is_scored(self, step: int, *, known_before: int) -> bool:
         """Whether this run wants a step scored, by what came of the steps before `known_before`."""
         progress = self.progress
-        is_finished = progress.spent is not None and progress.spent < known_before
+        is_finished = progress.is_finished(known_before)
         counted = step - sum(at < known_before for at in progress.skipped)
         # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not
         # scored would be lost.
@@ -138,10 +138,9 @@ class Journal:
             )
 
     def _note_growth(self, step: int, numbers: Any) -> None:
-        budget = self._method.rank_budget
-        is_spent = budget is not None and int(numbers["total_rank"]) >= budget
-        if is_spent and self.progress.spent is None:
-            self.progress.spent = step
+        total = int(numbers["total_rank"])
+        if self._method.is_finished(total) != self.progress.is_finished(step + 1):
+            self.progress.finished.append(step)
         if "rank" not in numbers:
             return
         growth = numbers["rank"] - self._ranks
@@ -149,8 +148,9 @@ class Journal:
             grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
             self.progress.rounds[step] = grown
             self._ranks = numbers["rank"]
-            total = f"{int(numbers['total_rank'])}" + ("" if budget is None else f" of {budget}")
-            self._note(f"grows to total rank {total}")
+            budget = self._method.rank_budget
+            goal = "" if budget is None else f" of {budget}"
+            self._note(f"{_name_change(growth.sum())} total rank {total}{goal}")
 
     def take_news(self) -> list[str]:
         """Return what is new since the last call, to be said in one line with other runs' news."""
@@ -166,6 +166,13 @@ class Journal:
     @property
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""
+
+
+def _name_change(growth: int) -> str:
+    """Return what the ranks of all modules do together, as the first words of a note."""
+    if growth == 0:
+        return "moves slots at"
+    return "grows to" if growth > 0 else "shrinks to"
 
 
 def _rank(score: float) -> float:

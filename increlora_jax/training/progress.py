@@ -16,7 +16,7 @@ class Progress:
       rounds: Step → module → slots it grew by.
       skipped: The steps whose loss or gradient was not finite.
       skipped_in_a_row: How many of them up to now without a good one between.
-      spent: The first step after which the budget was spent.
+      finished: The steps after which the method was finished, or was no longer, by turns.
       tokens: Real tokens in the training steps that `training_seconds` spans.
       places: All tokens in them, padding too.
       seconds, training_seconds: Wall time of the whole run, and of its training steps.
@@ -31,7 +31,7 @@ class Progress:
     rounds: dict[int, dict[str, int]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     skipped_in_a_row: int = 0
-    spent: int | None = None
+    finished: list[int] = field(default_factory=list)
     tokens: int = 0
     places: int = 0
     seconds: float = 0.0
@@ -41,6 +41,19 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, where keys are strings."""
         return asdict(self) | {"rounds": {str(step): r for step, r in self.rounds.items()}}
+
+    def is_finished(self, before: int) -> bool:
+        """Return whether the method was finished after the last step before this one."""
+        return sum(step < before for step in self.finished) % 2 == 1
+
+    @staticmethod
+    def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
+        """Return the saved numbers with the keys of this version: older ones held `spent`."""
+        upgraded = dict(saved)
+        if "spent" in upgraded and "finished" not in upgraded:
+            spent = upgraded.pop("spent")
+            upgraded["finished"] = [] if spent is None else [spent]
+        return upgraded
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:

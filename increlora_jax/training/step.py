@@ -14,7 +14,7 @@ from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, rate_at
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Evidence, Info, Method, Settings
+from increlora_jax.methods.base import Evidence, Info, Method, Observation, Settings
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
@@ -129,18 +129,14 @@ class Trainer(NamedTuple):
         born = births(state.params, state.slots)
         total = mask_unborn(total, born, state.step)
         norm = optax.tree.norm(total)
-        # The method looks at the parameters the gradient was taken at. What it turns active now is
-        # unborn to this step's optimizer, so neither stands in the other's way.
-        updated = own.method.update(
-            state.step, key, state.params.adapter, state.slots, state.method, gradients.evidence
-        )
-        params = state.params._replace(adapter=updated.adapters)
         when = {"step": state.step, "born": born}
-        updates, opt_state = own.optimizer.update(total, state.opt_state, params, **when)
-        params = optax.apply_updates(params, updates)
+        updates, opt_state = own.optimizer.update(total, state.opt_state, state.params, **when)
+        moved = optax.apply_updates(state.params, updates)
+        # The method comes last, so that a slot that it prunes or opens is not moved after that.
+        updated = own.method.update(_observe(state, key, moved, gradients))
         new = state._replace(
             step=state.step + 1,
-            params=params,
+            params=moved._replace(adapter=updated.adapters),
             slots=updated.slots,
             method=updated.state,
             opt_state=opt_state,
@@ -239,6 +235,20 @@ class Trainer(NamedTuple):
 def _carry(after: dict[str, Array], before: dict[str, Array]) -> dict[str, Array]:
     """Take the statistics of the forward pass; averaged ones of micro-batches in their dtype."""
     return {name: after.get(name, value).astype(value.dtype) for name, value in before.items()}
+
+
+def _observe(state: TrainState, key: Array, moved: Trainable, gradients: Gradients) -> Observation:
+    """Return what a method is given of a step."""
+    return Observation(
+        step=state.step,
+        key=key,
+        adapters=state.params.adapter,
+        moved=moved.adapter,
+        slots=state.slots,
+        state=state.method,
+        gradients=gradients.params.adapter,
+        evidence=gradients.evidence,
+    )
 
 
 def _step_keys(state: TrainState) -> tuple[Array, Array]:

@@ -160,6 +160,32 @@ def test_unborn_entries_have_no_moments_no_decay_and_no_motion(params, slots):
         assert not np.asarray(state.mu["layer"].lam)[asleep].any()
 
 
+@pytest.mark.parametrize("asleep", [0, 4])
+def test_an_entry_that_is_born_again_begins_anew(params, slots, asleep):
+    """From its second birth on, a slot moves as one that never lived before."""
+    optimizer, first_life, back = slot_adamw(rate, **ADAM), 3, 3 + asleep
+    ages = {"old": 0, "gone": NEVER, "new": back}
+    born = {
+        name: jax.tree.map(lambda b, age=age: jnp.full_like(b, age), births(params, slots).adapter)
+        for name, age in ages.items()
+    }
+
+    def run(lives):
+        adapters = params.adapter
+        state = optimizer.init(adapters)
+        for step in range(TOTAL):
+            life = "new" if step >= back else ("old" if lives and step < first_life else "gone")
+            updates, state = optimizer.update(
+                gradients_at(step, adapters), state, adapters, step=jnp.asarray(step),
+                born=born[life],
+            )  # fmt: skip
+            if step >= back:
+                adapters = optax.apply_updates(adapters, updates)
+        return adapters, state
+
+    jax.tree.map(np.testing.assert_array_equal, run(lives=True), run(lives=False))
+
+
 def test_gradients_before_birth_leave_no_trace(params, slots):
     """The same run, whether or not unborn entries are fed anything, NaN included."""
     optimizer = slot_adamw(rate, **ADAM)

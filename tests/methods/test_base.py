@@ -6,7 +6,7 @@ from flax import nnx
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Method, fixed_method
+from increlora_jax.methods.base import Method, Observation, fixed_method
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -29,6 +29,11 @@ METHODS = {
 }
 
 
+def observe(step, adapters, slots, state):
+    key = jax.random.key(0)
+    return Observation(jnp.asarray(step), key, adapters, adapters, slots, state, adapters, None)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_fills_in_the_protocol(name):
     method = METHODS[name](MLP())
@@ -38,9 +43,7 @@ def test_every_method_fills_in_the_protocol(name):
     begun = start(method, steps=9)
     own = begun.state.params.adapter
     adapters, slots = Groups(own).pack((own, begun.state.slots))
-    updated = method.update(
-        jnp.asarray(1), jax.random.key(0), adapters, slots, begun.state.method, None
-    )
+    updated = method.update(observe(1, adapters, slots, begun.state.method))
     assert jax.tree.structure(updated[:3]) == jax.tree.structure(
         (adapters, slots, begun.state.method)
     )
@@ -53,7 +56,7 @@ def test_methods_of_fixed_shape_change_nothing_and_ask_for_nothing(name):
     method = METHODS[name](MLP())
     state = start(method, steps=9).state
     params, slots = state.params.adapter, state.slots
-    updated = method.update(jnp.asarray(0), jax.random.key(0), params, slots, state.method, {})
+    updated = method.update(observe(0, params, slots, state.method))
     assert_same((updated.adapters, updated.slots, updated.state), (params, slots, state.method))
     assert updated.info == {}
     assert method.rank_budget is None

@@ -9,6 +9,7 @@ from increlora_jax.core.adapter import NEVER, effective_update
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
+from increlora_jax.methods.base import Observation
 from increlora_jax.methods.increlora import increlora
 from tests import tiny
 from tests.tiny import LAYERS, MLP, MODULES, assert_same, run, start, trains_head
@@ -54,7 +55,9 @@ class Game:
         groups = Groups(self.adapters)
         adapters, slots, evidence = groups.pack((self.adapters, self.slots, evidence))
         step = jnp.asarray(step)
-        return groups.unpack(self.method.update(step, key, adapters, slots, self.state, evidence))
+        gradients = jax.tree.map(jnp.zeros_like, adapters)
+        seen = Observation(step, key, adapters, adapters, slots, self.state, gradients, evidence)
+        return groups.unpack(self.method.update(seen))
 
     def words(self):
         """The state of every slot of every module, as letters."""

@@ -105,7 +105,7 @@ def test_progress_and_identity_come_back(begun, checkpoints):
         best_step=1,
         rounds={2: {"layers.0": 1}},
         skipped=[1],
-        spent=2,
+        finished=[2],
         tokens=7,
         seconds=1.5,
         training_seconds=0.5,

@@ -41,7 +41,9 @@ def method_of(budget=5):
     """A method that wants the optimizer's step 8 scored unless its budget is spent."""
     method = fixed_method("x", "", attach=lambda model, rngs: model, is_trained=trains_nothing)
     return method._replace(
-        rank_budget=budget, is_scored=lambda step, is_finished: step == 8 and not is_finished
+        rank_budget=budget,
+        is_finished=lambda total_rank: total_rank == budget,
+        is_scored=lambda step, is_finished: step == 8 and not is_finished,
     )
 
 
@@ -70,8 +72,25 @@ def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal
     for step, rank in enumerate([(1, 1), (1, 2), (1, 2), (3, 2), (3, 2)]):
         journal.read(step, numbers(rank), is_timed=True)
     assert journal.progress.rounds == {1: {"b": 1}, 3: {"a": 2}}
-    assert journal.progress.spent == 3
+    assert journal.progress.finished == [3]
     assert journal.take_news() == [f"grows to total rank {n} of 5" for n in (3, 5)]
+
+
+def test_pruning_is_noted_and_the_budget_met_from_above_may_be_left_again(open_journal):
+    journal, _ = open_journal()
+    journal.begin({"a": 4, "b": 4})
+    for step, rank in enumerate([(4, 4), (4, 2), (3, 2), (2, 3), (2, 4), (1, 4)]):
+        journal.read(step, numbers(rank), is_timed=True)
+    changes = {1: {"b": -2}, 2: {"a": -1}, 3: {"a": -1, "b": 1}, 4: {"b": 1}, 5: {"a": -1}}
+    assert journal.progress.rounds == changes
+    assert journal.progress.finished == [2, 4, 5]
+    shrunk = [f"shrinks to total rank {n} of 5" for n in (6, 5)]
+    assert journal.take_news() == [
+        *shrunk,
+        "moves slots at total rank 5 of 5",
+        "grows to total rank 6 of 5",
+        "shrinks to total rank 5 of 5",
+    ]
 
 
 def scored(journal):
@@ -87,7 +106,7 @@ def test_a_step_is_scored_where_the_optimizer_may_be_at_one_that_is_wanted(open_
 
 def test_a_spent_budget_ends_scoring_once_it_is_known(open_journal):
     journal, _ = open_journal()
-    journal.progress.spent = 7
+    journal.progress.finished = [7]
     assert scored(journal) == [8, 9]
 
 
