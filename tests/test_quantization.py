@@ -139,8 +139,9 @@ def config(tiny_model):
 
 
 def kernels_of(model):
+    """Collect the stored kernels; an adapted layer's `kernel` is read as W + ΔW."""
     return {
-        ".".join(map(str, path)): layer.kernel.get_value()
+        ".".join(map(str, path)): vars(layer)["kernel"].get_value()
         for path, layer in nnx.iter_modules(model)
         if isinstance(layer, nnx.Linear)
     }
