@@ -41,7 +41,7 @@ def report(parts: Parts) -> TrainableReport:
     slots = jax.device_get(parts.slots)
     ranks = ranks_of(slots)
     active = sum(
-        int(slots[path].counted.sum()) * (a.A.shape[-2] + a.B.shape[-1] + 1)
+        int(_counted(slots[path]).sum()) * (a.A.shape[-2] + a.B.shape[-1] + 1)
         for path, a in parts.adapters.items()
     )
     widths = {path: held.active.shape[-1] for path, held in slots.items()}
@@ -62,10 +62,15 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
         for path, held in jax.device_get(slots).items()
         for name, rank in zip(
             stack_names(path, held.is_advancing.shape),
-            np.sum(held.counted, axis=-1).reshape(-1),
+            np.sum(_counted(held), axis=-1).reshape(-1),
             strict=True,
         )
     }
+
+
+def _counted(slots: Slots) -> np.ndarray:
+    """Return `Slots.counted` of masks that are read to the host."""
+    return np.asarray(slots.active) & ~np.asarray(slots.reserve)
 
 
 def _arrays(tree: object) -> list[Any]:
