@@ -180,7 +180,11 @@ def _report_broken_rows(table: Table) -> list[str]:
 
 
 def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
-    """Turn a table into a split; without labels its ids are -1, its scores NaN."""
+    """Turn a table into a split; without labels its ids are -1, its scores NaN.
+
+    Raises:
+      InputError: A label is none of the task's, or every row has an empty text.
+    """
     texts = len(table.layout.texts)
     first, *second = table.columns[:texts]
     is_labelled = table.layout.is_labelled
@@ -192,7 +196,14 @@ def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
     else:
         labels = parse_classes(table, ids)
     seconds = second[0] if second else None
-    return Split(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
+    split = Split(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
+    if split.num_empty == len(split) > 1:
+        columns = quote_all(table.layout.texts)
+        raise InputError(
+            f"{table.path}: every row has an empty text ({columns}); fill the texts, or name their "
+            "column by --text-column"
+        )
+    return split
 
 
 def index_labels(task: Task) -> dict[str, int]:

@@ -91,3 +91,12 @@ def test_dev_must_have_the_columns_that_train_was_read_by(tmp_path):
         InputError, match=r"dev.tsv:1: .*what is needed is 'text1', 'text2', 'label"
     ):
         load_text(tmp_path)
+
+
+def test_a_file_of_empty_texts_is_refused(tmp_path):
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n\ta\n \tb\n")
+    with pytest.raises(
+        InputError, match=r"train.tsv: every row has an empty text \('text'\); fill"
+    ):
+        load_text(tmp_path)
