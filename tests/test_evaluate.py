@@ -286,3 +286,10 @@ def test_runs_that_the_settings_no_longer_name_are_named(finished, tmp_path, cap
     assert told.format("seed-2") in fail(capsys, ["--run", whole])
     shutil.rmtree(finished / "adapter")
     assert "there is no adapter yet" in fail(capsys, ["--run", finished])
+
+
+@pytest.mark.parametrize("key", ["task", "model", "method"])
+def test_a_key_that_was_removed_is_not_the_default(finished, capsys, key):
+    file = finished / "config.yaml"
+    file.write_text(re.sub(rf"^{key}: .*\n", "", file.read_text(), flags=re.M))
+    assert f"config.yaml: {key} is missing" in fail(capsys, ["--run", finished])

@@ -35,6 +35,10 @@ paper's; --print-config shows the settings of a run.
 """
 
 
+_OF_EVERY_RUN = ("task", "model", "method")
+"""Settings without which another run would be taken for the one that a folder holds."""
+
+
 class Command(NamedTuple):
     """A training command: the settings, whether only to describe the run, and what to tell."""
 
@@ -95,8 +99,14 @@ def train_parser() -> Parser:
 
 
 def read_run(path: Path) -> RunConfig:
-    """Read a resolved configuration, as `write_run` leaves it."""
+    """Read a resolved configuration, as `write_run` leaves it.
+
+    Raises:
+        InputError: a key is unknown, wrong, or missing though every run has it.
+    """
     values = {name: setting.value for name, setting in _read_settings(path).items()}
+    if missing := [name for name in _OF_EVERY_RUN if name not in values]:
+        raise InputError(f"{path}: {missing[0]} is missing; write the run's own there again")
     # Files of old runs also hold a value for what is swept; it never had an effect.
     swept = swept_names(values.get("seeds"), values.get("sweep"))
     return _build({name: value for name, value in values.items() if name not in swept})
