@@ -4,14 +4,15 @@ import os
 import re
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from increlora_jax.core.pace import Auto
 from increlora_jax.errors import InputError
-from increlora_jax.values import expand_home, split_names
+from increlora_jax.methods.table import METHODS
+from increlora_jax.values import Reference, expand_home, split_names
 
 if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
     from increlora_jax.core.adapter import Scaling
@@ -175,9 +176,11 @@ class AdapterConfig:
 
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
-    method: Literal["increlora", "lora", "full", "head"] = option(
-        "increlora", "increlora, lora of fixed rank, full fine-tuning, or the head on a frozen base"
-    )
+    method: str = option(
+        "increlora", "increlora, lora of fixed rank, full fine-tuning, the head on a frozen base, "
+        "or code of your own"
+    )  # fmt: skip
+    method_options: list[str] | None = option(None, "settings of a method of your own, as budget=8")
     target_modules: list[str] | None = option(
         None, "one regex, names that end a path, or all-linear; default: the model's own list"
     )
@@ -223,7 +226,9 @@ class GrowthConfig:
                            "or auto (exact, but at most max(32, 4 * target_rank))")  # fmt: skip
     advance_learn: bool = option(True, "whether reserve slots learn before they count")
     restart_warmup: bool = option(True, "whether every new slot has a warmup of its own")
-    importance: Importance = option("sensitivity", "what a module is ranked by")
+    importance: Importance | Reference = option(
+        "sensitivity", "score of modules, or code of your own"
+    )
     beta1: float = option(0.85, "decay of the average importance")
     beta2: float = option(0.85, "decay of its uncertainty")
     score_window: int | None = option(
@@ -352,12 +357,9 @@ class TrainingConfig:
         _expand_homes(self, "output_dir", "compilation_cache_dir")
 
 
-GROUPS: Any = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """All of it."""
+    """All of it: a field for every group of settings."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -380,7 +382,7 @@ class RunConfig:
     @property
     def groups(self) -> tuple[Any, ...]:
         """The groups of settings, in the order of `GROUPS`."""
-        return self.task, self.adapter, self.growth, self.training
+        return tuple(getattr(self, name) for name in _GROUP_NAMES)
 
     def settled(self) -> dict[str, Any]:
         """The settings that a resumed run must share; of model and data the content decides."""
@@ -397,8 +399,7 @@ class RunConfig:
             own = {f.name: values[f.name] for f in fields(group) if f.name in values}
             return replace(group, **own)
 
-        task, adapter, growth, training = map(change, self.groups)
-        return RunConfig(task, adapter, growth, training, self.unsaid)
+        return replace(self, **{name: change(getattr(self, name)) for name in _GROUP_NAMES})
 
     @property
     def _data_name(self) -> list[str]:
@@ -416,19 +417,26 @@ class RunConfig:
         words = [
             self.task.task,
             *self._data_name,
-            self.adapter.method,
+            self.adapter.method.replace(":", "."),
             training.seeds or training.seed,
         ]
         default = "-".join(map(str, [*words, *(training.sweep or [])]))
         return training.output_dir or f"runs/{default}"
 
 
+_GROUPS: dict[str, Any] = {
+    f.name: f.default_factory for f in fields(RunConfig) if is_dataclass(f.default_factory)
+}
+_GROUP_NAMES = tuple(_GROUPS)
+GROUPS: Any = tuple(_GROUPS.values())
+
+_literal: Any = Literal  # of words that are known at run time only
 KINDS: dict[str, Any] = {
     name: kind
     for group in GROUPS
     for name, kind in get_type_hints(group).items()
     if name != "sections"
-}
+} | {"method": _literal[tuple(METHODS)] | Reference}
 """The annotation of every setting."""
 
 DEFAULTS: dict[str, Any] = RunConfig().flat()

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from increlora_jax.config import RunConfig
+from increlora_jax.config import DEFAULTS, RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.replace import find_folder
 from increlora_jax.nn.adapter_files import load_adapter, read_adapter_config
 from increlora_jax.nn.report import ranks_of
-from increlora_jax.run.build import Run, plan_run, prepare_run
+from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.evaluate_flags import evaluate_parser
 from increlora_jax.run.folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = Source(*(getattr(chosen, name) for name in Source._fields))
         name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
         with prints_apart():
-            told = examine_all(chosen.run, source, adapter=name, base=_base_of(chosen))
+            options: Any = {"adapter": name, "base": _base_of(chosen), "method": chosen.method}
+            told = examine_all(chosen.run, source, **options)
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
             say(f"note: {note}")
         each = {name: one.describe() for name, one in told.items()}
@@ -85,14 +86,20 @@ def _base_of(chosen: Namespace) -> dict[str, str | None]:
 
 
 def examine_all(
-    run: Path, source: Source, *, adapter: str = ADAPTER, base: Mapping[str, str | None]
+    run: Path,
+    source: Source,
+    *,
+    adapter: str = ADAPTER,
+    base: Mapping[str, str | None],
+    method: str | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate a run, or each of those that trained together in a folder, by their names."""
     config = _read_config(run)
     names = [member.name for member in members_of(config)]
     _check_folders(run, config, names)
     _check_named(run, names, adapter)
-    return {name: examine(run / name, source, adapter=adapter, base=base) for name in names}
+    options: Any = {"adapter": adapter, "base": base, "method": method}
+    return {name: examine(run / name, source, **options) for name in names}
 
 
 def _check_folders(run: Path, config: RunConfig, names: Sequence[str]) -> None:
@@ -131,18 +138,27 @@ def evaluate(
     data_dir: str | None = None,
     adapter: str = ADAPTER,
     model: str | None = None,
+    method: str | None = None,
 ) -> dict[str, float]:
     """Load a run's adapter onto its base model and compute the task's metrics on dev.
+
+    `method` is needed for a run of a method of your own: its `package.module:function`.
 
     Raises:
         InputError: as `examine` does.
     """
     base = dict.fromkeys(BASE) | {"model": model} if model else {}
-    return examine(Path(run), Source(data_dir), adapter=adapter, base=base).metrics
+    source = Source(data_dir)
+    return examine(Path(run), source, adapter=adapter, base=base, method=method).metrics
 
 
 def examine(
-    run: Path, source: Source, *, adapter: str = ADAPTER, base: Mapping[str, str | None]
+    run: Path,
+    source: Source,
+    *,
+    adapter: str = ADAPTER,
+    base: Mapping[str, str | None],
+    method: str | None = None,
 ) -> Evaluation:
     """Load a run's adapter onto its base model and score data.
 
@@ -151,6 +167,7 @@ def examine(
         source: Which data; the run's own dev data by default.
         adapter: The adapter's folder within the run's.
         base: Where the base model is, by the names of the flags, if not where the run had it.
+        method: The method of a user's own that trained the run, whose code is then imported.
 
     Raises:
         InputError: the folder holds no such run, or data, model or adapter do not fit it.
@@ -161,6 +178,7 @@ def examine(
     what = f"the adapter in {folder}"
     check_identity(what, {"task": saved["task"]}, {"task": asked.task.task})
     config, notes = restore_config(folder, saved, asked)
+    config = _without_code(run, config, method)
     use_compilation_cache(config.training.compilation_cache_dir)
     check_devices()
     scored = load_scored(saved, config.task, source)
@@ -170,14 +188,35 @@ def examine(
     here = {key: value for key, value in plan.identity.items() if key != "data"}
     check_identity(what, saved["identity"], here)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
-        ready = prepare_run(plan)
-        loaded = load_adapter(folder, ready.parts)
-        check_ranks(folder, saved, ranks_of(loaded.slots))
-        state = ready.first_state(loaded)
-        each = ready.evaluator.logits(state, ready.parts.base)
-    logits = {name: one[0] for name, one in each.items()}
+        ready, logits = _compute_logits(plan, folder, saved)
     _check_finite(what, logits)
     return _score(ready, logits, scored.origin, (*notes, *scored.notes))
+
+
+def _compute_logits(
+    plan: Plan, folder: Path, saved: Mapping[str, Any]
+) -> tuple[Run, dict[str, np.ndarray]]:
+    """Load the adapter in `folder` and compute the logits of every split."""
+    ready = prepare_run(plan)
+    loaded = load_adapter(folder, ready.parts)
+    check_ranks(folder, saved, ranks_of(loaded.slots))
+    each = ready.evaluator.logits(ready.first_state(loaded), ready.parts.base)
+    return ready, {name: one[0] for name, one in each.items()}
+
+
+def _without_code(run: Path, config: RunConfig, method: str | None) -> RunConfig:
+    """Check that the user asked for the run's own code; leave out the score, which has no part."""
+    trained_by = config.adapter.method
+    if method != (trained_by if ":" in trained_by else None):
+        if ":" in trained_by:
+            raise InputError(
+                f"--run {run} was trained by code, {trained_by}, which is not run unasked. If you "
+                f"trust it, give --method {trained_by}"
+            )
+        raise InputError(
+            f"--method {method}: --run {run} was trained by {trained_by}. Leave the flag out"
+        )
+    return config.changed({"importance": DEFAULTS["importance"]})
 
 
 def _check_finite(what: str, logits: Mapping[str, np.ndarray]) -> None:

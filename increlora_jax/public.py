@@ -2,8 +2,9 @@
 
 from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Method
+from increlora_jax.methods.base import Method, Observation, Updated
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -31,12 +32,15 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterParam",
+    "Evidence",
     "Gradients",
     "GrowthConfig",
+    "ImportanceFunction",
     "InputError",
     "KernelAxes",
     "LinenModel",
     "Method",
+    "Observation",
     "Parts",
     "RunConfig",
     "Scaling",
@@ -47,6 +51,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "TrainingConfig",
+    "Updated",
     "attach",
     "build_trainer",
     "detach",

@@ -4,9 +4,12 @@ import math
 import os
 import re
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NewType, get_args, get_origin
 
 from increlora_jax.errors import suggest
+
+Reference = NewType("Reference", str)
+"""Code of a user, as `package.module:name`; a string."""
 
 _LONGEST_SHOWN = 40
 _MOST_DIGITS = 18
@@ -36,6 +39,8 @@ def convert(text: str, kind: Any) -> Any:
         ValueError: The text is no such value; the message shows the text and what is wanted.
     """
     kinds = kinds_in(kind)
+    if Reference in kinds:  # a colon tells which of the kinds is meant
+        kinds = tuple(k for k in kinds if (k is Reference) == (":" in text))
     for one in kinds:
         try:
             return _convert(text, one)
@@ -81,6 +86,8 @@ def _convert(text: str, kind: Any) -> Any:
         return _choose(text, get_args(kind))
     if kind is str:
         return _check_text(text)
+    if kind is Reference:
+        return _check_reference(text)
     value: Any = None
     if kind is bool:
         value = _SWITCH.get(text.lower())
@@ -115,6 +122,12 @@ def _check_text(text: str) -> str:
         is_text = False
     if not is_text:
         raise ValueError("holds what no text or name of a file may hold")
+    return text
+
+
+def _check_reference(text: str) -> str:
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", text):
+        raise ValueError(f"{show(text)} must be package.module:name")
     return text
 
 

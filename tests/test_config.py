@@ -4,6 +4,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from increlora_jax.config import (
+    KINDS,
     AdapterConfig,
     GrowthConfig,
     RunConfig,
@@ -15,6 +16,8 @@ from increlora_jax.core.adapter import Scaling
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
 from increlora_jax.core.schedule import SHAPES
 from increlora_jax.errors import InputError
+from increlora_jax.methods.table import METHODS
+from increlora_jax.values import Reference
 
 GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
 
@@ -105,7 +108,12 @@ def test_defaults_are_the_issues():
 
 def test_choices_are_those_the_code_has():
     growth, training = get_type_hints(GrowthConfig), get_type_hints(TrainingConfig)
-    assert set(get_args(growth["importance"])) == set(IMPORTANCE_FUNCTIONS)
+    named, code = get_args(growth["importance"])
+    assert set(get_args(named)) == set(IMPORTANCE_FUNCTIONS)
+    assert code is Reference
+    named, code = get_args(KINDS["method"])
+    assert set(get_args(named)) == set(METHODS)
+    assert code is Reference
     assert set(get_args(training["lr_scheduler_type"])) == set(SHAPES)
     rules = get_args(get_type_hints(AdapterConfig)["scaling"])
     assert rules == get_args(get_type_hints(Scaling)["rule"])

@@ -93,10 +93,9 @@ def start(
 def run(begun: Start, steps: int, batches: Any = batch_of) -> list[tuple[TrainState, dict]]:
     """Train as the loop does: score while the method wants it; returns every state and info."""
     state, history = begun.state, []
-    budget = begun.trainer.method.rank_budget
+    method = begun.trainer.method
     for step in range(steps):
-        is_finished = budget is not None and int(state.total_rank) >= budget
-        is_scored = begun.trainer.method.is_scored(step, is_finished)
+        is_scored = method.is_scored(step, method.is_finished(int(state.total_rank)))
         batch = batches(seed=step)
         state, info = begun.step(state, begun.parts.base, batch, is_scored=is_scored)
         history.append((state, info))

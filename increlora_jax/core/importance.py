@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from enum import Enum
+from inspect import signature
 from typing import NamedTuple
 
 import jax
@@ -25,14 +26,29 @@ class Evidence(Enum):
 class ImportanceFunction(NamedTuple):
     """One rule for a module's raw importance I.
 
-    `score(evidence, update, key)` gives I []; only `random` needs the key, and a function without
-    evidence ignores the first. Where `is_smoothed`, modules are ranked by Ī·Ū of its averages;
-    otherwise by I itself.
+    `score(evidence, update, key)` returns I [] for one matrix. Without evidence its first argument
+    is None. A dense score is called without a key, in the backward pass. If `is_smoothed`, modules
+    are ranked by Ī·Ū of the averages of I, otherwise by I itself.
+
+    >>> import increlora_jax as il
+    >>> largest = lambda gradient, update, key=None: abs(gradient).max()
+    >>> il.ImportanceFunction(il.Evidence.DENSE, largest, is_smoothed=True).evidence.value
+    'dense'
     """
 
     evidence: Evidence
     score: Callable[..., Float[Array, ""]]
     is_smoothed: bool
+
+
+def find_misfit(function: ImportanceFunction) -> str | None:
+    """Return the problem with a score's arguments, or None if it can be called as it will be."""
+    arguments = (None, None) if function.evidence is Evidence.DENSE else (None, None, None)
+    try:
+        signature(function.score).bind(*arguments)
+    except TypeError as error:
+        return f"score(evidence, update, key) cannot be called: {error}. A dense one gets no key"
+    return None
 
 
 class ImportanceState(NamedTuple):

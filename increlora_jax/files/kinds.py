@@ -15,8 +15,8 @@ _INT = re.compile(r"[0-9]{1,18}")
 def is_of_kind(value: object, kind: Any) -> bool:
     """Whether a value of JSON fits an annotation; an int does for a float, a bool for neither.
 
-    `kind` is made of str, int, float, bool, None, Literal, list[…], dict[str, …] and unions; the
-    keys of dict[int, …] are words that spell a number, since JSON's are words.
+    `kind` is made of str, NewTypes of it, int, float, bool, None, Literal, list[…], dict[str, …]
+    and unions; the keys of dict[int, …] are words that spell a number, since JSON's are words.
     """
     inner = get_args(kind)
     match get_origin(kind):
@@ -31,6 +31,8 @@ def is_of_kind(value: object, kind: Any) -> bool:
                 (inner[0] is str or _INT.fullmatch(key)) and is_of_kind(v, inner[1])
                 for key, v in value.items()
             )
+    if hasattr(kind, "__supertype__"):  # `values.Reference`: package.module:name
+        return isinstance(value, str) and ":" in value
     return type(value) in ((int, float) if kind is float else (kind,))
 
 

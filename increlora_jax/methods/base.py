@@ -3,18 +3,24 @@
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.config import AdapterConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import Adapter, Score, Slots
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import parameter_selector
 from increlora_jax.nn.skeleton import Parts
-from increlora_jax.nn.targets import ALL_LINEAR, Targets, trains_nothing
+from increlora_jax.nn.targets import (
+    ALL_LINEAR,
+    NO_PARAMETERS,
+    Parameters,
+    Targets,
+    trains_nothing,
+)
 
 Adapters = dict[Any, Adapter]
 """By module, or by group of modules."""
@@ -99,6 +105,54 @@ class Method(NamedTuple):
     vary: Callable[[Settings], "Method"]
     chosen: Settings = MappingProxyType({})
     steps: int | None = None
+
+
+class Arguments(TypedDict, total=False):
+    """The arguments that every method takes beside the model and the steps, so that methods swap.
+
+    - `targets`: the layers to adapt; default: `adapter.target_modules`, else all-linear.
+    - `exclude`: the targets to leave out; default: `adapter.exclude_modules`.
+    - `parameters`: how other parameters are matrices, by a regex for their path.
+    - `adapter`: α, dropout and scaling.
+    - `growth`: budget, rounds and importance.
+    - `is_trained`: a test of paths; default: `adapter.modules_to_save`. Targets that learn in full
+      are left out, and the description names them.
+    - `dtype`: of the adapters; default float32.
+    """
+
+    targets: Targets | None
+    exclude: Targets | None
+    parameters: Parameters
+    adapter: AdapterConfig
+    growth: GrowthConfig
+    is_trained: Callable[[str], bool] | None
+    dtype: Any
+
+
+class Asked(NamedTuple):
+    """The arguments of a method, each with its default where it was not given."""
+
+    targets: Targets | None = None
+    exclude: Targets | None = None
+    parameters: Parameters = NO_PARAMETERS
+    adapter: AdapterConfig = AdapterConfig()
+    growth: GrowthConfig = GrowthConfig()
+    is_trained: Callable[[str], bool] | None = None
+    dtype: Any = jnp.float32
+
+    def places(self, model: Any) -> dict[str, Any]:
+        """Return the arguments of `plan_targets` and `attach` that say where adapters go."""
+        chosen = choose_places(model, self.targets, self.exclude, self.is_trained, self.adapter)
+        return {**chosen._asdict(), "parameters": self.parameters}
+
+
+def read_arguments(**given: Unpack[Arguments]) -> Asked:
+    """Return the arguments of a method with their defaults.
+
+    Raises:
+        TypeError: an argument that no method has.
+    """
+    return Asked(**given)
 
 
 class Chosen(NamedTuple):

@@ -1,26 +1,15 @@
 """Full fine-tuning: every parameter of the model learns."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
-import jax.numpy as jnp
-
-from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods import base
-from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 
 def full(
     model: Any = None,
     *,
     steps: int | None = None,
-    targets: Targets | None = None,
-    exclude: Targets | None = None,
-    parameters: Parameters = NO_PARAMETERS,
-    adapter: AdapterConfig = AdapterConfig(),
-    growth: GrowthConfig = GrowthConfig(),
-    is_trained: Callable[[str], bool] | None = None,
-    dtype: Any = jnp.float32,
+    **given: Unpack[base.Arguments],
 ) -> base.Method:
     """Attach nothing, train everything.
 
@@ -33,8 +22,9 @@ def full(
     >>> il.full().description
     'every parameter of the model'
     """
+    asked = base.read_arguments(**given)
     if model is not None:
-        base.choose_places(model, targets, exclude, is_trained, adapter)
+        asked.places(model)
     return base.fixed_method(
         "full",
         "every parameter of the model",

@@ -1,7 +1,7 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
 from increlora_jax.core.importance import (
     IMPORTANCE_FUNCTIONS,
     Evidence,
+    ImportanceFunction,
     ImportanceState,
+    find_misfit,
     init_importance,
     lasting_steps,
     update_importance,
@@ -24,37 +26,26 @@ from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.core.stacking import Key, flatten, unflatten
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
+from increlora_jax.methods.code import load_code
 from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.kernels import path_of
 from increlora_jax.nn.skeleton import Parts
-from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 
 def increlora(
     model: Any,
     *,
     steps: int,
-    targets: Targets | None = None,
-    exclude: Targets | None = None,
-    parameters: Parameters = NO_PARAMETERS,
-    adapter: AdapterConfig = AdapterConfig(),
-    growth: GrowthConfig = GrowthConfig(),
-    is_trained: Callable[[str], bool] | None = None,
-    dtype: Any = jnp.float32,
+    importance: ImportanceFunction | None = None,
+    **given: Unpack[base.Arguments],
 ) -> base.Method:
     """Plan the growth of `model` over `steps`, and make the method; nothing is attached yet.
 
     Args:
         model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
         steps: optimizer steps of the run.
-        targets: what to adapt; default: `adapter.target_modules`, else all-linear.
-        exclude: what of it to leave out; default: `adapter.exclude_modules`.
-        parameters: how other parameters are matrices, by a regex for their path.
-        adapter: α, dropout and scaling.
-        growth: budget, rounds and importance.
-        is_trained: a test of paths; default: whether `adapter.modules_to_save` names it. Targets
-            that learn in full are left out, and the description names them.
-        dtype: of the adapters.
+        importance: a score of your own; default: the one that `growth.importance` names.
+        **given: targets and settings, as in `methods.base.Arguments`.
 
     Raises:
         InputError: targets that match nothing, or a plan that cannot finish; named.
@@ -64,12 +55,34 @@ def increlora(
     >>> il.increlora({"w": jnp.ones((4, 4))}, steps=100, growth=growth).rank_budget
     2
     """
-    chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
-    places: dict[str, Any] = {**chosen._asdict(), "parameters": parameters}
+    asked = base.read_arguments(**given)
+    function = _choose_importance(importance, asked.growth.importance)
+    places = asked.places(model)
     planned = plan_targets(model, **places)
-    rules = _Growth(growth, _plan(planned.sizes, steps, growth), adapter, planned.describe())
-    settings = {**places, **rules.adapter_settings(), "dtype": dtype}
-    return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), chosen.is_trained)
+    plan = _plan(planned.sizes, steps, asked.growth)
+    rules = _Growth(asked.growth, plan, asked.adapter, planned.describe(), function)
+    settings = {**places, **rules.adapter_settings(), "dtype": asked.dtype}
+    return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), places["is_trained"])
+
+
+def _choose_importance(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
+    """Return the score that is given, else the named one, which is imported if it is a user's.
+
+    Raises:
+        InputError: there is no such score, it is no `ImportanceFunction`, or takes other arguments.
+    """
+    where = "importance" if given else f"--importance {name}"
+    function: Any = given or IMPORTANCE_FUNCTIONS.get(name)
+    if ":" in name and not given:
+        function = load_code("--importance", name)
+    if not isinstance(function, ImportanceFunction):
+        raise InputError(
+            f"{where}: no ImportanceFunction. Name one as package.module:name, or choose from "
+            f"{', '.join(IMPORTANCE_FUNCTIONS)}"
+        )
+    if problem := find_misfit(function):
+        raise InputError(f"{where}: {problem}")
+    return function
 
 
 def _method(
@@ -127,10 +140,7 @@ class _Growth(NamedTuple):
     plan: GrowthPlan
     adapter: AdapterConfig
     note: str  # of the targets that are left out
-
-    @property
-    def function(self) -> Any:
-        return IMPORTANCE_FUNCTIONS[self.config.importance]
+    function: ImportanceFunction
 
     @property
     def window(self) -> int:

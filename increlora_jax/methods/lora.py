@@ -1,7 +1,7 @@
 """LoRA: every target keeps one fixed rank (arXiv 2106.09685)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,13 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods import base
 from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.initial import start_small
-from increlora_jax.nn.targets import NO_PARAMETERS, Parameters, Targets
 
 
 def lora(
     model: Any,
     *,
     steps: int | None = None,
-    targets: Targets | None = None,
-    exclude: Targets | None = None,
-    parameters: Parameters = NO_PARAMETERS,
-    adapter: AdapterConfig = AdapterConfig(),
-    growth: GrowthConfig = GrowthConfig(),
-    is_trained: Callable[[str], bool] | None = None,
-    dtype: Any = jnp.float32,
+    **given: Unpack[base.Arguments],
 ) -> base.Method:
     """y = x·W + s · x·A·B with A ~ U(±1/√in), B = 0 and r = `target_rank` slots, all active.
 
@@ -41,16 +34,16 @@ def lora(
     >>> il.lora({"w": jnp.ones((4, 4)), "v": jnp.ones((4, 2))}).description
     '2 modules of rank 2'
     """
-    chosen = base.choose_places(model, targets, exclude, is_trained, adapter)
-    places: dict[str, Any] = {**chosen._asdict(), "parameters": parameters}
+    asked = base.read_arguments(**given)
+    places = asked.places(model)
     planned = plan_targets(model, **places)
-    _check_rank(planned.sizes, int(growth.target_rank))
-    settings = places | _settings(adapter, growth) | {"dtype": dtype}
+    _check_rank(planned.sizes, int(asked.growth.target_rank))
+    settings = places | _settings(asked.adapter, asked.growth) | {"dtype": asked.dtype}
     return base.fixed_method(
         "lora",
         f"{len(planned.sizes)} modules of rank {settings['max_rank']}{planned.describe()}",
         attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
-        is_trained=chosen.is_trained,
+        is_trained=places["is_trained"],
     )
 
 

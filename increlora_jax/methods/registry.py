@@ -1,31 +1,21 @@
-"""From a configuration to the method it names."""
+"""From a configuration to the method it names: one of the table, or a function of a user's own."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_type_hints
 
-from flax import nnx
-
-from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.config import AdapterConfig, RunConfig
+from increlora_jax.errors import InputError, suggest
 from increlora_jax.methods.base import Method
-from increlora_jax.methods.full import full
-from increlora_jax.methods.head import head
-from increlora_jax.methods.increlora import increlora
-from increlora_jax.methods.lora import lora
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "increlora": increlora,
-    "lora": lora,
-    "full": full,
-    "head": head,
-}
-"""Every method by its flag; all take the same arguments."""
+from increlora_jax.methods.code import load_code
+from increlora_jax.methods.table import METHODS
+from increlora_jax.values import convert
 
 
 def build_method(
-    model: nnx.Module,
-    adapter: AdapterConfig,
-    growth: GrowthConfig,
+    model: Any,
+    config: RunConfig,
     *,
     steps: int,
     default_targets: str,
@@ -33,12 +23,79 @@ def build_method(
 ) -> Method:
     """Make the method for `model`, which may be abstract; nothing is attached yet.
 
+    A method that is `package.module:function` is imported, which runs its code.
+
     Raises:
-        InputError: targets that match nothing, or a growth plan that cannot finish.
+        InputError: targets that match nothing, a growth plan that cannot finish, or a function that
+            is not there or returns no `Method`.
     """
-    complete: Any = replace(
-        adapter,
-        target_modules=adapter.target_modules or [default_targets],
-        modules_to_save=adapter.modules_to_save or default_modules_to_save,
-    )
-    return METHODS[adapter.method](model, steps=steps, adapter=complete, growth=growth)
+    name = config.adapter.method
+    given: dict[str, Any] = {
+        "steps": steps,
+        "adapter": replace(
+            config.adapter,
+            target_modules=config.adapter.target_modules or [default_targets],
+            modules_to_save=config.adapter.modules_to_save or default_modules_to_save,
+        ),
+        "growth": config.growth,
+    }
+    if ":" in name:
+        return _build_from_outside(name, model, config.adapter, given)
+    if name not in METHODS:
+        listed = f"choose from {', '.join(METHODS)}, or package.module:function"
+        raise InputError(f"--method {name}: unknown; {listed}{suggest(name, METHODS)}")
+    entry = METHODS[name]
+    if entry.own_group:
+        given["config"] = getattr(config, entry.own_group)
+    method: Method = load_code("--method", entry.build)(model, **given)
+    return method
+
+
+def _build_from_outside(
+    name: str, model: Any, adapter: AdapterConfig, given: dict[str, Any]
+) -> Method:
+    build = load_code("--method", name)
+    if not callable(build):
+        raise InputError(f"--method {name}: it cannot be called. Name a function")
+    own = _own_settings(name, build, adapter.method_options or [])
+    try:
+        inspect.signature(build).bind(model, **given, **own)
+    except TypeError as error:
+        taken = ", ".join([*given, *own])
+        raise InputError(
+            f"--method {name}: the function must take (model, *, {taken}): {error}. Mend it"
+        ) from None
+    method = build(model, **given, **own)
+    if not isinstance(method, Method):
+        raise InputError(
+            f"--method {name}: the function returns a {type(method).__name__}. It must return an "
+            "il.Method"
+        )
+    return method._replace(name=name)
+
+
+def _own_settings(name: str, build: Callable[..., Any], words: list[str]) -> dict[str, Any]:
+    """Return the argument `config` of a function that declares one, from `--method-options`."""
+    group = get_type_hints(build).get("config") if inspect.isfunction(build) else None
+    if not is_dataclass(group):
+        if words:
+            raise InputError(
+                f"--method-options {words[0]}: {name} has no argument `config` whose type is a "
+                "dataclass. Leave the flag out"
+            )
+        return {}
+    kinds = {f.name: get_type_hints(group)[f.name] for f in fields(group)}
+    values = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in kinds:
+            raise InputError(
+                f"--method-options {word}: write NAME=VALUE; the names of {name} are "
+                f"{', '.join(kinds)}{suggest(key, kinds)}"
+            )
+        try:
+            values[key] = convert(text, kinds[key])
+        except ValueError as error:
+            raise InputError(f"--method-options {word}: {error}") from None
+    make: Any = group
+    return {"config": make(**values)}

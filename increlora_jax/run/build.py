@@ -190,8 +190,7 @@ def plan_run(
     )
     method = build_method(
         model,
-        config.adapter,
-        config.growth,
+        config,
         steps=steps,
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save),

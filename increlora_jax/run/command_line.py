@@ -23,7 +23,7 @@ from increlora_jax.run.idle import idle_settings
 from increlora_jax.run.recipes import FOLLOWS_LENGTH, RECIPES, recipe
 from increlora_jax.run.sweep import members_of, swept_names
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.values import convert, kinds_in
+from increlora_jax.values import Reference, convert, kinds_in
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _DESCRIPTION = """\
@@ -65,6 +65,7 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
         for name, setting in _read_settings(file).items()
     }
     config = _resolve(settings | flags)
+    _check_code(config, settings, given)
     if is_shown:
         write_result(describe_run(config).rstrip())
         raise SystemExit
@@ -157,6 +158,7 @@ def _add_flag(section: Any, field: Field[Any], kind: Any, star: str) -> None:
 def _explain(field: Field[Any], kind: Any, star: str) -> str:
     """Return a setting's line of help: what it is, its choices and its default."""
     choices = [word for k in kinds_in(kind) if get_origin(k) is Literal for word in get_args(k)]
+    choices += ["package.module:name"] if Reference in kinds_in(kind) else []
     default = field.default
     notes = [", ".join(choices)] if choices else []
     if kind is bool:
@@ -166,6 +168,22 @@ def _explain(field: Field[Any], kind: Any, star: str) -> str:
             f"default {default:g}{star}" if type(default) is float else f"default {default}{star}"
         ]
     return field.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _check_code(
+    config: RunConfig, settings: Mapping[str, Setting], given: Mapping[str, Any]
+) -> None:
+    """Check that a flag, and not only a file, names whatever code of a user would run.
+
+    Raises:
+        InputError: a file alone names it.
+    """
+    for name, value in config.flat().items():
+        if Reference in kinds_in(KINDS[name]) and ":" in value and name not in given:
+            raise InputError(
+                f"{settings[name].where} {value} is code, which no file can start. If you trust "
+                f"it, give {flag_of(name)} {value} as well"
+            )
 
 
 def _resolve(settings: Mapping[str, Setting]) -> RunConfig:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from increlora_jax.run.flags import Parser, path, path_text, text, type_of
+from increlora_jax.values import Reference
 
 _DESCRIPTION = "Evaluate a saved run on its dev data, or on other data with its labels."
 
@@ -18,6 +19,9 @@ def evaluate_parser() -> Parser:
         help="where the base model is now: a folder or a hub id")  # fmt: skip
     add("--model-revision", type=text, metavar="NAME", help="the branch, tag or commit of --model")
     add("--model-subfolder", type=text, metavar="DIR", help="where in the folder of --model it is")
+    add("--method", type=type_of(Reference), metavar="NAME",
+        help="the method of your own that trained the run, whose code is then imported "
+        "(package.module:name)")  # fmt: skip
     add = parser.add_argument_group("on which data").add_argument
     add("--data-dir", type=path_text, metavar="DIR", help="other data than the run's own")
     add("--split", type=text, metavar="NAME", help="one split of the data: dev, test, train, ...")

@@ -2,16 +2,9 @@
 
 from dataclasses import fields
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig
+from increlora_jax.config import RunConfig
+from increlora_jax.methods.table import METHODS
 
-_ADAPTER = {field.name for field in fields(AdapterConfig)} - {"method"}
-_GROWTH = {field.name for field in fields(GrowthConfig)}
-_BY_METHOD = {
-    "increlora": set(),
-    "lora": (_GROWTH - {"target_rank"}) | {"scaling"},
-    "head": (_GROWTH | _ADAPTER) - {"modules_to_save"},
-    "full": _GROWTH | _ADAPTER,
-}
 _OF_ROUNDS = {
     "target_total_rank", "top_h", "incre_rank_num", "init_warmup", "incre_interval",
     "advance_learn", "restart_warmup", "importance", "beta1", "beta2", "score_window",
@@ -21,9 +14,24 @@ _OF_ROUNDS = {
 def idle_settings(config: RunConfig) -> dict[str, str]:
     """Return the settings without an effect, each with the flag that makes it so."""
     method = config.adapter.method
-    idle = dict.fromkeys(_BY_METHOD[method], f"--method {method}")
+    idle = dict.fromkeys(_unread(config, method), f"--method {method}")
     if not config.growth.growth:
         idle = dict.fromkeys(_OF_ROUNDS, "--no-growth") | idle
     if config.training.max_steps is not None:
         idle["num_train_epochs"] = f"--max-steps {config.training.max_steps}"
     return idle
+
+
+def _unread(config: RunConfig, method: str) -> set[str]:
+    """Return the settings that a method of the table does not read; others are not known."""
+    if method not in METHODS:
+        return set()
+    reads = METHODS[method].reads
+    settings = {
+        f"{group.name}.{setting.name}": setting.name
+        for group in fields(config)
+        if group.name not in ("task", "training", "unsaid") and group.name not in reads
+        for setting in fields(getattr(config, group.name))
+    }
+    unread = {name for path, name in settings.items() if path not in reads}
+    return (unread | {"method_options"}) - {"method"}

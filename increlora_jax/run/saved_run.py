@@ -7,9 +7,9 @@ only says where model and data are: an edit there changes no score without a wor
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from increlora_jax.config import FREE, AdapterConfig, GrowthConfig, RunConfig, TaskConfig
+from increlora_jax.config import FREE, GROUPS, KINDS, RunConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.nn.adapter_files import CONFIG, TENSORS
@@ -17,8 +17,9 @@ from increlora_jax.run.build import Plan
 from increlora_jax.run.sweep import Member
 
 _KINDS: dict[str, Any] = {
-    f.name: get_type_hints(group)[f.name]
-    for group in (TaskConfig, AdapterConfig, GrowthConfig)
+    f.name: KINDS[f.name]
+    for group in GROUPS
+    if group is not TrainingConfig
     for f in fields(group)
     if f.name not in FREE
 } | {"seed": int}

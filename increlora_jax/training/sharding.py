@@ -64,7 +64,7 @@ class Layout:
     A parameter lies as the table `rules` says of its path, and so do its moments. Of an adapter, A
     has its kernel's inputs where the kernel has them, and B its outputs. Of a quantised kernel, the
     values lie as the kernel would, the scales as its outputs. A stack (`core.groups`) lies as the
-    first of it would. All else (slots, λ, averages, key,
+    first of it would. All else (slots, λ, a method's state, key,
     counts) is the same on every device: so each of them computes the same growth.
     """
 
@@ -177,7 +177,7 @@ class Layout:
                 axes = (inputs, None) if name == "A" else (None, outputs)
                 stack = (None,) * (len(leaf.shape) - 2)
                 return self._divide(f"{module}.adapter.{name}", leaf.shape, (*stack, *axes))
-            case (GetAttrKey(name="settings" | "statistics"), *_):
+            case (GetAttrKey(name="settings" | "statistics" | "method"), *_):
                 return self.everywhere
             case (*_, DictKey(key=str(name))):
                 return self._divide(name, leaf.shape, self._axes_of(name))

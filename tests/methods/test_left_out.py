@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
@@ -75,8 +75,7 @@ def test_all_linear_leaves_out_the_default_modules_to_save(name):
     adapter = AdapterConfig(method=name, target_modules=["all-linear"])
     made = build_method(
         model,
-        adapter,
-        GROWTH,
+        RunConfig(adapter=adapter, growth=GROWTH),
         steps=99,
         default_targets="",
         default_modules_to_save=list(saved),

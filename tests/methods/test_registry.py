@@ -1,7 +1,7 @@
 import pytest
 from flax import nnx
 
-from increlora_jax.config import AdapterConfig, GrowthConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import as_targets
 from increlora_jax.methods.registry import build_method
@@ -12,8 +12,9 @@ from tests.tiny import MLP, MODULES
 def build(model=None, **adapter):
     return build_method(
         model or nnx.eval_shape(MLP),
-        AdapterConfig(**adapter),
-        GrowthConfig(init_warmup=1, incre_interval=1),
+        RunConfig(
+            adapter=AdapterConfig(**adapter), growth=GrowthConfig(init_warmup=1, incre_interval=1)
+        ),
         steps=20,
         default_targets=r"layers\.\d",
         default_modules_to_save=["head"],

@@ -1,0 +1,30 @@
+"""The methods by name: a line for each. Nothing is imported before a method is built."""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A method as the table holds it.
+
+    Attributes:
+      build: `package.module:function`; the function takes the arguments of `il.increlora`.
+      reads: the groups of `RunConfig` that the method reads, or single settings as `growth.beta1`.
+        A whole group beside `adapter` and `growth` is the method's own, the argument `config`.
+    """
+
+    build: str
+    reads: tuple[str, ...]
+
+    @property
+    def own_group(self) -> str | None:
+        """The group of settings that belongs to this method alone."""
+        own = [g for g in self.reads if "." not in g and g not in ("adapter", "growth")]
+        return own[0] if own else None
+
+
+METHODS = {
+    "increlora": Entry("increlora_jax.methods.increlora:increlora", ("adapter", "growth")),
+    "lora": Entry("increlora_jax.methods.lora:lora", ("adapter", "growth.target_rank")),
+    "full": Entry("increlora_jax.methods.full:full", ()),
+    "head": Entry("increlora_jax.methods.head:head", ("adapter.modules_to_save",)),
+}
