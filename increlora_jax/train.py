@@ -174,7 +174,7 @@ def _open_journal(
         is_silent=not is_first(),
     )
     stack.enter_context(log)
-    method = plan.method.vary(member.settings)
+    method = plan.method.varied(member.settings)
     return Journal(progress, log, plan.schedule, method, bar.say, member.name)
 
 

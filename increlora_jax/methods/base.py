@@ -83,7 +83,8 @@ class Method(NamedTuple):
       or from above. It may become false again.
     - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
-    - `vary(settings)` is the method with other values of those settings it knows (`config.vary`).
+    - `vary(settings)` makes the method with other values of those settings it knows
+      (`config.vary`); None if it knows none. Callers use `varied`.
     - `steps`: of the run that growth was planned for; None if the method fits any run.
     - `chosen`: the values, by flag, of settings that follow the run's length and could be `auto`.
     """
@@ -102,9 +103,13 @@ class Method(NamedTuple):
     is_finished: Callable[[int], bool]
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
-    vary: Callable[[Settings], "Method"]
+    vary: Callable[[Settings], "Method"] | None = None
     chosen: Settings = MappingProxyType({})
     steps: int | None = None
+
+    def varied(self, settings: Settings) -> "Method":
+        """Return the method with other values of settings."""
+        return self if self.vary is None else self.vary(settings)
 
 
 class Arguments(TypedDict, total=False):
@@ -212,7 +217,7 @@ def fixed_method(
     is_trained: Callable[[str], bool],
 ) -> Method:
     """A method that never changes what it has attached: nothing to score, to add or to grow."""
-    method = Method(
+    return Method(
         name=name,
         description=description,
         rank_budget=None,
@@ -227,6 +232,4 @@ def fixed_method(
         is_finished=lambda total_rank: True,
         is_scored=lambda step, is_finished: False,
         restart_warmup=False,
-        vary=lambda settings: method,
     )
-    return method

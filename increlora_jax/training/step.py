@@ -298,7 +298,7 @@ def build_trainer(
     def varied(settings: Settings) -> Trainer:
         alpha = settings.get("lora_alpha")
         other = skeleton if alpha is None else skeleton.with_alpha(alpha)
-        own, changed = method.vary(settings), vary(config, settings)
+        own, changed = method.varied(settings), vary(config, settings)
         return build_trainer(other, own, loss, changed, total_steps=total_steps, dtype=dtype)
 
     optimizer = build_optimizer(

@@ -355,7 +355,7 @@ def test_a_step_scored_for_another_runs_sake_moves_nothing_outside_its_own_windo
 
 
 def test_the_settings_that_it_knows_can_be_varied():
-    varied = method_of().vary({"reg_orth_coef": 0.75, "beta1": 0.0, "learning_rate": 3.0})
+    varied = method_of().varied({"reg_orth_coef": 0.75, "beta1": 0.0, "learning_rate": 3.0})
     assert varied.regularization == 0.75
     game = Game()
     game.method = varied

@@ -21,6 +21,7 @@ from tests.tiny import MLP, MODULES, run, start, trains_head
 from tests.toy_methods import TOY
 
 PRUNE = "toy_of_a_test:prune"
+PADDED = "--pad-to-max-length"  # one program fewer to compile
 OPTIONS = ["--method-options", "budget=24", "every=3", "--method", PRUNE, "--save-steps", "4"]
 
 
@@ -45,7 +46,9 @@ def test_a_pruning_method_prunes_and_takes_a_slot_back(toy):
     history = run(begun, 14)
     totals = [int(state.total_rank) for state, _ in history]
     assert totals == [16] * 3 + [12] * 3 + [8] * 3 + [9] * 3 + [8] * 2
-    assert [method.is_finished(total) for total in (16, 9, 8)] == [False, False, True]
+    for same in (method, method.varied({"learning_rate": 1.0})):  # as a run of a sweep takes it
+        assert [same.is_finished(total) for total in (16, 9, 8)] == [False, False, True]
+        assert same.update is method.update
     slots = [state.slots[MODULES[0]] for state, _ in history]
     (back,) = np.flatnonzero(slots[9].active & ~slots[8].active)
     assert slots[8].lambda_born[back] == slots[8].matrix_born[back] == NEVER
@@ -88,7 +91,7 @@ def test_a_run_by_command_is_killed_resumed_and_evaluated(
     toy, toy_folder, short_words, tmp_path, capsys
 ):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = [*short_words, *OPTIONS, "--output-dir"]
+    words = [*short_words, *OPTIONS, PADDED, "--output-dir"]
     path = os.pathsep.join(filter(None, [str(toy_folder), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {
         "PYTHONPATH": path,
@@ -101,7 +104,9 @@ def test_a_run_by_command_is_killed_resumed_and_evaluated(
     )
     assert ended.returncode == -9, ended.stderr[-2000:]
     train.main([*words, str(whole)])
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "step 3: shrinks to total rank 36 of 24" in said
+    assert "step 9: grows to total rank 25 of 24" in said
     train.main([*words, str(killed)])
     assert "going on from the checkpoint of step 8" in capsys.readouterr().err
     assert left(killed) == left(whole)
@@ -137,7 +142,8 @@ def test_a_score_by_command_is_trained_with_and_not_needed_for_evaluation(
     toy, short_words, tmp_path
 ):
     folder = tmp_path / "run"
-    train.main([*short_words, "--importance", "toy_of_a_test:wide", "--output-dir", str(folder)])
+    code = ["--importance", "toy_of_a_test:wide"]
+    train.main([*short_words, *code, PADDED, "--output-dir", str(folder)])
     results = json.loads((folder / "results.json").read_text())
     widest = {f"bert.encoder.layer.{layer}.output.dense" for layer in (0, 1)}
     assert widest <= results["rounds"]["2"].keys()
