@@ -12,13 +12,32 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 from increlora_jax.core.pace import Auto
 from increlora_jax.errors import InputError
 from increlora_jax.methods.table import METHODS
-from increlora_jax.values import Reference, expand_home, split_names
+from increlora_jax.values import (
+    Reference,
+    expand_homes,
+    flag_of,
+    require,
+    require_each,
+    split_names,
+)
 
 if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
     from increlora_jax.core.adapter import Scaling
 
 TaskName = Literal[
-    "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "text", "demo"
+    "cola",
+    "mnli",
+    "mrpc",
+    "qnli",
+    "qqp",
+    "rte",
+    "sst2",
+    "stsb",
+    "wnli",
+    "text",
+    "demo",
+    "squad",
+    "squad_v2",
 ]
 Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
@@ -34,39 +53,11 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def flag_of(name: str) -> str:
-    """Return the flag of a setting."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _require(is_good: bool, name: str, value: Any, wanted: str) -> None:
-    if not is_good:
-        raise InputError(f"{flag_of(name)} {value} must be {wanted}")
-
-
-def _expand_homes(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, str) and value.startswith("~"):
-            try:
-                object.__setattr__(config, name, expand_home(value))
-            except ValueError as error:
-                raise InputError(f"{flag_of(name)} {error}") from None
-
-
 _LONGEST_NAME = 60
 """Of the data's folder, within the name of a run's folder."""
 
 LARGEST = 2**31 - 2
 """Of whole numbers: steps are counted in 32 bits, and the last number says "never"."""
-
-
-def _require_each(config: Any, names: str, test: Any, wanted: str) -> None:
-    for name in names.split():
-        value = getattr(config, name)
-        if value is not None and value != "auto":
-            is_number = isinstance(value, int | float)
-            _require(is_number and test(value), name, value, wanted)
 
 
 FREE = frozenset(
@@ -132,7 +123,9 @@ class TaskConfig:
 
     sections: ClassVar[dict[str, str]] = {"task": "task, data and base model"}
 
-    task: TaskName = option("sst2", "a GLUE task, text for data of your own, or demo")
+    task: TaskName = option(
+        "sst2", "a GLUE task, squad, squad_v2, text for data of your own, or demo"
+    )
     data_dir: str | None = option(None, "folder with train and dev files; default: the hub")
     problem_type: Literal["auto", "single_label_classification", "regression"] = option(
         "auto", "of --task text; auto tells from the labels"
@@ -149,6 +142,15 @@ class TaskConfig:
         None, "where in the folder or repository of --model the model is, as 0_Transformer"
     )
     max_seq_length: int = option(128, "tokens an example is truncated to")
+    doc_stride: Count = option(
+        "auto", "squad: tokens that windows of a context overlap by; auto is a third of "
+        "--max-seq-length"
+    )  # fmt: skip
+    n_best_size: int = option(20, "squad: starts and ends that are tried for an answer")
+    max_answer_length: int = option(30, "squad: tokens of an answer at most")
+    null_score_diff_threshold: float = option(
+        0.0, "squad_v2: by how much no answer has to score higher than the best one"
+    )
     pad_to_max_length: bool = option(
         False, "pad every batch to --max-seq-length: one shape; with --seeds or --sweep each run "
         "then draws the dropout that it draws alone"
@@ -165,9 +167,11 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
-        _require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
-        _expand_homes(self, "data_dir", "model")
+        require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
+        require_each(self, "n_best_size max_answer_length", lambda v: v >= 1, "at least 1")
+        require_each(self, "doc_stride", lambda v: v >= 0, "at least 0")
+        require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        expand_homes(self, "data_dir", "model")
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,8 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
-        _require_each(self, "lora_alpha", lambda v: v > 0, "positive")
+        require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        require_each(self, "lora_alpha", lambda v: v > 0, "positive")
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             object.__setattr__(self, name, split_names(getattr(self, name)))
 
@@ -238,17 +242,17 @@ class GrowthConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require_each(
+        require_each(
             self,
             "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank",
             lambda v: v >= 1,
             "at least 1",
         )
-        _require_each(self, "target_rank", lambda v: v > 0, "positive")
-        _require_each(self, "init_warmup reg_orth_coef", lambda v: v >= 0, "at least 0")
-        _require_each(self, "beta1 beta2", lambda v: 0 <= v < 1, "in [0, 1)")
+        require_each(self, "target_rank", lambda v: v > 0, "positive")
+        require_each(self, "init_warmup reg_orth_coef", lambda v: v >= 0, "at least 0")
+        require_each(self, "beta1 beta2", lambda v: 0 <= v < 1, "in [0, 1)")
         is_width = self.max_rank in ("auto", "exact") or re.fullmatch(r"[1-9]\d*", self.max_rank)
-        _require(bool(is_width), "max_rank", self.max_rank, "a positive number, exact or auto")
+        require(bool(is_width), "max_rank", self.max_rank, "a positive number, exact or auto")
 
     @property
     def max_rank_rule(self) -> int | Literal["auto", "exact"]:
@@ -341,7 +345,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require_each(
+        require_each(
             self,
             "max_steps train_batch_size gradient_accumulation_steps eval_batch_size eval_steps "
             "logging_steps steps_per_execution save_steps save_total_limit keep_period",
@@ -349,12 +353,12 @@ class TrainingConfig:
             "at least 1",
         )
         positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs"
-        _require_each(self, positive, lambda v: v > 0, "positive")
-        _require_each(
+        require_each(self, positive, lambda v: v > 0, "positive")
+        require_each(
             self, "warmup_steps weight_decay seed max_skipped_steps", lambda v: v >= 0, "at least 0"
         )
-        _require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
-        _expand_homes(self, "output_dir", "compilation_cache_dir")
+        require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
+        expand_homes(self, "output_dir", "compilation_cache_dir")
 
 
 @dataclass(frozen=True)
@@ -375,9 +379,9 @@ class RunConfig:
                 if isinstance(text, str) and not text.strip():
                     raise InputError(f"{flag_of(name)} {text!r} is blank; fill it, or leave it out")
             if type(value) is float:
-                _require(isfinite(value), name, value, "finite")
+                require(isfinite(value), name, value, "finite")
             elif type(value) is int:
-                _require(value <= LARGEST, name, value, f"at most {LARGEST}")
+                require(value <= LARGEST, name, value, f"at most {LARGEST}")
 
     @property
     def groups(self) -> tuple[Any, ...]:

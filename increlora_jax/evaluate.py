@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from increlora_jax.config import DEFAULTS, RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.replace import find_folder
@@ -36,8 +34,7 @@ from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import check_devices
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.tasks.details import describe_split
-from increlora_jax.tasks.metrics import count_not_finite, score_splits
+from increlora_jax.tasks.kind import Predictions, Split, count_not_finite
 
 BASE = ("model", "model_revision", "model_subfolder")
 """The flags that say where the base model is."""
@@ -49,7 +46,7 @@ class Evaluation(NamedTuple):
     Attributes:
       metrics: the task's own, as `results.json` has them.
       data: `run` if the data is the run's dev data by content, `other`, or `unknown`.
-      splits: of each split every figure (see `tasks.details`).
+      splits: of each split every figure (see `Kind.examine`).
       notes: what the user should know.
     """
 
@@ -188,20 +185,20 @@ def examine(
     here = {key: value for key, value in plan.identity.items() if key != "data"}
     check_identity(what, saved["identity"], here)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
-        ready, logits = _compute_logits(plan, folder, saved)
-    _check_finite(what, logits)
-    return _score(ready, logits, scored.origin, (*notes, *scored.notes))
+        ready, predictions = _predict(plan, folder, saved)
+    _check_finite(what, predictions, ready.plan.data.dev)
+    return _score(ready, predictions, scored.origin, (*notes, *scored.notes))
 
 
-def _compute_logits(
+def _predict(
     plan: Plan, folder: Path, saved: Mapping[str, Any]
-) -> tuple[Run, dict[str, np.ndarray]]:
-    """Load the adapter in `folder` and compute the logits of every split."""
+) -> tuple[Run, dict[str, Predictions]]:
+    """Load the adapter in `folder` and predict every split."""
     ready = prepare_run(plan)
     loaded = load_adapter(folder, ready.parts)
     check_ranks(folder, saved, ranks_of(loaded.slots))
-    each = ready.evaluator.logits(ready.first_state(loaded), ready.parts.base)
-    return ready, {name: one[0] for name, one in each.items()}
+    (predictions,) = ready.evaluator.predictions(ready.first_state(loaded), ready.parts.base)
+    return ready, predictions
 
 
 def _without_code(run: Path, config: RunConfig, method: str | None) -> RunConfig:
@@ -219,9 +216,11 @@ def _without_code(run: Path, config: RunConfig, method: str | None) -> RunConfig
     return config.changed({"importance": DEFAULTS["importance"]})
 
 
-def _check_finite(what: str, logits: Mapping[str, np.ndarray]) -> None:
-    counts = {name: count_not_finite(each) for name, each in logits.items()}
-    told = [f"{n} of {len(logits[name])} {name} examples" for name, n in counts.items() if n]
+def _check_finite(
+    what: str, predictions: Mapping[str, Predictions], splits: Mapping[str, Split]
+) -> None:
+    counts = {name: count_not_finite(each) for name, each in predictions.items()}
+    told = [f"{n} of {len(splits[name])} {name} examples" for name, n in counts.items() if n]
     if told:
         raise InputError(
             f"{what} gives logits that are not finite, of {', '.join(told)}: there is no score. "
@@ -229,19 +228,16 @@ def _check_finite(what: str, logits: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _score(ready: Run, logits: dict[str, Any], origin: str, notes: tuple[str, ...]) -> Evaluation:
-    task, splits = ready.plan.data.task, ready.plan.data.dev
-    length = ready.plan.config.task.max_seq_length
-    cut = tuple(
-        f"{encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}"
-        for name, encoded in ready.encoded_dev.items()
-        if encoded.n_truncated
-    )
+def _score(
+    ready: Run, predictions: Mapping[str, Predictions], origin: str, notes: tuple[str, ...]
+) -> Evaluation:
+    kind, splits, encoded = ready.plan.data.kind, ready.plan.data.dev, ready.encoded_dev
+    told = tuple(note for each in encoded.values() for note in each.notes)
     return Evaluation(
-        score_splits(task, logits, splits),
+        kind.score(predictions, encoded, splits),
         origin,
-        {name: describe_split(task, each, splits[name]) for name, each in logits.items()},
-        (*notes, *ready.plan.notes, *cut),
+        {name: kind.examine(predictions[name], encoded[name], splits[name]) for name in splits},
+        (*notes, *ready.plan.notes, *told),
     )
 
 

@@ -150,6 +150,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             run.trainer,
             plan.layout,
             run.evaluator,
+            plan.data.kind.count_tokens,
             run.batch_at,
             save_adapter_of,
             plan.schedule,
@@ -174,8 +175,8 @@ def _open_journal(
         is_silent=not is_first(),
     )
     stack.enter_context(log)
-    method = plan.method.varied(member.settings)
-    return Journal(progress, log, plan.schedule, method, bar.say, member.name)
+    method, is_better = plan.method.varied(member.settings), plan.data.kind.is_better
+    return Journal(progress, log, plan.schedule, method, bar.say, member.name, is_better)
 
 
 def _write_results(
@@ -232,12 +233,9 @@ def _anchor(config: RunConfig) -> RunConfig:
 def _announce(run: Run) -> None:
     for note in run.notes:
         say(f"note: {note}")
-    cut = {"train": run.encoded_train, **run.encoded_dev}
-    for name, encoded in cut.items():
-        if encoded.n_truncated:
-            side = "" if encoded.truncation_side == "right" else ", from the left"
-            length = f"{run.plan.config.task.max_seq_length}{side}"
-            say(f"note: {encoded.n_truncated} of {len(encoded)} {name} examples cut to {length}")
+    for encoded in (run.encoded_train, *run.encoded_dev.values()):
+        for note in encoded.notes:
+            say(f"note: {note}")
     say(report(run.parts).describe())
     if len(run.plan.members) > 1:
         names = ", ".join(member.name for member in run.plan.members)

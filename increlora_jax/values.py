@@ -1,4 +1,4 @@
-"""Values of settings from text, by their kinds; of command lines and settings files alike."""
+"""Values of settings: from text by their kinds, and their bounds."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import re
 from types import NoneType
 from typing import Any, Literal, NewType, get_args, get_origin
 
-from increlora_jax.errors import suggest
+from increlora_jax.errors import InputError, suggest
 
 Reference = NewType("Reference", str)
 """Code of a user, as `package.module:name`; a string."""
@@ -133,3 +133,34 @@ def _check_reference(text: str) -> str:
 
 def _describe(kind: Any) -> str:
     return ", ".join(get_args(kind)) if get_origin(kind) is Literal else _WANTED[kind]
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def require(is_good: bool, name: str, value: Any, wanted: str) -> None:
+    """Raise InputError, naming the flag, unless a value is good."""
+    if not is_good:
+        raise InputError(f"{flag_of(name)} {value} must be {wanted}")
+
+
+def expand_homes(config: Any, *names: str) -> None:
+    """Put the home folder in place of `~` in these settings of a configuration."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, str) and value.startswith("~"):
+            try:
+                object.__setattr__(config, name, expand_home(value))
+            except ValueError as error:
+                raise InputError(f"{flag_of(name)} {error}") from None
+
+
+def require_each(config: Any, names: str, test: Any, wanted: str) -> None:
+    """Raise InputError for the first of these settings that is given and fails a test."""
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and value != "auto":
+            is_number = isinstance(value, int | float)
+            require(is_number and test(value), name, value, wanted)

@@ -16,6 +16,7 @@ import numpy as np
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.methods.increlora import increlora
+from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.progress import Progress
@@ -86,7 +87,11 @@ def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
         state = checkpoints.restore(first, state)
     rest = AtRest(layout, state)
     state = rest.pack(state)
-    jitted, program, told = jit_step(begun.trainer, layout, state, rest=rest), None, []
+    jitted, program, told = (
+        jit_step(begun.trainer, layout, state, count_tokens, rest=rest),
+        None,
+        [],
+    )
     for step in range(first, STEPS):
         if variant == "saved" and step == SAVED:
             checkpoints.save(rest.unpack(state), Progress(step=step))

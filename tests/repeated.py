@@ -1,5 +1,7 @@
 """Runs of the smallest model of every family, by how its repeated layers are computed."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,12 @@ from increlora_jax.models.heads import Tokens
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import find_spec
 from increlora_jax.models.repeated_layer import set_remat
-from increlora_jax.training.loss import sequence_loss
+from increlora_jax.tasks.classification import sequence_loss
 from tests.families import FAMILIES, SMALL
 from tests.tiny import start
 
 STEPS, ROWS = 4, 2
-SEQUENCE_LOSS = sequence_loss(False)
+SEQUENCE_LOSS = partial(sequence_loss, is_regression=False)
 QUICK = {"xla_backend_optimization_level": 0}
 """The same program; less of the time goes into compiling it."""
 
@@ -71,7 +73,7 @@ def begin(
         targets=spec.target_modules,
         adapter=AdapterConfig(lora_dropout=0.1),
         growth=GrowthConfig(target_rank=1.5, top_h=16, init_warmup=0, incre_interval=1),
-        is_trained=lambda path: path.startswith(spec.modules_to_save),
+        is_trained=lambda path: path.startswith(spec.modules_to_save["sequence_classification"]),
         dtype=dtype,
     )
     begun = start(

@@ -15,7 +15,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.adapter_files import CONFIG, CONFIG_KINDS, read_adapter_config
 from increlora_jax.run.command_line import GROUPS, parse_run, read_run, write_run
 from increlora_jax.run.folder import read_results
-from increlora_jax.tasks.registry import load_task
+from increlora_jax.tasks.classification import load_texts
 from increlora_jax.training.checkpoint import FORMAT, MANIFEST, Checkpoints, Keep, find_problem
 from increlora_jax.training.progress import Progress
 from increlora_jax.weights.folder import read_config
@@ -110,7 +110,7 @@ def test_data_files(tmp_path, suffix, task, examples):
     layouts = {"cola": "a\t1\t*\tgood\n", "stsb": "sentence1\tsentence2\tlabel\na\tb\t1.5\n"}
     (tmp_path / "dev.tsv").write_text(layouts.get(task, ROWS))
     share = max(QUICK // 3, examples // 12)
-    check_errors(tables(suffix), path, lambda: load_task(task, str(tmp_path), "auto"), share)
+    check_errors(tables(suffix), path, lambda: load_texts(task, str(tmp_path), "auto"), share)
 
 
 @AMOUNTS

@@ -21,6 +21,7 @@ from increlora_jax.nn.adapter_files import read_adapter_config
 from increlora_jax.quantization import as_dense
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
+from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.loop import jit_step
 from increlora_jax.weights.folder import name_variables, save_weights
 from tests.tiny import assert_same
@@ -91,7 +92,7 @@ def test_a_loop_over_layers_copies_nothing_of_the_base(short_run, kind):
     run = prepare_run(plan_run(parse_run([*short_run, "--quantize-base", kind, "--scan-layers"])))
     layout, state = run.plan.layout, run.first_state()
     batch = layout.batch(run.batch_at(0))
-    program = jit_step(run.trainer, layout, state).lower(
+    program = jit_step(run.trainer, layout, state, count_tokens).lower(
         state, run.parts.base, batch, is_scored=False
     )
     text = program.compile({"xla_backend_optimization_level": 0}).as_text()

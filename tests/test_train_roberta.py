@@ -10,8 +10,8 @@ from tokenizers import ByteLevelBPETokenizer
 from increlora_jax import train
 from increlora_jax.models.registry import load_tokenizer
 from increlora_jax.models.roberta import ROBERTA_WEIGHTS, RobertaForMaskedLM
-from increlora_jax.tasks.base import Split
-from increlora_jax.tasks.encoding import encode
+from increlora_jax.tasks.encoding import encode_texts
+from increlora_jax.tasks.labelled_texts import Texts
 from increlora_jax.weights.folder import save_weights
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -54,13 +54,14 @@ def test_its_tokenizer_marks_padding_as_the_model_counts_it(roberta_model):
 def test_pairs_of_texts_are_cut_as_its_tokenizer_cuts(roberta_model):
     """Their separator is two tokens, and their second text has no type of its own."""
     tokenizer = load_tokenizer(roberta_model)
-    split = Split(["good film " * 9, "the plot"], ["bad plot", "a film"], np.zeros(2, np.int32))
-    encoded = encode(split, tokenizer, 12)
+    split = Texts(["good film " * 9, "the plot"], ["bad plot", "a film"], np.zeros(2, np.int32))
+    encoded = encode_texts(split, tokenizer, 12)
     expected = tokenizer(split.first, split.second, truncation="longest_first", max_length=12)
-    np.testing.assert_array_equal(encoded.token_ids, np.concatenate(expected["input_ids"]))
-    assert encoded.n_truncated == 1
-    assert not encoded.token_types.any()
-    assert encoded.pad_id == 1
+    ids = encoded.ragged["input_ids"]
+    np.testing.assert_array_equal(ids.values, np.concatenate(expected["input_ids"]))
+    assert len(encoded.notes) == 1
+    assert not encoded.ragged["token_type_ids"].values.any()
+    assert ids.fill == 1
 
 
 def test_it_grows_to_its_budget_without_compiling_anew(roberta_model, short_run, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, get_args
 
@@ -26,8 +26,8 @@ from increlora_jax.models.repeated_layer import Remat, set_remat
 from increlora_jax.nn.skeleton import split
 from increlora_jax.quantization import Kind, store_like
 from increlora_jax.run.build import stack_layers
+from increlora_jax.tasks.classification import count_tokens, sequence_loss
 from increlora_jax.training.loop import jit_step
-from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Layout, make_mesh
 from increlora_jax.training.stacked_state import AtRest
 from increlora_jax.training.step import Trainer, build_trainer
@@ -131,7 +131,7 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
             max_rank="32",
             importance=setting.importance,
         ),
-        is_trained=lambda path: path.startswith(spec.modules_to_save),
+        is_trained=lambda path: path.startswith(spec.modules_to_save["sequence_classification"]),
     )
     for path, variable in name_variables(model, nnx.Variable).items():
         if is_drawn or method.is_trained(path) or not isinstance(variable, nnx.Param):
@@ -140,7 +140,11 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
     skeleton, parts = split(adapted, method.is_trained, is_called_once=True)
     training = TrainingConfig(warmup_steps=1)
     trainer = build_trainer(
-        skeleton, method, sequence_loss(False), training, total_steps=setting.steps
+        skeleton,
+        method,
+        partial(sequence_loss, is_regression=False),
+        training,
+        total_steps=setting.steps,
     )
     layout = Layout(make_mesh(None), spec.shardings)
     stack = stack_layers if setting.is_scanned else dict
@@ -193,7 +197,7 @@ def kept_bytes(begun: Begun) -> int:
 def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
     """What the compiled step takes beside its arguments, on this backend."""
     rest = AtRest(begun.layout, begun.state)
-    jitted = jit_step(begun.trainer, begun.layout, rest.shapes, rest=rest)
+    jitted = jit_step(begun.trainer, begun.layout, rest.shapes, count_tokens, rest=rest)
     lowered = jitted.lower(rest.shapes, begun.base, begun.setting.batch_at(0), is_scored=is_scored)
     options = AS_ACCELERATORS_DO if jax.default_backend() == "cpu" else None
     return int(lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes)
@@ -239,7 +243,7 @@ def run(words: argparse.Namespace) -> Iterator[str]:
         method, state = begun.trainer.method, begun.state
         rest = AtRest(begun.layout, state)
         state = rest.pack(state)
-        jitted = jit_step(begun.trainer, begun.layout, state, rest=rest)
+        jitted = jit_step(begun.trainer, begun.layout, state, count_tokens, rest=rest)
         ranks, seconds = [int(state.total_rank)], []
         for step in range(setting.steps):
             batch = begun.layout.batch(setting.batch_at(step))

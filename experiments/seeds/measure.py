@@ -12,6 +12,7 @@ from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.run.sweep import members_of
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
+from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.loop import jit_step
 
 
@@ -24,7 +25,7 @@ class Timed:
         batch = run.plan.layout.batch(run.batch_at(0), axis=len(self._state.members))
         self._batch = jax.device_put(batch)  # once, and not with every step
         self.shape = self._batch["input_ids"].shape
-        jitted = jit_step(run.trainer, run.plan.layout, self._state)
+        jitted = jit_step(run.trainer, run.plan.layout, self._state, count_tokens)
         lowered = jitted.lower(self._state, self._base, self._batch, is_scored=is_scored)
         self._program = lowered.compile()
         self.seconds: list[float] = []

@@ -17,8 +17,8 @@ from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import load_model
 from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.run.build import stack_layers
+from increlora_jax.tasks.classification import count_tokens, sequence_loss
 from increlora_jax.training.loop import jit_step
-from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Layout, make_mesh
 from increlora_jax.training.stacked_state import AtRest
 
@@ -52,7 +52,9 @@ class Training:
             targets=list(work.sizes),
             adapter=il.AdapterConfig(lora_dropout=work.lora_dropout),
             growth=growth,
-            is_trained=il.parameter_selector(model, work.spec.modules_to_save),
+            is_trained=il.parameter_selector(
+                model, work.spec.modules_to_save["sequence_classification"]
+            ),
         )
         config = il.TrainingConfig(
             learning_rate=work.recipe["learning_rate"], weight_decay=work.recipe["weight_decay"]
@@ -60,7 +62,7 @@ class Training:
         trainer, state, base = il.prepare(
             *(model, self.method, config),
             total_steps=steps,
-            loss=sequence_loss(is_regression=False),
+            loss=partial(sequence_loss, is_regression=False),
             is_called_once=True,
         )
         if is_scanned:
@@ -68,7 +70,7 @@ class Training:
         layout = Layout(make_mesh(None), work.spec.shardings)
         self._rest, self._base = AtRest(layout, state), layout.place(base)
         self.state = self._rest.pack(state)
-        self._step = jit_step(trainer, layout, self.state, rest=self._rest)
+        self._step = jit_step(trainer, layout, self.state, count_tokens, rest=self._rest)
         self._programs: dict[bool, Any] = {}
         self._batch = jax.device_put(work.numbers())
 

@@ -16,6 +16,7 @@ from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.memory import dispatch_synchronously, keep_freed_memory
+from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.loop import jit_step
 
 
@@ -25,7 +26,7 @@ class Timed:
     def __init__(self, words: list[str]):
         self._run = prepare_run(plan_run(parse_run(words)))
         self._state = self._run.first_state()
-        self._step = jit_step(self._run.trainer, self._run.plan.layout, self._state)
+        self._step = jit_step(self._run.trainer, self._run.plan.layout, self._state, count_tokens)
         self.seconds: list[float] = []
         self.shapes: set[tuple[int, ...]] = set()
         self._places = self._tokens = 0

@@ -66,7 +66,7 @@ def run_published(work: Work) -> Run:
     model = load_base(work, "sdpa")
     model.requires_grad_(False)
     for name, module in model.named_modules():
-        if name.rpartition(".")[-1] in work.spec.modules_to_save:
+        if name.rpartition(".")[-1] in work.spec.modules_to_save["sequence_classification"]:
             module.requires_grad_(True)
     layers = {name: _replace(model, name, births(work)) for name in work.sizes}
     averages: dict[str, dict[str, Any]] = {"sensitivity": {}, "uncertainty": {}}

@@ -116,7 +116,7 @@ def _shared(work: Work) -> dict[str, Any]:
     return {
         "task_type": "SEQ_CLS",
         "target_modules": list(work.sizes),
-        "modules_to_save": list(work.spec.modules_to_save),
+        "modules_to_save": list(work.spec.modules_to_save["sequence_classification"]),
         "lora_alpha": 16,
         "lora_dropout": work.lora_dropout,
     }

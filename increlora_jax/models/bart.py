@@ -196,7 +196,10 @@ BART = ModelSpec(
         r"model\.(encoder|decoder)\.layers\.\d+\."
         r"((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
     ),
-    modules_to_save=("classification_head",),
+    modules_to_save={
+        "sequence_classification": ("classification_head",),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=BART_SHARDINGS,
     max_length=count_positions,
 )

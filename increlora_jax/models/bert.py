@@ -349,7 +349,10 @@ BERT = ModelSpec(
         r"bert\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
-    modules_to_save=("pooler", "classifier"),
+    modules_to_save={
+        "sequence_classification": ("pooler", "classifier"),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=BERT_SHARDINGS,
     max_length=count_positions,
 )

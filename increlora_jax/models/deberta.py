@@ -177,7 +177,10 @@ DEBERTA = ModelSpec(
         r"deberta\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)_proj|(attention\.output|intermediate|output)\.dense)"
     ),
-    modules_to_save=("pooler", "classifier"),
+    modules_to_save={
+        "sequence_classification": ("pooler", "classifier"),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=DEBERTA_SHARDINGS,
     max_length=_find_max_length,
 )

@@ -213,7 +213,10 @@ GPT2 = ModelSpec(
     },
     weights=GPT2_WEIGHTS,
     target_modules=r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)",
-    modules_to_save=("score",),
+    modules_to_save={
+        "sequence_classification": ("score",),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=GPT2_SHARDINGS,
     max_length=count_positions,
 )

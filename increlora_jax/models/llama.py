@@ -330,7 +330,10 @@ LLAMA = ModelSpec(
         r"(model|transformer)\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     ),
-    modules_to_save=("score",),
+    modules_to_save={
+        "sequence_classification": ("score",),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=LLAMA_SHARDINGS,
     max_length=allow_any_length,
 )

@@ -180,7 +180,10 @@ ROBERTA = ModelSpec(
         r"roberta\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
-    modules_to_save=("classifier",),
+    modules_to_save={
+        "sequence_classification": ("classifier",),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=ROBERTA_SHARDINGS,
     max_length=lambda config: config.max_position_embeddings - _find_padding_id(config) - 1,
 )

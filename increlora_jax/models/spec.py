@@ -35,7 +35,7 @@ class ModelSpec:
         `classifier_dropout` (None: the configuration's own rate).
       weights: how the parameters of the model and of all its heads are named on disk.
       target_modules: regex of the dense layers that are adapted unless the user says otherwise.
-      modules_to_save: names of the modules of a sequence classifier that are trained in full.
+      modules_to_save: for each head the names of the modules that are trained in full.
       shardings: from regexes, of which exactly one matches a parameter's path as a whole, to the
         axis of a mesh of devices (`fsdp`, `tensor` or none) that divides each of its axes; those
         not named are whole. Where a layer makes heads or an inner width, `tensor` divides its
@@ -46,6 +46,6 @@ class ModelSpec:
     heads: Mapping[Head, Callable[..., nnx.Module]]
     weights: WeightTable
     target_modules: str
-    modules_to_save: tuple[str, ...]
+    modules_to_save: Mapping[Head, tuple[str, ...]]
     shardings: Mapping[str, tuple[str | None, ...]]
     max_length: Callable[[Any], int | None]

@@ -191,7 +191,10 @@ T5 = ModelSpec(
         r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d\."
         r"((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
     ),
-    modules_to_save=("classification_head",),
+    modules_to_save={
+        "sequence_classification": ("classification_head",),
+        "question_answering": ("qa_outputs",),
+    },
     shardings=T5_SHARDINGS,
     max_length=allow_any_length,
 )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
+from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
@@ -35,15 +35,12 @@ from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.run.lengths import fit_length, note_tokenizer_length
 from increlora_jax.run.recipes import scale
 from increlora_jax.run.sweep import Member, members_of
-from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
-from increlora_jax.tasks.data.layout import Columns
-from increlora_jax.tasks.encoding import Encoded, encode
+from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Schedule
-from increlora_jax.training.loss import sequence_loss
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
 from increlora_jax.training.state import TrainState, stack
 from increlora_jax.training.step import Trainer, build_trainer
@@ -65,6 +62,7 @@ class Plan:
     method: Method
     layout: Layout
     notes: tuple[str, ...] = ()
+    encoded_train: Encoded | None = None  # if the number of its rows had to be known
     matches_labels: bool = True  # whether the head of the model's files is matched by its labels
 
     @property
@@ -86,15 +84,15 @@ class Plan:
         return {
             "base model": identify_model(self.folder),
             "tokenizer": identify_tokenizer(self.folder),
-            "task": self.data.task.name,
-            "labels": json.dumps(self.data.task.labels),
-            "data": self.data.identify(),
+            "task": self.data.kind.task,
+            "labels": json.dumps(self.data.kind.labels),
+            "data": identify(*self.data.splits.values()),
         }
 
     @cached_property
     def dev_identity(self) -> dict[str, str]:
         """What each dev split holds, by content."""
-        return {name: split.identify() for name, split in self.data.dev.items()}
+        return {name: identify(split) for name, split in self.data.dev.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +121,10 @@ class Run:
     @cached_property
     def encoded_train(self) -> Encoded:
         """The training split as token ids."""
+        if self.plan.encoded_train is not None:
+            return self.plan.encoded_train
         length = self.plan.config.task.max_seq_length
-        return encode(self.plan.data.train, self.tokenizer, length, "train")
+        return self.plan.data.kind.encode(self.plan.data.train, self.tokenizer, length, "train")
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -160,7 +160,7 @@ class Run:
             buckets=self.buckets,
             own_rows=self.plan.layout.own_rows(training.train_batch_size),
             block=self.plan.schedule.block,
-            is_packed=task.packing,
+            pack=self.plan.data.kind.pack if task.packing else None,
         )
 
 
@@ -176,44 +176,48 @@ def plan_run(
         InputError: whatever of the configuration cannot be done, and what to change.
     """
     task, training = config.task, config.training
-    data = data or load_task(task.task, task.data_dir, task.problem_type, columns_of(task))
-    epoch_steps, planned_steps = _count_steps(training, len(data.train))
-    steps = total_steps or planned_steps
-    config = _settle(config, steps)
+    data = data or load_task(task)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
     spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
-    config = replace(config, unsaid=frozenset())
+    encoded = _encode_early(data, folder, config.task.max_seq_length)
+    rows = len(encoded if encoded is not None else data.train or ())
+    epoch_steps, planned_steps = _count_steps(training, rows)
+    steps = total_steps or planned_steps
+    config = replace(_settle(config, steps), unsaid=frozenset())
+    kind = data.kind
     model = abstract_model(
-        model_config, num_labels=data.task.num_labels, quantize=task.quantize_base
+        model_config, head=kind.head, quantize=task.quantize_base, **kind.head_options
     )
     method = build_method(
         model,
         config,
         steps=steps,
         default_targets=spec.target_modules,
-        default_modules_to_save=list(spec.modules_to_save),
+        default_modules_to_save=list(spec.modules_to_save[kind.head]),
     )
     config = config.changed(method.chosen)
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
-    _check_ways(model, layout, config)
+    _check_ways(model, layout, config, kind)
     members = members_of(config)
-    return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes)
+    return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes, encoded)
 
 
-def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig) -> None:
+def _encode_early(data: TaskData, folder: Path, max_length: int) -> Encoded | None:
+    """Encode the training split if its number of rows, and so of steps, is not known otherwise."""
+    if data.kind.is_one_row or data.train is None:
+        return None
+    return data.kind.encode(data.train, load_tokenizer(folder), max_length, "train")
+
+
+def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig, kind: Kind) -> None:
     """Check that the model can be computed as `--packing` and `--attn-implementation` ask."""
     if config.task.packing:
-        _check_packing(model, layout)
+        _check_packing(model, layout, kind)
     if config.training.attn_implementation == "pallas":
         check_fused(model, list(layout.mesh.devices.flat))
-
-
-def columns_of(task: TaskConfig) -> Columns:
-    """Return the columns of the data files, as far as the flags name them."""
-    return Columns(tuple(task.text_column or ()), task.label_column)
 
 
 def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
@@ -248,8 +252,10 @@ def _check_frozen(model: nnx.Module, method: Method) -> None:
             )
 
 
-def _check_packing(model: Any, layout: Layout) -> None:
+def _check_packing(model: Any, layout: Layout, kind: Kind) -> None:
     """See that the model reads packed rows, and that no device lacks the row of an example."""
+    if kind.pack is None:
+        raise InputError(f"--packing is not done with --task {kind.task}; leave it out")
     if not model.can_pack:
         raise InputError(
             f"--packing: {type(model).__name__} does not read several examples in a row, only "
@@ -277,7 +283,10 @@ def prepare_run(plan: Plan) -> Run:
     config = plan.config
     tokenizer = load_tokenizer(plan.folder)
     length = config.task.max_seq_length
-    encoded = {name: encode(dev, tokenizer, length, name) for name, dev in plan.data.dev.items()}
+    kind = plan.data.kind
+    encoded = {
+        name: kind.encode(dev, tokenizer, length, name) for name, dev in plan.data.dev.items()
+    }
     with plan.layout.loading():
         skeleton, starts, notes = _load_parts(plan)
     base = starts[0].base
@@ -288,7 +297,7 @@ def prepare_run(plan: Plan) -> Run:
     trainer = build_trainer(
         skeleton,
         plan.method,
-        sequence_loss(plan.data.task.is_regression),
+        kind.loss,
         config.training,
         total_steps=plan.total_steps,
     )
@@ -305,8 +314,8 @@ def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
 def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:
     dtype = jnp.dtype(plan.config.task.dtype)
     options: Any = {
-        "num_labels": plan.data.task.num_labels,
-        "classifier_dropout": plan.config.task.cls_dropout,
+        **plan.data.kind.head_options,
+        "head": plan.data.kind.head,
         "dtype": dtype,
         "param_dtype": dtype,
     }
@@ -316,8 +325,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
         plan.folder,
         seed=seeds[0],
         quantize=quantize,
-        match_labels=plan.matches_labels,
-        labels=plan.data.task.labels,
+        **(plan.data.kind.loading if plan.matches_labels else {}),
         **options,
     )
     set_remat(model, plan.config.training.remat)
@@ -341,7 +349,8 @@ def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Ar
             f"--seeds: {frozen[0]} is not in the model's files and stays as it is drawn, so that "
             "each seed has another base; add its module to --modules-to-save"
         )
-    model = abstract_model(read_config(plan.folder), num_labels=plan.data.task.num_labels)
+    kind = plan.data.kind
+    model = abstract_model(read_config(plan.folder), head=kind.head, **kind.head_options)
     adapters = adapters_of(plan.method.attach(model, nnx.Rngs(seed)))
     new = {name: value.astype(parts.head[name].dtype) for name, value in drawn.items()}
     return parts._replace(

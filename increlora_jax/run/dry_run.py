@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from increlora_jax.config import RunConfig, flag_of
+from increlora_jax.config import RunConfig
 from increlora_jax.models.registry import abstract_model
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.report import report
@@ -18,6 +18,7 @@ from increlora_jax.run.folder import CHECKPOINTS, Held, check_saved, look_into, 
 from increlora_jax.run.recipes import FOLLOWS_LENGTH
 from increlora_jax.runtime.processes import joined
 from increlora_jax.training.checkpoint import find_sound, read_saved
+from increlora_jax.values import flag_of
 from increlora_jax.weights.folder import name_variables, read_config
 
 
@@ -60,8 +61,8 @@ def _find_fate(folder: Path, plan: Plan) -> str:
 
 
 def _describe_data(plan: Plan) -> Iterator[str]:
-    task = plan.data.task
-    yield f"task: {task.name}, judged by {', '.join(task.metrics)}"
+    kind = plan.data.kind
+    yield f"task: {kind.task}, judged by {', '.join(kind.metrics)}"
     yield from (f"note: {note}" for note in (*plan.data.notes, *plan.notes))
 
 
@@ -97,10 +98,11 @@ def _lay_out(plan: Plan) -> Parts:
     dtype = jnp.dtype(task.dtype)
     model = abstract_model(
         read_config(plan.folder),
-        num_labels=plan.data.task.num_labels,
+        head=plan.data.kind.head,
         quantize=task.quantize_base,
         dtype=dtype,
         param_dtype=dtype,
+        **plan.data.kind.head_options,
     )
     values = {path: v.get_value() for path, v in name_variables(model, nnx.Param).items()}
     learned = {path: value for path, value in values.items() if method.is_trained(path)}

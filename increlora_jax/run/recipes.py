@@ -68,6 +68,9 @@ DEMO: dict[str, Any] = {
 }
 """Settings of `--task demo`, under their flags' names; measured in experiments/demo/README.md."""
 
+SQUAD: dict[str, Any] = {"max_seq_length": 384}
+"""Settings of `--task squad` and `squad_v2`, as transformers' recipe has them."""
+
 _DEMO_ROWS = 3000
 
 
@@ -75,6 +78,8 @@ def recipe(task: str, target_rank: float) -> dict[str, Any]:
     """The task's settings under their flags' names; empty for a task without a recipe."""
     if task == "demo":
         return DEMO
+    if task in ("squad", "squad_v2"):
+        return SQUAD
     if task not in RECIPES:
         return {}
     column = int(target_rank >= LARGE_RANK)
@@ -88,10 +93,11 @@ def scale(task: str, target_rank: float, steps: int) -> dict[str, Any]:
     """Return a recipe's `FOLLOWS_LENGTH` for a run of so many steps.
 
     At the recipe's own length they are the recipe's; otherwise they take the same share of the run.
-    If an interval would be less than a step, all are `auto`. Empty for a task without a recipe.
+    If an interval would be less than a step, all are `auto`. Empty if
+    the task's recipe says nothing of growth.
     """
     settings = recipe(task, target_rank)
-    if not settings:
+    if "incre_interval" not in settings:
         return {}
     rows = TRAIN_ROWS.get(task, _DEMO_ROWS)
     share = steps / (settings["num_train_epochs"] * -(-rows // BATCH_SIZE))

@@ -10,7 +10,6 @@ from increlora_jax.nn.report import report
 from increlora_jax.run.build import Plan, Run
 from increlora_jax.run.folder import RESULTS
 from increlora_jax.run.runs_on import describe_platform, list_versions
-from increlora_jax.tasks.counts import count_data
 from increlora_jax.training.loop import Outcome
 from increlora_jax.training.state import TrainState
 
@@ -110,7 +109,7 @@ def _statistics(each: list[dict[str, float]]) -> dict[str, Any]:
 
 def _head(plan: Plan) -> dict[str, Any]:
     return {
-        "task": plan.data.task.name,
+        "task": plan.data.kind.task,
         "method": plan.method.name,
         "model": plan.config.task.model,
     }
@@ -120,7 +119,7 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {
         "mesh": dict(plan.layout.mesh.shape),
         "step_compilations": outcome.step_compilations,
-        "data": count_data(plan.data),
+        "data": plan.data.count(),
         "seconds": round(outcome.seconds, 3),
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),

@@ -36,20 +36,19 @@ def describe_adapter(
     plan: Plan, member: Member, step: int, ranks: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return what `adapter_config.json` holds of a run's adapter."""
-    task, settings = plan.data.task, member.config.flat()
+    kind, settings = plan.data.kind, member.config.flat()
     return {
         "method": plan.method.name,
         "base_model": plan.config.task.model,
         "quantize_base": plan.config.task.quantize_base,
-        "task": task.name,
-        "labels": task.labels,
+        "task": kind.task,
+        **kind.saved,
         "identity": plan.identity,
         "step": step,
         "total_steps": plan.total_steps,
         "lora_alpha": member.config.adapter.lora_alpha,
         "scaling": plan.config.adapter.scaling,
         "ranks": dict(ranks),
-        "columns": list(task.columns),
         "dev_data": plan.dev_identity,
         "settings": {name: settings[name] for name in _KINDS},
     }

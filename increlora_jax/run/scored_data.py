@@ -5,18 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
-from increlora_jax.run.build import columns_of
-from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.data.lines import check_regular
-from increlora_jax.tasks.folder import find_split, name_own_split
-from increlora_jax.tasks.glue import GLUE_TASKS, REPOSITORY
-from increlora_jax.tasks.hub import load_hub_splits
-from increlora_jax.tasks.registry import load_task
-from increlora_jax.tasks.split import known_task, load_split
+from increlora_jax.tasks.kind import Kind, Split, TaskData, identify
+from increlora_jax.tasks.registry import restore_kind
 
 
 class Source(NamedTuple):
@@ -67,8 +60,8 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
             nothing else was asked for.
     """
     source.check()
-    task = known_task(saved["task"], saved["labels"], saved.get("columns", ()))
-    splits, notes = _load_splits(task, config, source)
+    kind = restore_kind(saved, config)
+    splits, notes = _load_splits(kind, config, source)
     origin = _find_origin(saved, splits)
     if origin == "other":
         told = f"the data is not the run's dev data: {', '.join(splits)}"
@@ -81,53 +74,35 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
     elif origin == "unknown":
         notes = (*notes, "this adapter is of an older version: whether the data is the run's is not"
                  " known")  # fmt: skip
-    empty = Split([], None, np.zeros(0, np.int32))
-    scored = replace(task, dev_splits=tuple(splits))
-    return Scored(TaskData(scored, empty, splits), origin, notes)
+    scored = replace(kind, dev_splits=tuple(splits))
+    return Scored(TaskData(scored, None, splits), origin, notes)
 
 
 def _load_splits(
-    task: Task, config: TaskConfig, source: Source
-) -> tuple[dict[str, Split], tuple[str, ...]]:
+    kind: Kind, config: TaskConfig, source: Source
+) -> tuple[Mapping[str, Split], tuple[str, ...]]:
     config = replace(
         config,
         text_column=source.text_column or config.text_column,
         label_column=source.label_column or config.label_column,
     )
-    columns = columns_of(config)
     if source.file is not None:
-        split, notes = load_split(task, _existing(source.file), columns=columns)
+        split, notes = kind.read(_existing(source.file), config)
         return {Path(source.file).name: split}, notes
     folder = source.data_dir or config.data_dir
-    names = (source.split,) if source.split else task.dev_splits
+    names = (source.split,) if source.split else kind.dev_splits
     if folder is None:
-        return _load_own(task, config, names)
+        return kind.load_own(names)
     path = Path(folder).expanduser()
-    files = {name: _find_file(path, name) for name in names}
-    read = {name: load_split(task, file, columns=columns) for name, file in files.items()}
+    files = {name: _find_file(kind, path, name) for name in names}
+    read = {name: kind.read(file, config) for name, file in files.items()}
     notes = tuple(note for _, told in read.values() for note in told)
     return {name: split for name, (split, _) in read.items()}, notes
 
 
-def _load_own(
-    task: Task, config: TaskConfig, names: tuple[str, ...]
-) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Load splits of a task that brings its data, or has it on the hub."""
-    if task.name in GLUE_TASKS:
-        return load_hub_splits(task, REPOSITORY, names)
-    data = load_task(task.name, None, config.problem_type)
-    held = {**data.dev, "train": data.train}
-    for name in names:
-        if name_own_split(name) not in held:
-            raise InputError(
-                f"--split {name}: {task.name} brings {', '.join(held)}; give --file or --data-dir"
-            )
-    return {name: held[name_own_split(name)] for name in names}, data.notes
-
-
-def _find_file(folder: Path, split: str) -> Path:
+def _find_file(kind: Kind, folder: Path, split: str) -> Path:
     try:
-        return find_split(folder, split)
+        return kind.find(folder, split)
     except InputError as error:
         raise InputError(f"{error}; --split names another split, and --file a file") from error
 
@@ -146,4 +121,4 @@ def _find_origin(saved: Mapping[str, Any], splits: Mapping[str, Split]) -> str:
     if "dev_data" not in saved:
         return "unknown"
     own = saved["dev_data"].values()
-    return "run" if all(split.identify() in own for split in splits.values()) else "other"
+    return "run" if all(identify(split) in own for split in splits.values()) else "other"

@@ -3,9 +3,9 @@
 from itertools import product
 from typing import Any, NamedTuple
 
-from increlora_jax.config import DEFAULTS, KINDS, VARIABLE, RunConfig, flag_of
+from increlora_jax.config import DEFAULTS, KINDS, VARIABLE, RunConfig
 from increlora_jax.errors import InputError, suggest
-from increlora_jax.values import convert, kinds_in
+from increlora_jax.values import convert, flag_of, kinds_in
 
 _NUMBERS = {name: kinds_in(KINDS[name])[0] for name in ("seed", *VARIABLE)}
 """The kinds of numbers that can differ between runs."""

@@ -10,9 +10,10 @@ from functools import lru_cache
 import numpy as np
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.kind import Batch, Encoded, Ragged
 
-Batch = dict[str, np.ndarray]
+Lengths = dict[str, int]
+"""The padded length of each ragged field, by name."""
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
@@ -31,12 +32,20 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def batch_length(
+def batch_lengths(
     encoded: Encoded, *, seed: int, step: int, batch_size: int, buckets: tuple[int, ...]
-) -> int:
-    """The bucket of a step's training batch."""
+) -> Lengths:
+    """Choose the bucket of each ragged field in a step's training batch."""
     chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
-    return choose_bucket(int(encoded.lengths[chosen].max()), buckets)
+    return choose_lengths(encoded, chosen, buckets)
+
+
+def choose_lengths(encoded: Encoded, rows: np.ndarray, buckets: tuple[int, ...]) -> Lengths:
+    """Choose for each ragged field the shortest bucket that holds these rows."""
+    return {
+        name: choose_bucket(int(field.lengths[rows].max()), buckets)
+        for name, field in encoded.ragged.items()
+    }
 
 
 def batch_at(
@@ -45,34 +54,31 @@ def batch_at(
     seed: int,
     step: int,
     batch_size: int,
-    buckets: tuple[int, ...],
+    lengths: Lengths,
     rows: np.ndarray | None = None,
 ) -> Batch:
-    """Build the training batch of a step, counted from 0 over all epochs.
+    """Build the training batch of a step, counted from 0 over all epochs, as `collate` has it.
 
-    Every epoch visits each example once, in an order drawn from (seed, epoch). The batch has
-    `input_ids`, `attention_mask` and `token_type_ids`, int32 [batch_size, length] with the smallest
-    of the buckets that holds its longest example; `labels` [batch_size], int32 or float32; and
-    `weight` float32 [batch_size], which is 0 in the rows that fill up the last batch of an epoch.
-    A host that wants only some `rows` of it, ascending, gets those; the length is of them all.
+    Every epoch visits each row of `encoded` once, in an order drawn from (seed, epoch).
+    A host that wants only some `rows` of the batch, ascending, gets those.
     """
     chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
-    return _pad_batch(encoded, chosen, batch_size, buckets, rows)
+    return collate(encoded, chosen, batch_size=batch_size, lengths=lengths, rows=rows)
 
 
 def evaluation_batches(
     encoded: Encoded, *, batch_size: int, buckets: tuple[int, ...], rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield (indices, batch) over every example once, short ones first, since those are cheap.
+    """Yield (indices, batch) over every row once, short ones first, since those are cheap.
 
-    The batch is as in `batch_at`; the first `len(indices)` of all rows are the examples of those
-    indices, so `out[indices] = logits[: len(indices)]` brings predictions back into the order of
-    the split.
+    The batch is as in `collate`; the first `len(indices)` of its rows are those of the indices, so
+    `out[indices] = predictions[: len(indices)]` brings predictions back into the split's order.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, _pad_batch(encoded, indices, batch_size, buckets, rows)
+        lengths = choose_lengths(encoded, indices, buckets)
+        yield indices, collate(encoded, indices, batch_size=batch_size, lengths=lengths, rows=rows)
 
 
 def choose_examples(encoded: Encoded, *, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -89,34 +95,40 @@ def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _pad_batch(
+def collate(
     encoded: Encoded,
-    indices: np.ndarray,
+    chosen: np.ndarray,
+    *,
     batch_size: int,
-    buckets: tuple[int, ...],
-    rows: np.ndarray | None,
+    lengths: Lengths,
+    rows: np.ndarray | None = None,
 ) -> Batch:
+    """Build a batch of the chosen rows of `encoded`, padded to `lengths`.
+
+    Args:
+      encoded: The rows.
+      chosen: At least one index, at most `batch_size`.
+      batch_size: The rows of the batch; those beyond `chosen` repeat its first, at weight 0.
+      lengths: The length of each ragged field.
+      rows: The rows of the batch to build, ascending; default: all.
+
+    Returns:
+      Every ragged field [rows, length] and fixed field [rows, …], and `weight` float32 [rows].
+    """
     rows = np.arange(batch_size) if rows is None else rows
-    length = choose_bucket(int(encoded.lengths[indices].max()), buckets)
-    batch = {
-        "input_ids": np.full((len(rows), length), encoded.pad_id, np.int32),
-        "attention_mask": np.zeros((len(rows), length), np.int32),
-        "token_type_ids": np.zeros((len(rows), length), np.int32),
-        "labels": np.zeros(len(rows), encoded.labels.dtype),
-        "weight": np.zeros(len(rows), np.float32),
-    }
-    own = indices[rows[rows < len(indices)]]
+    is_real = rows < len(chosen)
+    own = chosen[np.where(is_real, rows, 0)]
+    batch = {name: _pad(field, own, lengths[name]) for name, field in encoded.ragged.items()}
+    batch |= {name: field[own] for name, field in encoded.fixed.items()}
+    return batch | {"weight": is_real.astype(np.float32)}
+
+
+def _pad(field: Ragged, rows: np.ndarray, length: int) -> np.ndarray:
     places = np.arange(length)
-    is_token = places < encoded.lengths[own, None]
-    tokens = (encoded.offsets[own, None] + places)[is_token]
-    batch["input_ids"][: len(own)][is_token] = encoded.token_ids[tokens]
-    batch["attention_mask"][: len(own)][is_token] = 1
-    batch["token_type_ids"][: len(own)][is_token] = encoded.token_types[tokens]
-    batch["labels"][: len(own)] = encoded.labels[own]
-    batch["weight"][: len(own)] = 1.0
-    # A row that attends to nothing is 0/0 in a softmax or a mean, and 0 times NaN is still NaN.
-    batch["attention_mask"][len(own) :, 0] = 1
-    return batch
+    is_own = places < field.lengths[rows, None]
+    padded = np.full(is_own.shape, field.fill, field.values.dtype)
+    padded[is_own] = field.values[(field.offsets[rows, None] + places)[is_own]]
+    return padded
 
 
 def choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:

@@ -4,21 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.data.records import quote
+from increlora_jax.tasks.labelled_texts import Texts, TextTask
 
 _MOST_LABELS = 20
 
 
-def count_data(data: TaskData) -> dict[str, Any]:
-    """Count the rows and labels of every split, as `results.json` has them."""
-    return {
-        name: count_split(data.task, split)
-        for name, split in {"train": data.train, **data.dev}.items()
-    }
-
-
-def count_split(task: Task, split: Split) -> dict[str, Any]:
+def count_split(task: TextTask, split: Texts) -> dict[str, Any]:
     """Count the rows, the lines and each label of a split; of scores give range and mean."""
     counts: dict[str, Any] = {"source": split.source, "rows": len(split), "lines": split.num_lines}
     if not split.is_labelled:
@@ -31,7 +23,7 @@ def count_split(task: Task, split: Split) -> dict[str, Any]:
     return counts | {"labels": dict(zip(task.labels, each, strict=True))}
 
 
-def describe_split(task: Task, split: Split) -> str:
+def describe_split(task: TextTask, split: Texts) -> str:
     """Say the same in a line."""
     counts = count_split(task, split)
     lines = "" if split.num_lines is None else f" of {count_word(split.num_lines, 'line')}"

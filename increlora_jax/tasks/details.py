@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from increlora_jax.tasks.base import Split, Task
+from increlora_jax.tasks.labelled_texts import Texts, TextTask
 from increlora_jax.tasks.metrics import compute_metrics, predict_labels
 
 
-def describe_split(task: Task, logits: np.ndarray, split: Split) -> dict[str, Any]:
+def describe_split(task: TextTask, logits: np.ndarray, split: Texts) -> dict[str, Any]:
     """Compute every figure of a split.
 
     Args:

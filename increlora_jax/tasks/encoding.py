@@ -1,7 +1,5 @@
-"""From texts to token ids, kept ragged: what is padded, and how far, is for the batches to say."""
+"""From labelled texts to token ids, kept ragged: batches say what is padded, and how far."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -9,71 +7,81 @@ import numpy as np
 
 from increlora_jax.errors import InputError
 from increlora_jax.runtime.console import counted
-from increlora_jax.tasks.base import Split
+from increlora_jax.tasks.kind import Encoded, Ragged
+from increlora_jax.tasks.labelled_texts import Texts
 
 # Few enough that a chunk of long documents still fits in memory.
 _CHUNK_SIZE = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A split as token ids, all examples end to end.
-
-    Attributes:
-      token_ids: int32 [tokens].
-      token_types: int32 [tokens]; 1 in the second text of a pair, where the tokenizer says so.
-      offsets: int64 [n + 1]; example i is `token_ids[offsets[i]:offsets[i + 1]]`.
-      labels: [n] int32 class ids, or float32 scores.
-      pad_id: What fills up a batch; the attention mask hides it.
-      n_truncated: How many examples were cut to the maximum length.
-      truncation_side: Where they were cut, `right` or `left`.
-    """
-
-    token_ids: np.ndarray
-    token_types: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
-    pad_id: int
-    n_truncated: int
-    truncation_side: str = "right"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """The number of tokens of each example, int64 [n]."""
-        return np.diff(self.offsets)
-
-
-def encode(split: Split, tokenizer: Any, max_length: int, name: str = "") -> Encoded:
+def encode_texts(split: Texts, tokenizer: Any, max_length: int, name: str = "") -> Encoded:
     """Tokenize a split with a fast Hugging Face tokenizer, cutting examples to `max_length` tokens.
 
     The cut is the tokenizer's own `truncation="longest_first"`, from its `truncation_side`: of a
-    pair the longer text is cut until both are as long, then both.
+    pair the longer text is cut until both are as long, then both. Progress that lasts is shown
+    under the split's `name`.
 
-    If that lasts, its progress is shown under the split's `name`.
+    Returns:
+      One row an example, with the fields of `token_fields` and `labels` [rows].
 
     Raises:
       InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
     """
-    _check_tokenizer(tokenizer, split.second is not None, max_length)
+    needed = tokenizer.num_special_tokens_to_add(split.second is not None) + 1
+    check_tokenizer(tokenizer, needed + (split.second is not None), max_length)
     chunks = []
     with counted("tokenizing", len(split), f"{name} examples".lstrip()) as advance:
         for start in range(0, len(split), _CHUNK_SIZE):
             chunks.append(_encode_chunk(split, start, tokenizer, max_length))
             advance(len(chunks[-1].lengths))
-    lengths = np.concatenate([chunk.lengths for chunk in chunks])
-    return Encoded(
-        token_ids=np.concatenate([chunk.token_ids for chunk in chunks]),
-        token_types=np.concatenate([chunk.token_types for chunk in chunks]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        labels=split.labels,
-        # Without a pad token any id will do: the mask hides it.
-        pad_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        n_truncated=sum(chunk.n_truncated for chunk in chunks),
-        truncation_side=tokenizer.truncation_side,
+    ids, types, lengths = (
+        np.concatenate([getattr(chunk, name) for chunk in chunks])
+        for name in ("token_ids", "token_types", "lengths")
     )
+    cut = sum(chunk.n_truncated for chunk in chunks)
+    return Encoded(
+        token_fields(ids, types, lengths, tokenizer),
+        {"labels": split.labels},
+        notes=_note_cut(cut, len(split), name, max_length, tokenizer.truncation_side),
+    )
+
+
+def token_fields(
+    token_ids: np.ndarray, token_types: np.ndarray, lengths: np.ndarray, tokenizer: Any
+) -> dict[str, Ragged]:
+    """Return `input_ids`, `attention_mask` and `token_type_ids` of rows of tokens, end to end."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    # Without a pad token any id will do: the mask hides it.
+    pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ones = np.broadcast_to(np.int32(1), len(token_ids))
+    return {
+        "input_ids": Ragged(token_ids, offsets, pad_id),
+        "attention_mask": Ragged(ones, offsets),
+        "token_type_ids": Ragged(token_types, offsets),
+    }
+
+
+def check_tokenizer(tokenizer: Any, needed: int, max_length: int) -> None:
+    """Check that a tokenizer is a fast one, and that `needed` tokens fit.
+
+    Raises:
+      InputError: One of both is not so.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer; use a model folder that holds "
+            "tokenizer.json (save one with AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+        )
+    if max_length < needed:
+        raise InputError(
+            f"--max-seq-length {max_length} leaves no room for text: at least {needed}"
+        )
+
+
+def _note_cut(cut: int, rows: int, name: str, max_length: int, side: str) -> tuple[str, ...]:
+    where = "" if side == "right" else ", from the left"
+    examples = f"{name} examples".lstrip()
+    return (f"{cut} of {rows} {examples} cut to {max_length}{where}",) if cut else ()
 
 
 class _Chunk(NamedTuple):
@@ -83,7 +91,7 @@ class _Chunk(NamedTuple):
     n_truncated: int
 
 
-def _encode_chunk(split: Split, start: int, tokenizer: Any, max_length: int) -> _Chunk:
+def _encode_chunk(split: Texts, start: int, tokenizer: Any, max_length: int) -> _Chunk:
     """Encode `_CHUNK_SIZE` examples from `start` on.
 
     The tokenizer is told not to truncate: it would also build every piece it cuts off, of a pair in
@@ -128,16 +136,3 @@ def _choose_kept(sequence_ids: list[int | None], max_length: int, side: str) -> 
         for text, count in zip((first, second), counts, strict=True)
     ]
     return np.sort(np.concatenate([special, *kept]))
-
-
-def _check_tokenizer(tokenizer: Any, is_pair: bool, max_length: int) -> None:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer; use a model folder that holds "
-            "tokenizer.json (save one with AutoTokenizer.from_pretrained(…).save_pretrained(…))"
-        )
-    needed = tokenizer.num_special_tokens_to_add(is_pair) + 1 + is_pair
-    if max_length < needed:
-        raise InputError(
-            f"--max-seq-length {max_length} leaves no room for text: at least {needed}"
-        )

@@ -3,25 +3,24 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.base import Split, Task, TaskData
 from increlora_jax.tasks.counts import count_word, describe_split
 from increlora_jax.tasks.data.labels import parse_classes, parse_scores
 from increlora_jax.tasks.data.layout import Layout
 from increlora_jax.tasks.data.lines import PACKED
 from increlora_jax.tasks.data.records import quote_all
 from increlora_jax.tasks.data.tables import DELIMITERS, SUFFIXES, Table, kind_of, read_table
+from increlora_jax.tasks.labelled_texts import TextData, Texts, TextTask
 
 _ONLY_SHARD = "-00000-of-00001"  # so the hub names a split that is one file
 _QUOTED = re.compile('"(?:[^"]|"")+"')
 
 
-def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskData:
+def load_folder(task: TextTask, data_dir: Path, layouts: Sequence[Layout]) -> TextData:
     """Read the training and development files of a task whose labels are known beforehand.
 
     A file may give a class by its name or by its id.
@@ -34,7 +33,7 @@ def load_folder(task: Task, data_dir: Path, layouts: Sequence[Layout]) -> TaskDa
     known = None if task.is_regression else ids
     tables = [read_table(path, layouts, known) for path in paths]
     data = assemble_data(task, tables, ids)
-    return replace(data, notes=(*data.notes, *list_unused(data_dir, paths)))
+    return data._replace(notes=(*data.notes, *list_unused(data_dir, paths)))
 
 
 def find_split(data_dir: Path, split: str) -> Path:
@@ -43,7 +42,7 @@ def find_split(data_dir: Path, split: str) -> Path:
     Raises:
       InputError: If there is no such file, or more than one.
     """
-    names = _list_names(data_dir)
+    names = list_names(data_dir)
     stems = list(dict.fromkeys((split, name_hub_split(split), name_own_split(split))))
     found = [name for name in names if kind_of(name) and _stem_of(name) in stems]
     if not found:
@@ -57,7 +56,7 @@ def find_split(data_dir: Path, split: str) -> Path:
 
 def list_unused(data_dir: Path, used: Sequence[Path]) -> list[str]:
     """Report the data files of a folder that were not read, if there are any."""
-    files = {name for name in _list_names(data_dir) if kind_of(name)}
+    files = {name for name in list_names(data_dir) if kind_of(name)}
     unused = sorted(files - {path.name for path in used})
     if not unused:
         return []
@@ -67,7 +66,12 @@ def list_unused(data_dir: Path, used: Sequence[Path]) -> list[str]:
     return [f"not read in {data_dir}: {quote_all(unused)}{hint}"]
 
 
-def _list_names(data_dir: Path) -> list[str]:
+def list_names(data_dir: Path) -> list[str]:
+    """List the names in a folder, sorted, without hidden ones.
+
+    Raises:
+      InputError: It cannot be read.
+    """
     try:
         names = os.listdir(data_dir)
     except OSError as error:
@@ -93,7 +97,7 @@ def name_own_split(split: str) -> str:
     return split.replace("validation", "dev", 1)
 
 
-def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -> TaskData:
+def assemble_data(task: TextTask, tables: Sequence[Table], ids: Mapping[str, int]) -> TextData:
     """Turn the tables of the training and of each development split into a task's data.
 
     Args:
@@ -105,10 +109,10 @@ def assemble_data(task: Task, tables: Sequence[Table], ids: Mapping[str, int]) -
     splits = zip(tables, (train, *dev), strict=True)
     notes = [note for table, split in splits for note in report_rows(task, table, split)]
     notes += report_unread(tables)
-    return TaskData(task, train, dict(zip(task.dev_splits, dev, strict=True)), tuple(notes))
+    return TextData(task, train, dict(zip(task.dev_splits, dev, strict=True)), tuple(notes))
 
 
-def report_rows(task: Task, table: Table, split: Split) -> list[str]:
+def report_rows(task: TextTask, table: Table, split: Texts) -> list[str]:
     """Report the rows of a file: their number and labels, and those that are odd."""
     name = table.path.name
     return [
@@ -122,7 +126,7 @@ def report_rows(task: Task, table: Table, split: Split) -> list[str]:
     ]
 
 
-def report_empty_texts(split: Split, name: str) -> list[str]:
+def report_empty_texts(split: Texts, name: str) -> list[str]:
     """Report the rows with an empty text, which are allowed, if there are any."""
     count = split.num_empty
     return [f"{count_word(count, 'row')} with empty text in {name}"] if count else []
@@ -179,7 +183,7 @@ def _report_broken_rows(table: Table) -> list[str]:
     return [f"{count_word(len(lines), 'row')} with too few or too many fields skipped in {where}"]
 
 
-def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
+def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
     """Turn a table into a split; without labels its ids are -1, its scores NaN.
 
     Raises:
@@ -196,7 +200,7 @@ def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
     else:
         labels = parse_classes(table, ids)
     seconds = second[0] if second else None
-    split = Split(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
+    split = Texts(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
     if split.num_empty == len(split) > 1:
         columns = quote_all(table.layout.texts)
         raise InputError(
@@ -206,7 +210,7 @@ def make_split(task: Task, table: Table, ids: Mapping[str, int]) -> Split:
     return split
 
 
-def index_labels(task: Task) -> dict[str, int]:
+def index_labels(task: TextTask) -> dict[str, int]:
     """Number the texts that a label may have: each class's name, and its id."""
     names = task.labels or ()
     return {str(index): index for index in range(len(names))} | {

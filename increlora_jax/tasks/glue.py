@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.data.layout import Columns, Layout
 from increlora_jax.tasks.folder import load_folder
 from increlora_jax.tasks.hub import load_hub
+from increlora_jax.tasks.labelled_texts import TextData, TextTask
 
 REPOSITORY = "nyu-mll/glue"
 """Where the hub has the tasks."""
@@ -16,21 +16,23 @@ _PAIR = ("sentence1", "sentence2")
 GLUE_TASKS = {
     task.name: task
     for task in (
-        Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
-        Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
-        Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-        Task("stsb", _PAIR, None, ("pearson", "spearmanr"), score_range=(0.0, 5.0)),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-        Task(
+        TextTask("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
+        TextTask("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
+        TextTask("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+        TextTask("stsb", _PAIR, None, ("pearson", "spearmanr"), score_range=(0.0, 5.0)),
+        TextTask(
+            "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")
+        ),
+        TextTask(
             "mnli",
             ("premise", "hypothesis"),
             ("entailment", "neutral", "contradiction"),
             ("accuracy",),
             dev_splits=("dev_matched", "dev_mismatched"),
         ),
-        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",)),
-        Task("rte", _PAIR, ("entailment", "not_entailment"), ("accuracy",)),
-        Task("wnli", _PAIR, ("not_entailment", "entailment"), ("accuracy",)),
+        TextTask("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",)),
+        TextTask("rte", _PAIR, ("entailment", "not_entailment"), ("accuracy",)),
+        TextTask("wnli", _PAIR, ("not_entailment", "entailment"), ("accuracy",)),
     )
 }
 
@@ -45,7 +47,7 @@ _ORIGINAL_LAYOUTS = {
 }
 
 
-def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) -> TaskData:
+def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) -> TextData:
     """Load a GLUE task from a folder, or from the hub where none is given.
 
     Raises:
@@ -57,7 +59,7 @@ def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) 
     return load_folder(task, data_dir, list_layouts(task, columns or Columns()))
 
 
-def list_layouts(task: Task, columns: Columns) -> list[Layout]:
+def list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
     """List the layouts a task's files may have: the hub's, then GLUE's own, then sentence1, 2.
 
     If the user names columns, those are the layout.

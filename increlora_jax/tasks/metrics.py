@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from increlora_jax.tasks.base import Split, Task
+from increlora_jax.tasks.kind import count_not_finite
+from increlora_jax.tasks.labelled_texts import Texts, TextTask
 
 # As Hugging Face's run_glue names them: accuracy and accuracy_mm.
 _SUFFIXES = {"dev_mismatched": "_mm"}
 
 
-def predict_labels(logits: np.ndarray, task: Task) -> np.ndarray:
+def predict_labels(logits: np.ndarray, task: TextTask) -> np.ndarray:
     """Turn logits [n, num_labels] into class ids int32 [n], or scores float32 [n]."""
     if task.is_regression:
         return np.asarray(logits, np.float32)[:, 0]
@@ -26,25 +27,20 @@ def compute_metrics(
 
 
 def score_splits(
-    task: Task, logits: Mapping[str, np.ndarray], splits: Mapping[str, Split]
+    task: TextTask, logits: Mapping[str, np.ndarray], splits: Mapping[str, Texts]
 ) -> dict[str, float]:
-    """Compute a task's metrics on every development split; MNLI's second ends in `_mm`.
+    """Compute a task's metrics on every split; MNLI's second ends in `_mm`.
 
     Those of a split are NaN where one of its logits [n, num_labels] is not finite.
     """
     return {
         name + _SUFFIXES.get(split, ""): value
-        for split in task.dev_splits
-        for name, value in _score(task, logits[split], splits[split].labels).items()
+        for split, examples in splits.items()
+        for name, value in _score(task, logits[split], examples.labels).items()
     }
 
 
-def count_not_finite(logits: np.ndarray) -> int:
-    """Count the examples of which one of the logits [n, num_labels] is not finite."""
-    return int(np.sum(~np.isfinite(logits).all(axis=-1)))
-
-
-def _score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _score(task: TextTask, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if count_not_finite(logits):
         return dict.fromkeys(task.metrics, math.nan)
     return compute_metrics(task.metrics, predict_labels(logits, task), labels)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from increlora_jax.tasks.batching import Batch
-from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.kind import Batch, Encoded
 
 
 def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
@@ -51,24 +50,21 @@ def pack_batch(
     order, `firsts` int32 [batch_size], the place of its first token counted over all rows, `labels`
     and `weight` as in `batching.batch_at`.
     """
-    batch = {
-        "input_ids": np.full(shape, encoded.pad_id, np.int32),
-        "attention_mask": np.zeros(shape, np.int32),
-        "token_type_ids": np.zeros(shape, np.int32),
-        "firsts": np.zeros(batch_size, np.int32),
-        "labels": np.zeros(batch_size, encoded.labels.dtype),
-        "weight": np.zeros(batch_size, np.float32),
-    }
+    fields = encoded.ragged
+    batch: Batch = {name: np.full(shape, field.fill, np.int32) for name, field in fields.items()}
+    batch["firsts"] = np.zeros(batch_size, np.int32)
+    batch["weight"] = (np.arange(batch_size) < len(examples)).astype(np.float32)
+    for name, values in encoded.fixed.items():
+        batch[name] = np.zeros((batch_size, *values.shape[1:]), values.dtype)
+        batch[name][: len(examples)] = values[examples]
     for row, members in enumerate(rows):
         begin = 0
         for number, place in enumerate(members, start=1):
-            tokens = slice(*encoded.offsets[examples[place] : examples[place] + 2])
-            own = row, slice(begin, begin + tokens.stop - tokens.start)
-            batch["input_ids"][own] = encoded.token_ids[tokens]
-            batch["attention_mask"][own] = number
-            batch["token_type_ids"][own] = encoded.token_types[tokens]
+            end = begin + int(encoded.lengths[examples[place]])
+            for name, field in fields.items():
+                tokens = slice(*field.offsets[examples[place] : examples[place] + 2])
+                batch[name][row, begin:end] = field.values[tokens]
+            batch["attention_mask"][row, begin:end] = number
             batch["firsts"][place] = row * shape[1] + begin
-            begin = own[1].stop
-    batch["labels"][: len(examples)] = encoded.labels[examples]
-    batch["weight"][: len(examples)] = 1.0
+            begin = end
     return batch

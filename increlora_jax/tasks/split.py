@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.base import Split, Task
 from increlora_jax.tasks.data.label_forms import strip_blanks
 from increlora_jax.tasks.data.layout import Columns, Layout
 from increlora_jax.tasks.data.tables import Table, read_table
@@ -17,11 +16,12 @@ from increlora_jax.tasks.folder import (
     report_unread,
 )
 from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
+from increlora_jax.tasks.labelled_texts import Texts, TextTask
 from increlora_jax.tasks.telling import describe_task
 from increlora_jax.tasks.text import TEXT_COLUMNS
 
 
-def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] = ()) -> Task:
+def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] = ()) -> TextTask:
     """Return the task of a trained adapter, without any data.
 
     Args:
@@ -43,13 +43,13 @@ def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] =
 
 
 def load_split(
-    task: Task,
+    task: TextTask,
     source: str | Path,
     split: str = "dev",
     *,
     columns: Columns | None = None,
     needs_labels: bool = True,
-) -> tuple[Split, tuple[str, ...]]:
+) -> tuple[Texts, tuple[str, ...]]:
     """Read one file, or the file of one split of a folder.
 
     Args:
@@ -79,7 +79,7 @@ def load_split(
     return read, (*report_rows(task, table, read), *report_unread([table]))
 
 
-def _list_layouts(task: Task, columns: Columns) -> list[Layout]:
+def _list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
     if task.name in GLUE_TASKS:
         return list_layouts(task, columns)
     if task.columns:
@@ -93,7 +93,7 @@ def _number(labels: tuple[str, ...] | None) -> dict[str, int]:
     return {strip_blanks(label): index for label, index in ids.items()} | ids
 
 
-def _hides_labels(table: Table, task: Task) -> bool:
+def _hides_labels(table: Table, task: TextTask) -> bool:
     """Tell whether every label is -1, as the hub writes the hidden ones of a test split."""
     is_class = task.labels is not None and "-1" not in task.labels
     return is_class and set(table.columns[-1]) == {"-1"}

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.base import Task
 from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.data.label_forms import (
     fold,
@@ -16,6 +15,7 @@ from increlora_jax.tasks.data.label_forms import (
 from increlora_jax.tasks.data.labels import describe_rows
 from increlora_jax.tasks.data.records import quote, quote_all
 from increlora_jax.tasks.data.tables import Table
+from increlora_jax.tasks.labelled_texts import TextTask
 
 PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
 
@@ -30,12 +30,14 @@ enough if each of the rest is a word for a missing value, or has a decimal comma
 REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
 
 
-def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> Task:
+def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TextTask:
     """Return the task of these text columns and labels; of a regression without labels."""
-    return Task("text", columns, labels, REGRESSION_METRICS if labels is None else CLASS_METRICS)
+    return TextTask(
+        "text", columns, labels, REGRESSION_METRICS if labels is None else CLASS_METRICS
+    )
 
 
-def tell_task(train: Table, problem_type: str) -> Task:
+def tell_task(train: Table, problem_type: str) -> TextTask:
     """Tell a task from the training table, whose labels are not empty.
 
     Args:
@@ -63,7 +65,7 @@ def tell_task(train: Table, problem_type: str) -> Task:
     return describe_task(columns, _sort_labels(labels))
 
 
-def note_task(task: Task, train: Table) -> list[str]:
+def note_task(task: TextTask, train: Table) -> list[str]:
     """Say what was told from the training table, and what of its labels may be a slip."""
     kind = "regression" if task.is_regression else f"classification into {task.num_labels} labels"
     columns = " and ".join(task.columns)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from increlora_jax.tasks.base import TaskData
 from increlora_jax.tasks.data.labels import refuse_empty_labels
 from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.data.tables import read_table
 from increlora_jax.tasks.folder import assemble_data, find_split, list_unused
+from increlora_jax.tasks.labelled_texts import TextData
 from increlora_jax.tasks.telling import note_task, tell_task
 
 # Pairs come first: a pair's file may well have a column that alone would do for a single text.
@@ -25,7 +25,7 @@ TEXT_COLUMNS = (
 
 def load_text(
     data_dir: Path, problem_type: str = "auto", columns: Columns | None = None
-) -> TaskData:
+) -> TextData:
     """Load the user's own data; what was told from the training file stands in the notes.
 
     Args:
@@ -46,4 +46,4 @@ def load_text(
     ids = {label: index for index, label in enumerate(task.labels or ())}
     data = assemble_data(task, [train, dev], ids)
     notes = [*note_task(task, train), *data.notes, *list_unused(data_dir, paths)]
-    return replace(data, notes=tuple(notes))
+    return data._replace(notes=tuple(notes))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from increlora_jax.tasks.batching import (
-    Batch,
+    Lengths,
     batch_at,
-    batch_length,
+    batch_lengths,
     choose_bucket,
     choose_examples,
 )
-from increlora_jax.tasks.encoding import Encoded
-from increlora_jax.tasks.packing import count_rows, pack_batch, pack_lengths
+from increlora_jax.tasks.kind import Batch, Encoded
+from increlora_jax.tasks.packing import count_rows, pack_lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Batches:
       buckets: the lengths that batches are padded to.
       own_rows: of a micro-batch, ascending.
       block: the steps, one given among them, whose batches are of one shape.
-      is_packed: whether several examples share a row.
+      pack: builds batches whose examples share rows (`Kind.pack`); None if none do.
     """
 
     encoded: Encoded
@@ -41,11 +41,11 @@ class Batches:
     buckets: tuple[int, ...]
     own_rows: np.ndarray
     block: Callable[[int], range]
-    is_packed: bool
+    pack: Callable[..., Batch] | None = None
 
     def __call__(self, step: int) -> Batch:
         """Make the batch of an optimizer step."""
-        each = self._pack_each(step) if self.is_packed else self._pad_each(step)
+        each = self._pack_each(step, self.pack) if self.pack else self._pad_each(step)
         axes = [count for count in (len(self.seeds), self.accumulation) if count > 1]
         return {
             name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
@@ -58,13 +58,7 @@ class Batches:
 
     def _pad_each(self, step: int) -> list[Batch]:
         """One batch a run, of all its micro-batches."""
-        length = max(
-            batch_length(
-                self.encoded, seed=seed, step=at, batch_size=self._size, buckets=self.buckets
-            )
-            for at in self.block(step)
-            for seed in self.seeds
-        )
+        lengths = self._lengths(step)
         begins = self.batch_size * np.arange(self.accumulation)
         rows = (begins[:, None] + self.own_rows).ravel()
         return [
@@ -73,13 +67,24 @@ class Batches:
                 seed=seed,
                 step=step,
                 batch_size=self._size,
-                buckets=(length,),
+                lengths=lengths,
                 rows=rows,
             )
             for seed in self.seeds
         ]
 
-    def _pack_each(self, step: int) -> list[Batch]:
+    def _lengths(self, step: int) -> Lengths:
+        """Choose the lengths that every batch of the step's block fits."""
+        each = [
+            batch_lengths(
+                self.encoded, seed=seed, step=at, batch_size=self._size, buckets=self.buckets
+            )
+            for at in self.block(step)
+            for seed in self.seeds
+        ]
+        return {name: max(lengths[name] for lengths in each) for name in each[0]}
+
+    def _pack_each(self, step: int, pack: Callable[..., Batch]) -> list[Batch]:
         """One batch a run and micro-batch."""
         length = choose_bucket(int(self.encoded.lengths.max()), self.buckets)
         parts = {at: self._micro_batches(at) for at in self.block(step)}
@@ -90,7 +95,7 @@ class Batches:
         needed = max(len(rows) for each in spread.values() for rows in each)
         shape = (count_rows(needed, self.batch_size), length)
         return [
-            pack_batch(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
+            pack(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
             for examples, rows in zip(parts[step], spread[step], strict=True)
         ]
 
@@ -102,3 +107,14 @@ class Batches:
         )
         begins = range(0, self._size, self.batch_size)
         return [examples[at : at + self.batch_size] for examples in chosen for at in begins]
+
+
+def shapes_of(batch: Batch) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the names and shapes of a batch's arrays: the key of a compiled program."""
+    return tuple(sorted((name, array.shape) for name, array in batch.items()))
+
+
+def describe_batch(batch: Batch) -> str:
+    """Describe the shape of a batch's largest array: rows × tokens."""
+    rows, length = max(batch.values(), key=lambda array: array.size).shape[-2:]
+    return f"{rows} × {length} tokens"

@@ -1,4 +1,4 @@
-"""The logits of a whole split, and the metrics made of them."""
+"""What a model predicts of whole splits, and the metrics made of it."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -11,21 +11,19 @@ import numpy as np
 
 from increlora_jax.runtime.console import announced, counted
 from increlora_jax.runtime.preemption import Stop
-from increlora_jax.tasks.base import Task, TaskData
 from increlora_jax.tasks.batching import evaluation_batches
-from increlora_jax.tasks.encoding import Encoded
-from increlora_jax.tasks.metrics import score_splits
-from increlora_jax.training.loss import call_model
+from increlora_jax.tasks.kind import Encoded, Metrics, Predictions, TaskData
+from increlora_jax.training.batches import describe_batch, shapes_of
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 
 IN_FLIGHT = 4
-"""Calls whose logits are not yet read."""
+"""Calls whose predictions are not yet read."""
 
 
 class Evaluator:
-    """Scores states on the development splits of a task; compiled once a length bucket."""
+    """Scores states on the development splits of a task; compiled once a shape of batches."""
 
     def __init__(
         self,
@@ -47,24 +45,19 @@ class Evaluator:
         self._layout = layout
 
         @partial(jax.jit, out_shardings=layout.everywhere)
-        def logits(state: TrainState, base: Base, batch: Any) -> jax.Array:
-            def of_one(state: TrainState) -> jax.Array:
+        def predict(state: TrainState, base: Base, batch: Any) -> Predictions:
+            def of_one(state: TrainState) -> Predictions:
                 state = state._replace(params=layout.gather(state.params))
                 whole = layout.gather(base)
-                return trainer.predict(state, whole, lambda model: call_model(model, batch))
+                return trainer.predict(state, whole, lambda model: data.kind.predict(model, batch))
 
             return over_members(state, of_one)(state)
 
-        self._logits: Any = logits
-        self._programs: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
+        self._predict: Any = predict
+        self._programs: dict[Any, Callable[..., Predictions]] = {}
 
-    @property
-    def task(self) -> Task:
-        """What is evaluated."""
-        return self._data.task
-
-    def metrics(self, state: TrainState, base: Base, stop: Stop | None = None) -> dict[str, float]:
-        """Every metric of the task on every development split, of a single run's state.
+    def metrics(self, state: TrainState, base: Base, stop: Stop | None = None) -> Metrics:
+        """Compute every metric of the task on its dev splits, of a single run's state.
 
         Raises:
           Preempted: `stop` was asked for; there are no metrics then.
@@ -74,45 +67,50 @@ class Evaluator:
 
     def metrics_of_each(
         self, state: TrainState, base: Base, stop: Stop | None = None
-    ) -> list[dict[str, float]]:
-        """The same of every run that trains together."""
-        splits = self.logits(state, base, stop)
-        own = (
-            {split: logits[index] for split, logits in splits.items()}
-            for index in range(prod(state.members))
-        )
-        return [score_splits(self.task, each, self._data.dev) for each in own]
+    ) -> list[Metrics]:
+        """Compute the same of every run that trains together."""
+        return [
+            self._data.kind.score(each, self._encoded, self._data.dev)
+            for each in self.predictions(state, base, stop)
+        ]
 
-    def logits(
+    def predictions(
         self, state: TrainState, base: Base, stop: Stop | None = None
-    ) -> dict[str, np.ndarray]:
-        """Compute the logits [runs, examples, labels] of every split, in the split's order."""
+    ) -> list[dict[str, Predictions]]:
+        """Predict every row of every split, in the split's order; one dictionary a run."""
         splits = {}
         for split, encoded in self._encoded.items():
             with counted("evaluating", len(encoded), f"{split} examples") as advance:
-                splits[split] = self._split_logits(encoded, state, base, stop or Stop(), advance)
-        return splits
+                splits[split] = self._split(encoded, state, base, stop or Stop(), advance)
+        return [
+            {split: jax.tree.map(lambda leaf: leaf[index], tree) for split, tree in splits.items()}  # noqa: B023
+            for index in range(prod(state.members))
+        ]
 
-    def _split_logits(
+    def _split(
         self,
         encoded: Encoded,
         state: TrainState,
         base: Base,
         stop: Stop,
         advance: Callable[[int], None],
-    ) -> np.ndarray:
-        out = np.zeros((prod(state.members), len(encoded), self.task.num_labels), np.float32)
-        for indices, logits in self._dispatch(encoded, state, base, stop):
-            rows = np.asarray(logits).reshape(len(out), -1, self.task.num_labels)
-            out[:, indices] = rows[:, : len(indices)]
+    ) -> Predictions:
+        """Predict a split; each leaf is [runs, rows, …]."""
+        runs, gathered = prod(state.members), None
+        for indices, told in self._dispatch(encoded, state, base, stop):
+            rows = jax.tree.map(lambda leaf: _by_run(leaf, state), told)
+            if gathered is None:
+                gathered = jax.tree.map(lambda x: _empty(x, runs, len(encoded)), rows)
+            for whole, part in zip(jax.tree.leaves(gathered), jax.tree.leaves(rows), strict=True):
+                whole[:, indices] = part[:, : len(indices)]
             advance(len(indices))
-        return out
+        return gathered
 
     def _dispatch(
         self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
-    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
-        """Yield each batch's logits `IN_FLIGHT` calls late: the device never waits for the host."""
-        pending: deque[tuple[np.ndarray, jax.Array]] = deque()
+    ) -> Iterator[tuple[np.ndarray, Predictions]]:
+        """Yield each batch's predictions `IN_FLIGHT` calls late: no device waits for the host."""
+        pending: deque[tuple[np.ndarray, Predictions]] = deque()
         for indices, batch in self._batches(encoded):
             pending.append((indices, self._program(state, base, batch, stop)(state, base, batch)))
             if len(pending) > IN_FLIGHT:
@@ -126,11 +124,20 @@ class Evaluator:
 
     def _program(
         self, state: TrainState, base: Base, batch: Any, stop: Stop
-    ) -> Callable[..., jax.Array]:
+    ) -> Callable[..., Predictions]:
         stop.check()
-        shape = batch["input_ids"].shape
-        if shape not in self._programs:
-            rows, length = shape
-            with announced(f"compiling the evaluation, {rows} × {length} tokens"):
-                self._programs[shape] = stop.compile(self._logits.lower(state, base, batch))
-        return self._programs[shape]
+        shapes = shapes_of(batch)
+        if shapes not in self._programs:
+            with announced(f"compiling the evaluation, {describe_batch(batch)}"):
+                self._programs[shapes] = stop.compile(self._predict.lower(state, base, batch))
+        return self._programs[shapes]
+
+
+def _by_run(leaf: jax.Array, state: TrainState) -> np.ndarray:
+    """Return predictions [members…, rows, …] as [runs, rows, …]."""
+    axes = len(state.members)
+    return np.asarray(leaf).reshape(prod(state.members), *leaf.shape[axes:])
+
+
+def _empty(part: np.ndarray, runs: int, rows: int) -> np.ndarray:
+    return np.zeros((runs, rows, *part.shape[2:]), part.dtype)

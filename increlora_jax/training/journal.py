@@ -8,6 +8,7 @@ import numpy as np
 
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Method
+from increlora_jax.tasks.kind import larger_is_better
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 
@@ -56,6 +57,7 @@ class Journal:
         method: Method,
         say: Callable[[str], None],
         name: str = "",
+        is_better: Callable[[float, float], bool] = larger_is_better,
     ):
         self.progress = progress
         self._log = log
@@ -63,6 +65,7 @@ class Journal:
         self._method = method
         self._say = say
         self._name = name
+        self._is_better = is_better
         self._news: list[str] = []
 
     def begin(self, ranks: dict[str, int]) -> None:
@@ -107,10 +110,10 @@ class Journal:
         self._log.write(done, "dev", metrics)
         told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         if any(map(math.isnan, metrics.values())):
-            told += " (logits on dev are not finite: no score, and worse than any)"
+            told += " (predictions on dev are not finite: no score, and worse than any)"
         self._note(told)
         best = progress.best_metrics
-        is_best = not best or _rank(metrics[first]) > _rank(best[first])
+        is_best = not best or self._is_better(metrics[first], best[first])
         if is_best:
             progress.best_metrics, progress.best_step = metrics, done
         progress.metrics, progress.evaluated = metrics, done
@@ -173,8 +176,3 @@ def _name_change(growth: int) -> str:
     if growth == 0:
         return "moves slots at"
     return "grows to" if growth > 0 else "shrinks to"
-
-
-def _rank(score: float) -> float:
-    """Return a metric as it is compared: without a value, it is below all others."""
-    return -math.inf if math.isnan(score) else score

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from increlora_jax.core.stacking import Groups
@@ -16,6 +15,8 @@ from increlora_jax.runtime.console import Bar, announced
 from increlora_jax.runtime.memory import return_freed_memory
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.signals import Preempted
+from increlora_jax.tasks.kind import Batch
+from increlora_jax.training.batches import describe_batch, shapes_of
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
@@ -60,6 +61,7 @@ class Loop:
         trainer: Trainer,
         layout: Layout,
         evaluator: Evaluator,
+        count_tokens: Callable[[Batch], tuple[Any, Any]],
         batch_at: Callable[[int], dict[str, np.ndarray]],
         keep: Callable[[int, TrainState, bool], None],
         schedule: Schedule,
@@ -73,6 +75,7 @@ class Loop:
         self._layout = layout
         self._evaluator = evaluator
         self._batch_at = batch_at
+        self._count_tokens = count_tokens
         self._keep = keep
         self._schedule = schedule
         self._checkpoints = checkpoints
@@ -160,12 +163,12 @@ class Loop:
 
     def _program(self, batch: Any, is_scored: bool, *, is_block: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
-        key = (batch["input_ids"].shape, is_scored)
+        key = (shapes_of(batch), is_scored)
         if key not in self._programs:
             self._drain()
             with self._clock.paused(), announced(_name_program(batch, is_scored)):
                 args = (self._trainer, self._layout, self._state)
-                jitted = jit_step(*args, is_block=is_block, rest=self._rest)
+                jitted = jit_step(*args, self._count_tokens, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
                 return_freed_memory()
@@ -244,9 +247,8 @@ class Loop:
         )
 
 
-def _name_program(batch: dict[str, Any], is_scored: bool) -> str:
-    rows, length = batch["input_ids"].shape[-2:]
-    return f"compiling the {'scored ' if is_scored else ''}training step, {rows} × {length} tokens"
+def _name_program(batch: Batch, is_scored: bool) -> str:
+    return f"compiling the {'scored ' if is_scored else ''}training step, {describe_batch(batch)}"
 
 
 def _pick(told: Info, index: int) -> Info:
@@ -257,6 +259,7 @@ def jit_step(
     trainer: Trainer,
     layout: Layout,
     state: TrainState,
+    count_tokens: Callable[[Batch], tuple[Any, Any]],
     *,
     is_block: bool = False,
     rest: AtRest | None = None,
@@ -276,8 +279,8 @@ def jit_step(
             state = groups.unpack(state)
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
-            places = jnp.int32(batch["attention_mask"].size)
-            return groups.pack(new), info | {"tokens": _count_tokens(batch), "places": places}
+            tokens, places = count_tokens(batch)
+            return groups.pack(new), info | {"tokens": tokens, "places": places}
 
         step_all = over_members(state, of_one, None, 0)
         if is_block:
@@ -291,10 +294,3 @@ def jit_step(
         # As it came, so that the next step takes it.
         out_shardings=(layout.shardings(state, len(state.members)), layout.everywhere),
     )
-
-
-def _count_tokens(batch: dict[str, jax.Array]) -> jax.Array:
-    """The tokens of real examples; padding, in rows or of rows, does not count."""
-    if "firsts" in batch:  # packed, the mask has numbers, and rows have no weight
-        return jnp.sum(batch["attention_mask"] > 0)
-    return jnp.sum(batch["attention_mask"] * (batch["weight"] > 0)[..., None])

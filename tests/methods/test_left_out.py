@@ -71,7 +71,10 @@ def test_targets_that_learn_in_full_are_left_out_and_named(way, method, targets)
 @pytest.mark.parametrize("name", METHODS)
 def test_all_linear_leaves_out_the_default_modules_to_save(name):
     config = read_config(TINY_ENCODER)
-    model, saved = abstract_model(config, num_labels=2), find_spec(config).modules_to_save
+    model, saved = (
+        abstract_model(config, num_labels=2),
+        find_spec(config).modules_to_save["sequence_classification"],
+    )
     adapter = AdapterConfig(method=name, target_modules=["all-linear"])
     made = build_method(
         model,

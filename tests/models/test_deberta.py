@@ -415,7 +415,7 @@ def test_default_targets_are_the_six_dense_layers_of_every_layer(make_config):
     ends = [f"attention.self.{name}_proj" for name in ("query", "key", "value")]
     ends += ["attention.output.dense", "intermediate.dense", "output.dense"]
     assert targets == {f"deberta.encoder.layer.{i}.{end}" for i in range(2) for end in ends}
-    assert DEBERTA.modules_to_save == ("pooler", "classifier")
+    assert DEBERTA.modules_to_save["sequence_classification"] == ("pooler", "classifier")
 
 
 def test_new_weights_are_as_the_original(build):

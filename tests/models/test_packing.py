@@ -9,7 +9,7 @@ from flax import nnx
 from increlora_jax.errors import InputError
 from increlora_jax.models.packing import count_places, find_seen
 from increlora_jax.models.registry import find_spec
-from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.kind import Encoded, Ragged
 from increlora_jax.tasks.packing import pack_batch, pack_lengths
 from tests.models.test_deberta import SWITCHES, V3
 from tests.models.test_roberta import PAD, ROBERTA
@@ -75,14 +75,10 @@ def packed(batch, pad):
     """The same sequences, several in a row of twelve tokens."""
     is_token = batch["attention_mask"] > 0
     lengths = is_token.sum(axis=1)
-    encoded = Encoded(
-        token_ids=batch["input_ids"][is_token],
-        token_types=batch["token_type_ids"][is_token],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        labels=np.zeros(len(lengths), np.int32),
-        pad_id=pad,
-        n_truncated=0,
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    fields = {name: Ragged(batch[name][is_token], offsets) for name in INPUTS}
+    fields["input_ids"] = fields["input_ids"]._replace(fill=pad)
+    encoded = Encoded(fields, {"labels": np.zeros(len(lengths), np.int32)})
     rows, examples = pack_lengths(lengths, 12), np.arange(len(lengths))
     assert len(rows) < len(lengths)
     shape = (len(rows) + 1, 12)

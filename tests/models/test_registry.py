@@ -47,7 +47,7 @@ def test_default_targets_are_the_six_dense_layers_of_every_layer(make_config):
     # What is not a target is trained in full.
     rest = {path for path in linears if path not in targets}
     assert rest == {"bert.pooler.dense", "classifier"}
-    assert find_spec(config).modules_to_save == ("pooler", "classifier")
+    assert find_spec(config).modules_to_save["sequence_classification"] == ("pooler", "classifier")
 
 
 def test_another_architecture_names_what_works(tmp_path):

@@ -158,7 +158,7 @@ def test_default_targets_are_the_six_dense_layers_of_every_layer(make_config):
     rest = {path for path in linears if not re.fullmatch(spec.target_modules, path)}
     assert len(linears) - len(rest) == 6 * config.num_hidden_layers
     assert rest == {"classifier.dense", "classifier.out_proj"}
-    assert spec.modules_to_save == ("classifier",)
+    assert spec.modules_to_save["sequence_classification"] == ("classifier",)
 
 
 @pytest.mark.parametrize(

@@ -4,29 +4,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks import batching
 from increlora_jax.tasks.batching import (
-    batch_at,
-    batch_length,
+    batch_lengths,
     evaluation_batches,
     length_buckets,
     steps_per_epoch,
 )
-from increlora_jax.tasks.encoding import Encoded
+from increlora_jax.tasks.kind import Encoded, Ragged
 
 BUCKETS = (4, 8, 16)
 
 
 def encoded_of(lengths, dtype=np.int32):
     """Make example i consist of the token i + 1 alone, and be labelled i."""
-    n = len(lengths)
+    n, offsets = len(lengths), np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.repeat(np.arange(1, n + 1), lengths).astype(np.int32)
+    types = np.repeat(np.arange(n) % 2, lengths).astype(np.int32)
     return Encoded(
-        token_ids=np.repeat(np.arange(1, n + 1), lengths).astype(np.int32),
-        token_types=np.repeat(np.arange(n) % 2, lengths).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        labels=np.arange(n).astype(dtype),
-        pad_id=99,
-        n_truncated=0,
+        {
+            "input_ids": Ragged(ids, offsets, fill=99),
+            "attention_mask": Ragged(np.ones_like(ids), offsets),
+            "token_type_ids": Ragged(types, offsets),
+        },
+        {"labels": np.arange(n).astype(dtype)},
     )
+
+
+def batch_at(encoded, *, buckets, rows=None, **choice):
+    """Build a training batch that is padded to the smallest buckets."""
+    lengths = batch_lengths(encoded, **choice, buckets=buckets)
+    return batching.batch_at(encoded, **choice, lengths=lengths, rows=rows)
 
 
 def lengths_of(n):
@@ -112,9 +120,10 @@ def test_rows_are_padded_to_the_smallest_bucket_that_holds_the_longest():
     assert batch["weight"].tolist() == [1, 1, 1, 0]
 
 
-def test_filling_rows_attend_to_one_token_so_that_no_softmax_is_empty():
+def test_filling_rows_repeat_the_first_so_that_no_softmax_is_empty():
     batch = batch_at(encoded_of([3]), seed=0, step=0, batch_size=3, buckets=BUCKETS)
-    assert batch["attention_mask"].sum(axis=1).tolist() == [3, 1, 1]
+    assert batch["attention_mask"].sum(axis=1).tolist() == [3, 3, 3]
+    assert batch["labels"].tolist() == [0, 0, 0]
     assert batch["weight"].tolist() == [1, 0, 0]
 
 
@@ -190,8 +199,25 @@ def test_the_length_of_a_batch_is_known_before_it_is_made_and_can_be_given():
         choice = {"seed": 1, "step": step, "batch_size": 4}
         own = batch_at(encoded, **choice, buckets=BUCKETS)
         length = own["input_ids"].shape[1]
-        assert batch_length(encoded, **choice, buckets=BUCKETS) == length
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        lengths = batch_lengths(encoded, **choice, buckets=BUCKETS)
+        assert lengths == dict.fromkeys(names, length)
         longer = batch_at(encoded, **choice, buckets=(16,))
         np.testing.assert_array_equal(longer["input_ids"][:, :length], own["input_ids"])
         assert not longer["attention_mask"][:, length:].any()
         np.testing.assert_array_equal(longer["labels"], own["labels"])
+
+
+def test_each_ragged_field_has_a_length_of_its_own():
+    offsets = {"source": np.array([0, 9, 11]), "target": np.array([0, 2, 5])}
+    fields = {
+        name: Ragged(np.arange(cuts[-1], dtype=np.int32), cuts, fill=-100)
+        for name, cuts in offsets.items()
+    }
+    encoded = Encoded(fields, {})
+    assert encoded.lengths.tolist() == [9, 3]
+    ((_, batch),) = evaluation_batches(encoded, batch_size=3, buckets=BUCKETS)
+    assert {name: array.shape for name, array in batch.items()} == {
+        "source": (3, 16), "target": (3, 4), "weight": (3,)
+    }  # fmt: skip
+    assert batch["target"].tolist() == [[2, 3, 4, -100], [0, 1, -100, -100], [2, 3, 4, -100]]

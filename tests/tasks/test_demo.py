@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from increlora_jax.models.registry import load_tokenizer
 from increlora_jax.run.recipes import DEMO
 from increlora_jax.tasks.demo import load_demo
-from increlora_jax.tasks.encoding import encode
+from increlora_jax.tasks.encoding import encode_texts
 from increlora_jax.weights.tensor_files import WEIGHTS_NAME
 
 CONCESSIONS = ("although", "though")
@@ -76,10 +76,10 @@ def test_words_by_themselves_say_nothing(data):
 
 def test_every_word_is_one_token_and_nothing_is_cut(data, tokenizer):
     for split in (data.train, data.dev["dev"]):
-        encoded = encode(split, tokenizer, DEMO["max_seq_length"])
-        assert encoded.n_truncated == 0
+        encoded = encode_texts(split, tokenizer, DEMO["max_seq_length"])
+        assert encoded.notes == ()
         assert encoded.lengths.tolist() == [len(text.split()) + 2 for text in split.first]
-        assert tokenizer.unk_token_id not in encoded.token_ids
+        assert tokenizer.unk_token_id not in encoded.ragged["input_ids"].values
 
 
 @pytest.mark.parametrize("name", ["train.tsv", "dev.tsv"])

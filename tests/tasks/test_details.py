@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from increlora_jax.tasks.base import Split, Task
 from increlora_jax.tasks.details import describe_split
+from increlora_jax.tasks.labelled_texts import Texts, TextTask
 
-CLASSES = Task("text", ("text",), ("a", "b", "c", "d"), ("accuracy",))
+CLASSES = TextTask("text", ("text",), ("a", "b", "c", "d"), ("accuracy",))
 
 
 def test_classes_agree_with_scikit_learn_and_scipy():
@@ -17,7 +17,7 @@ def test_classes_agree_with_scikit_learn_and_scipy():
     logits = draw.normal(size=(60, 4)).astype(np.float32) * 3
     logits[:, 3] = -9  # neither said nor true: of no account in the mean
     labels = draw.integers(0, 3, 60).astype(np.int32)
-    told = describe_split(CLASSES, logits, Split(["x"] * 60, None, labels))
+    told = describe_split(CLASSES, logits, Texts(["x"] * 60, None, labels))
     said = logits.argmax(-1)
     assert told["rows"] == 60
     assert told["accuracy"] == pytest.approx((said == labels).mean())
@@ -33,9 +33,9 @@ def test_classes_agree_with_scikit_learn_and_scipy():
 
 
 def test_scores_are_compared_in_float64():
-    task = Task("text", ("text",), None, ("pearson", "spearmanr"))
+    task = TextTask("text", ("text",), None, ("pearson", "spearmanr"))
     labels = np.array([1.0, 2.0, 4.0], np.float32)
-    split = Split(["x"] * 3, None, labels)
+    split = Texts(["x"] * 3, None, labels)
     told = describe_split(task, np.array([[1.0], [2.5], [3.0]], np.float32), split)
     assert told["mse"] == told["loss"] == pytest.approx((0.25 + 1) / 3)
     assert told["mae"] == pytest.approx(0.5)

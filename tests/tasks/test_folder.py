@@ -1,11 +1,11 @@
 import pytest
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.base import Task
 from increlora_jax.tasks.data.layout import Layout
 from increlora_jax.tasks.folder import find_split, list_unused, load_folder, name_hub_split
+from increlora_jax.tasks.labelled_texts import TextTask
 
-TASK = Task("demo", ("a", "b"), ("no", "yes"), ("accuracy",))
+TASK = TextTask("demo", ("a", "b"), ("no", "yes"), ("accuracy",))
 LAYOUTS = [Layout(("a", "b", "label"), skips_broken_rows=True)]
 
 

@@ -14,9 +14,9 @@ WITHOUT_PAUSES = "import time; time.sleep = lambda seconds: None\n"
 LOAD = """
 import sys
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.registry import load_task
+from increlora_jax.tasks.classification import load_texts
 try:
-    data = load_task(sys.argv[1], None)
+    data = load_texts(sys.argv[1], None)
 except InputError as error:
     sys.exit(f"InputError: {error}")
 print(repr((data.train.first, data.train.second, data.train.labels.tolist(),

@@ -3,12 +3,12 @@ import warnings
 import numpy as np
 import pytest
 
-from increlora_jax.tasks.base import Split
 from increlora_jax.tasks.glue import GLUE_TASKS
+from increlora_jax.tasks.kind import count_not_finite
+from increlora_jax.tasks.labelled_texts import Texts
 from increlora_jax.tasks.metrics import (
     METRICS,
     compute_metrics,
-    count_not_finite,
     predict_labels,
     score_splits,
 )
@@ -62,7 +62,7 @@ def test_logits_become_ids_or_scores():
 
 def test_second_split_of_mnli_is_named_as_in_run_glue():
     labels = np.array([0, 1, 2, 0], np.int32)
-    split = Split(["x"] * 4, ["y"] * 4, labels)
+    split = Texts(["x"] * 4, ["y"] * 4, labels)
     logits = {"dev_matched": np.eye(3)[labels], "dev_mismatched": np.eye(3)[[0, 0, 0, 0]]}
     splits = dict.fromkeys(logits, split)
     assert score_splits(GLUE_TASKS["mnli"], logits, splits) == {"accuracy": 1.0, "accuracy_mm": 0.5}
@@ -75,6 +75,6 @@ def test_second_split_of_mnli_is_named_as_in_run_glue():
 
 @pytest.mark.filterwarnings("error")
 def test_scores_that_are_not_finite_have_no_correlation():
-    split = Split(["x"] * 3, ["y"] * 3, np.array([0.0, 1.0, 2.0], np.float32))
+    split = Texts(["x"] * 3, ["y"] * 3, np.array([0.0, 1.0, 2.0], np.float32))
     logits = {"dev": np.array([[0.5], [np.nan], [1.5]], np.float32)}
     assert np.isnan([*score_splits(GLUE_TASKS["stsb"], logits, {"dev": split}).values()]).all()

@@ -2,9 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from increlora_jax.tasks.batching import batch_at
 from increlora_jax.tasks.packing import count_rows, pack_batch, pack_lengths
-from tests.tasks.test_batching import encoded_of
+from tests.tasks.test_batching import batch_at, encoded_of
 
 LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=40).map(np.array)
 
@@ -43,7 +42,7 @@ def test_a_packed_batch_has_the_examples_of_a_padded_one():
         assert set(batch["token_type_ids"].ravel()[own]) == {example % 2}
     assert rows == [[2, 0], [1, 3]]
     assert batch["attention_mask"].tolist() == [[1] * 7 + [2], [1] * 5 + [2] * 3, [0] * 8]
-    assert (ids == encoded.pad_id).sum() == 8
+    assert (ids == encoded.ragged["input_ids"].fill).sum() == 8
     padded = batch_at(encoded, seed=0, step=0, batch_size=5, buckets=(8,))
     kinds = ({name: array.dtype for name, array in b.items()} for b in (batch, padded))
     packed_kinds, padded_kinds = kinds

@@ -6,13 +6,13 @@ import pytest
 from pyarrow import parquet
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.classification import TASKS, load_texts
 from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.metrics import METRICS
-from increlora_jax.tasks.registry import load_task, task_names
 
 
 def test_names_are_the_nine_of_glue_and_the_two_of_our_own():
-    assert sorted(task_names()) == sorted(
+    assert sorted(TASKS) == sorted(
         ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "text", "demo"]
     )
 
@@ -32,18 +32,18 @@ def test_columns_may_have_any_names(tmp_path, task, names, given):
     rows = [names, *(("x",) * (len(names) - 1) + (label,) for label in "01")]
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("\n".join(map("\t".join, rows)))
-    data = load_task(task, tmp_path, columns=given)
+    data = load_texts(task, tmp_path, columns=given)
     assert data.train.labels.tolist() == [0, 1]
     assert data.task.is_pair == (len(names) == 3)
 
 
 def test_columns_are_of_files_and_as_many_as_the_task_has(tmp_path):
     with pytest.raises(InputError, match="--text-column and --label-column are of files: give"):
-        load_task("sst2", None, columns=Columns(("a",)))
+        load_texts("sst2", None, columns=Columns(("a",)))
     with pytest.raises(InputError, match="--task demo knows its columns; leave out --text-column"):
-        load_task("demo", None, columns=Columns(label="a"))
+        load_texts("demo", None, columns=Columns(label="a"))
     with pytest.raises(InputError, match="--text-column a b: --task sst2 reads 1 of them"):
-        load_task("sst2", tmp_path, columns=Columns(("a", "b")))
+        load_texts("sst2", tmp_path, columns=Columns(("a", "b")))
 
 
 def write_kind(path, rows):
@@ -68,7 +68,7 @@ KINDS = ".tsv .csv .jsonl .json .parquet .tsv.gz .csv.gz .jsonl.gz .json.gz .TSV
 def test_every_kind_of_file_gives_the_same_data(tmp_path, kind, task):
     write_kind(tmp_path / f"train{kind}", ROWS)
     write_kind(tmp_path / f"DEV{kind}", ROWS[:1])
-    data = load_task(task, tmp_path)
+    data = load_texts(task, tmp_path)
     assert (data.train.first, data.train.labels.tolist()) == (["good", "bad"], [1, 0])
     assert len(data.dev["dev"]) == 1
     assert data.notes[-2].startswith(f"train{kind}: 2 rows")
@@ -84,7 +84,7 @@ def test_name_and_kind_of_file_choose_the_reader(tmp_path, suffix):
     (tmp_path / f"train{suffix}").write_text(content)
     (tmp_path / f"validation{suffix}").write_text(content)
     for name, labels in (("sst2", ("negative", "positive")), ("text", ("0", "1"))):
-        data = load_task(name, str(tmp_path))
+        data = load_texts(name, str(tmp_path))
         assert (data.task.name, data.task.labels) == (name, labels)
         assert data.dev["dev"].first == ["a", "b"]
         assert data.dev["dev"].labels.tolist() == [0, 1]
@@ -104,4 +104,4 @@ def test_name_and_kind_of_file_choose_the_reader(tmp_path, suffix):
 )
 def test_wrong_arguments_name_the_flag(name, data_dir, problem_type, problem):
     with pytest.raises(InputError, match=problem):
-        load_task(name, data_dir, problem_type)
+        load_texts(name, data_dir, problem_type)

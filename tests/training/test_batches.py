@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from increlora_jax.tasks.batching import choose_examples
+from increlora_jax.tasks.packing import pack_batch
 from increlora_jax.training.batches import Batches
 from tests.tasks.test_batching import encoded_of
 
@@ -22,7 +23,7 @@ def make():
             "buckets": (8, 16),
             "own_rows": np.arange(options.get("batch_size", 8)),
             "block": lambda step: range(step, step + 1),
-            "is_packed": True,
+            "pack": pack_batch,
         }
         return Batches(encoded_of(LENGTHS), **chosen | options)
 
@@ -34,7 +35,7 @@ def examples_of(batch):
 
 
 def test_packed_batches_have_the_examples_of_their_step_in_fewer_rows(make):
-    batches, padded = make(), make(is_packed=False)
+    batches, padded = make(), make(pack=None)
     for step in range(7):
         batch = batches(step)
         expected = choose_examples(batches.encoded, seed=7, step=step, batch_size=8)

@@ -1,13 +1,15 @@
 """Scores of a split against scores made one example at a time."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
+from increlora_jax.tasks.classification import call_model
 from increlora_jax.training.evaluation import Evaluator
-from increlora_jax.training.loss import call_model
 
 
 @pytest.fixture
@@ -19,10 +21,10 @@ def one_at_a_time(run, state):
     """The predicted classes, without padding and without batches."""
     (encoded,) = run.encoded_dev.values()
     classes = []
-    for begin, end in zip(encoded.offsets, encoded.offsets[1:], strict=False):
-        ids = jnp.asarray(encoded.token_ids[begin:end])[None]
-        types = jnp.asarray(encoded.token_types[begin:end])[None]
-        batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids), "token_type_ids": types}
+    offsets = encoded.ragged["input_ids"].offsets
+    for begin, end in itertools.pairwise(offsets):
+        own = {name: field.values[begin:end] for name, field in encoded.ragged.items()}
+        batch = {name: jnp.asarray(values)[None] for name, values in own.items()}
         logits = run.trainer.predict(state, run.parts.base, lambda m, b=batch: call_model(m, b))
         classes.append(int(logits.argmax()))
     return np.array(classes)

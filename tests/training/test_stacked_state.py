@@ -6,6 +6,7 @@ import pytest
 
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
+from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.stacked_state import AtRest
 from tests.tiny import assert_same, without
@@ -49,7 +50,7 @@ def test_steps_of_a_packed_state_are_those_of_one_by_module_bit_for_bit(short_wo
     options, told = {"xla_backend_optimization_level": 0}, []
     texts = []
     for at_rest, of_rest in ((state, None), (packed, rest)):
-        jitted = jit_step(run.trainer, layout, at_rest, rest=of_rest)
+        jitted = jit_step(run.trainer, layout, at_rest, count_tokens, rest=of_rest)
         program = jitted.lower(at_rest, base, batch, is_scored=True).compile(options)
         texts.append(program.as_text())
         told.append(program(at_rest, base, batch))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from increlora_jax.training.loss import call_model, sequence_loss
+from increlora_jax.tasks.classification import call_model, sequence_loss
 
 
 class Recorder(nnx.Module):
@@ -40,7 +40,7 @@ def test_cross_entropy_of_classes_by_weight():
     logits = LOGITS.astype(np.float64)
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(3), labels]
     batch = BATCH | {"labels": jnp.asarray(labels), "weight": jnp.asarray(WEIGHT)}
-    total, weight = sequence_loss(is_regression=False)(Recorder(LOGITS), batch)
+    total, weight = sequence_loss(Recorder(LOGITS), batch, is_regression=False)
     np.testing.assert_allclose(total, losses @ WEIGHT, rtol=1e-6)  # float32
     assert weight == 1.5
 
@@ -48,7 +48,7 @@ def test_cross_entropy_of_classes_by_weight():
 def test_squared_error_of_scores_by_weight():
     scores, labels = LOGITS[:, :1], np.array([0.5, -1.0, 77.0], np.float32)
     batch = BATCH | {"labels": jnp.asarray(labels), "weight": jnp.asarray(WEIGHT)}
-    total, weight = sequence_loss(is_regression=True)(Recorder(scores), batch)
+    total, weight = sequence_loss(Recorder(scores), batch, is_regression=True)
     # (1 − 0.5)² + ½ · (0 + 1)²; the row of weight 0 has no part.
     np.testing.assert_allclose(total, 0.75, rtol=1e-6)
     assert weight == 1.5

@@ -1,14 +1,15 @@
-"""What a task is, and what loading one gives."""
+"""Tasks of labelled texts: their columns and labels, their examples, and both together."""
 
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class Task:
+class TextTask:
     """One thing to learn: which texts, which labels, judged by which metrics.
 
     Attributes:
@@ -44,16 +45,14 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """The examples of one split, in the order of the file.
+class Texts:
+    """The examples of one split.
 
     Attributes:
       first: The text, or the first of each pair.
       second: The second of each pair; None for a task of single texts.
       labels: int32 class ids, or float32 scores; -1 or NaN if the source has no labels.
-      source: The file's name, or the hub's name of the split.
-      num_lines: The lines of the file; None for a source without lines.
-      is_labelled: Whether the source has labels.
+      source, num_lines, is_labelled: See `kind.Split`.
     """
 
     first: list[str]
@@ -65,12 +64,6 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.first)
-
-    def identify(self) -> str:
-        """SHA-256 of every text and label, in order."""
-        digest = hashlib.sha256()
-        self.feed(digest)
-        return digest.hexdigest()
 
     def feed(self, digest: "hashlib._Hash") -> None:
         """Feed every text and label to a digest."""
@@ -85,8 +78,7 @@ class Split:
         return sum(not (first.strip() and second.strip()) for first, second in pairs)
 
 
-@dataclass(frozen=True, eq=False)
-class TaskData:
+class TextData(NamedTuple):
     """A task with its examples.
 
     Attributes:
@@ -96,14 +88,7 @@ class TaskData:
       notes: What the user should know of how the data was read, one counted report each.
     """
 
-    task: Task
-    train: Split
-    dev: dict[str, Split]
+    task: TextTask
+    train: Texts
+    dev: dict[str, Texts]
     notes: tuple[str, ...] = ()
-
-    def identify(self) -> str:
-        """SHA-256 of every text and label, in order: the same data under another path is equal."""
-        digest = hashlib.sha256()
-        for split in (self.train, *self.dev.values()):
-            split.feed(digest)
-        return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""From the scores of tokens to the text of an answer, as transformers' recipe for SQuAD has it."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from increlora_jax.tasks.kind import Predictions
+
+
+class Windows(NamedTuple):
+    """The rows that questions were cut into: windows of their contexts.
+
+    Attributes:
+      example: int64 [rows]; the question of each row, ascending.
+      spans: int32 [tokens, 2]; the characters of the context that a token is, from and to; -1, -1
+        for tokens of no context.
+      offsets: int64 [rows + 1]; row i has the tokens `offsets[i]` to `offsets[i + 1]`.
+    """
+
+    example: np.ndarray
+    spans: np.ndarray
+    offsets: np.ndarray
+
+    def of(self, example: int) -> range:
+        """Return the rows of a question."""
+        first, last = np.searchsorted(self.example, [example, example + 1])
+        return range(int(first), int(last))
+
+
+class Candidate(NamedTuple):
+    """A possible answer: the characters of the context, and the sum of both scores."""
+
+    start: int
+    end: int
+    score: float
+
+
+class Found(NamedTuple):
+    """The best answer to a question.
+
+    Attributes:
+      text: The best text that is not empty; "" if there is none.
+      null_odds: By how much no answer scores higher than this text.
+    """
+
+    text: str
+    null_odds: float
+
+
+def find_answer(
+    predictions: Predictions,
+    windows: Windows,
+    example: int,
+    context: str,
+    *,
+    n_best_size: int,
+    max_answer_length: int,
+) -> Found:
+    """Find the best answer to a question over all its rows.
+
+    Args:
+      predictions: See `question_answering.predict`; arrays [rows, …].
+      windows: The rows.
+      example: The question.
+      context: Its context.
+      n_best_size: How many candidates are kept.
+      max_answer_length: Tokens of an answer at most.
+    """
+    rows = windows.of(example)
+    found = [
+        c for row in rows for c in _list_candidates(predictions, windows, row, max_answer_length)
+    ]
+    best = sorted(found, key=lambda c: c.score, reverse=True)[:n_best_size]
+    null = min(float(predictions["null"][row]) for row in rows)
+    for candidate in best:
+        if text := context[candidate.start : candidate.end]:
+            return Found(text, null - candidate.score)
+    return Found("", np.inf)
+
+
+def _list_candidates(
+    predictions: Predictions, windows: Windows, row: int, max_answer_length: int
+) -> Iterator[Candidate]:
+    spans = windows.spans[windows.offsets[row] : windows.offsets[row + 1]]
+    starts, ends = predictions["start_index"][row], predictions["end_index"][row]
+    scores = predictions["start"][row][:, None] + predictions["end"][row]
+    lengths = ends - starts[:, None] + 1
+    is_span = (lengths >= 1) & (lengths <= max_answer_length)
+    is_span &= _is_context(starts, spans)[:, None] & _is_context(ends, spans)
+    for first, last in np.argwhere(is_span):
+        begin, end = spans[starts[first]][0], spans[ends[last]][1]
+        yield Candidate(int(begin), int(end), float(scores[first, last]))
+
+
+def _is_context(index: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    is_token = index < len(spans)
+    return is_token & (spans[np.where(is_token, index, 0), 0] >= 0)
+
+
+def choose_texts(found: Sequence[Found], threshold: float | None) -> list[str]:
+    """Return the answers; with a threshold "" for those whose null odds are above it."""
+    if threshold is None:
+        return [answer.text for answer in found]
+    return ["" if answer.null_odds > threshold else answer.text for answer in found]

@@ -1,0 +1,390 @@
+"""Extractive question answering: a span of a context, or no answer; SQuAD v1.1 and v2.0."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from increlora_jax.config import TaskConfig
+from increlora_jax.errors import InputError
+from increlora_jax.runtime.console import counted
+from increlora_jax.tasks.answers import Windows, choose_texts, find_answer
+from increlora_jax.tasks.classification import MODEL_INPUTS, count_tokens
+from increlora_jax.tasks.counts import count_word
+from increlora_jax.tasks.data.records import quote
+from increlora_jax.tasks.encoding import check_tokenizer, token_fields
+from increlora_jax.tasks.hub import download, take_split
+from increlora_jax.tasks.kind import (
+    Batch,
+    Encoded,
+    Kind,
+    Metrics,
+    Predictions,
+    Reader,
+    TaskData,
+    count_not_finite,
+    larger_is_better,
+)
+from increlora_jax.tasks.squad_files import Questions, find_questions, read_questions, take_columns
+from increlora_jax.tasks.squad_metrics import (
+    exact_match,
+    f1_score,
+    find_best_threshold,
+    mean_percent,
+)
+
+V2 = "squad_v2"
+TASKS = ("squad", V2)
+SETTINGS = frozenset(
+    {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
+)
+METRICS = ("f1", "exact_match")
+LOWEST = -1e30
+"""The score of a token that is none; finite, so that sums stay so."""
+
+_CHUNK_SIZE = 256
+
+
+def make_kind(task: str, config: TaskConfig) -> Kind:
+    """Bind the kind to a task and the settings of its windows and answers."""
+    return Kind(
+        task=task,
+        dev_splits=("dev",),
+        head="question_answering",
+        head_options={},
+        loading={},
+        labels=None,
+        saved={},
+        find=lambda folder, split: find_questions(folder, split, _VERSIONS[task]),
+        read=partial(_read, task),
+        load_own=partial(_load_own, task),
+        encode=partial(encode, stride=config.doc_stride),
+        pack=None,
+        loss=span_loss,
+        predict=partial(predict, n_best_size=config.n_best_size),
+        score=partial(_score_dev, task, config),
+        examine=partial(_examine, task, config),
+        count=_count,
+        metrics=METRICS,
+        is_better=larger_is_better,
+        count_tokens=count_tokens,
+        is_one_row=False,
+    )
+
+
+def encode(
+    split: Questions, tokenizer: Any, max_length: int, name: str = "", *, stride: int | str = "auto"
+) -> Encoded:
+    """Tokenize questions with their contexts, which are cut into windows that overlap by `stride`.
+
+    The windows and their labels are those of transformers' recipe; only where an answer begins in a
+    window's last token, whose start the recipe misplaces, it is that token here.
+
+    Returns:
+      The rows with their tokens; `start_positions`, `end_positions` and `null_position` int32
+      [rows]: the first and the last token of the answer, both the null position if it is not in
+      the row; and `Windows` beside.
+
+    Raises:
+      InputError: The tokenizer is not a fast one, or a question leaves no room for a context.
+    """
+    check_tokenizer(tokenizer, tokenizer.num_special_tokens_to_add(pair=True) + 2, max_length)
+    chosen = max_length // 3 if isinstance(stride, str) else stride
+    rows: list[_Row] = []
+    with counted("tokenizing", len(split), f"{name} questions".lstrip()) as advance:
+        for start in range(0, len(split), _CHUNK_SIZE):
+            last = min(start + _CHUNK_SIZE, len(split))
+            rows += _encode_chunk(split, range(start, last), tokenizer, max_length, chosen)
+            advance(last - start)
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    fields = token_fields(
+        np.concatenate([row.ids for row in rows]),
+        np.concatenate([row.types for row in rows]),
+        lengths,
+        tokenizer,
+    )
+    spans = np.concatenate([row.spans for row in rows])
+    example = np.array([row.example for row in rows], np.int64)
+    labels = np.array([(*row.answer, row.null) for row in rows], np.int32)
+    names = ("start_positions", "end_positions", "null_position")
+    more = len(rows) - len(split)
+    note = (
+        f"{count_word(len(split), name + ' question')} in {len(rows)} rows of {max_length} tokens"
+    )
+    return Encoded(
+        fields,
+        dict(zip(names, labels.T, strict=True)),
+        beside=Windows(example, spans, fields["input_ids"].offsets),
+        notes=(f"{note}, overlapping by {chosen}",) if more else (),
+    )
+
+
+class _Row(NamedTuple):
+    """One window: its tokens, the characters that they are, and where the answer is."""
+
+    example: int
+    ids: np.ndarray
+    types: np.ndarray
+    spans: np.ndarray
+    null: int
+    answer: tuple[int, int]
+
+
+def _encode_chunk(
+    split: Questions, chosen: range, tokenizer: Any, max_length: int, stride: int
+) -> Iterator[_Row]:
+    questions = [split.rows[i].question.lstrip() for i in chosen]
+    _check_room(split, chosen, questions, tokenizer, max_length, stride)
+    contexts = [split.rows[i].context for i in chosen]
+    is_first = tokenizer.padding_side == "right"  # then the question comes first
+    texts = (questions, contexts) if is_first else (contexts, questions)
+    tokens = tokenizer(
+        *texts,
+        truncation="only_second" if is_first else "only_first",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    types = tokens.get("token_type_ids")
+    for row, ids in enumerate(tokens["input_ids"]):
+        example = chosen[tokens["overflow_to_sample_mapping"][row]]
+        texts_of = np.array([-1 if t is None else t for t in tokens.sequence_ids(row)])
+        is_context = texts_of == int(is_first)
+        spans = np.where(is_context[:, None], np.array(tokens["offset_mapping"][row]), -1)
+        null = _find_null(ids, tokenizer)
+        yield _Row(
+            example,
+            np.array(ids, np.int32),
+            np.array(types[row] if types else [0] * len(ids), np.int32),
+            spans.astype(np.int32),
+            null,
+            _find_span(split.rows[example].answers, spans, np.flatnonzero(is_context), null),
+        )
+
+
+def _check_room(
+    split: Questions,
+    chosen: range,
+    questions: list[str],
+    tokenizer: Any,
+    max_length: int,
+    stride: int,
+) -> None:
+    ids = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    longest = max(range(len(ids)), key=lambda row: len(ids[row]))
+    room = max_length - special - len(ids[longest])
+    if room <= stride:
+        raise InputError(
+            f"{split.source}: question {quote(split.rows[chosen[longest]].id)} has "
+            f"{len(ids[longest])} tokens, which leave {max(room, 0)} of --max-seq-length "
+            f"{max_length} for its context, and windows overlap by --doc-stride {stride}; lower "
+            "--doc-stride, raise --max-seq-length or shorten the question"
+        )
+
+
+def _find_null(ids: list[int], tokenizer: Any) -> int:
+    """Return the position that stands for no answer: of the first [CLS] or <s>, else the first."""
+    for token in (tokenizer.cls_token_id, tokenizer.bos_token_id):
+        if token in ids:
+            return ids.index(token)
+    return 0
+
+
+def _find_span(answers: Any, spans: np.ndarray, context: np.ndarray, null: int) -> tuple[int, int]:
+    """Return the first and last token of the first answer; the null position if it is not here."""
+    if not answers or not len(context):
+        return null, null
+    begin, end = answers[0].start, answers[0].start + len(answers[0].text)
+    starts, ends = spans[context].T
+    if starts[0] > begin or ends[-1] < end:
+        return null, null
+    first = int(np.flatnonzero(starts <= begin)[-1])
+    last = int(np.flatnonzero(ends >= end)[0])
+    return int(context[first]), int(context[last])
+
+
+def span_loss(model: Any, batch: Batch) -> tuple[Array, Array]:
+    """Sum the mean cross-entropy of start and end over the tokens of a row, without padding.
+
+    Returns:
+      The sum of the losses [], and of the weights [].
+    """
+    losses, weight = _row_losses(_call_model(model, batch), batch), batch["weight"]
+    return jnp.sum(losses * weight), jnp.sum(weight)
+
+
+def predict(model: Any, batch: Batch, *, n_best_size: int) -> Predictions:
+    """Return of each row the best starts and ends, the score of no answer, and the loss.
+
+    Returns:
+      `start`, `end` float32 and `start_index`, `end_index` int32 [rows, n_best_size], best first;
+      `null`, `loss` float32 [rows].
+    """
+    scores = _call_model(model, batch)
+    null = batch["null_position"][:, None]
+    told: dict[str, Array] = {"loss": _row_losses(scores, batch)}
+    told["null"] = jnp.take_along_axis(scores[0] + scores[1], null, axis=-1)[:, 0]
+    is_token = batch["attention_mask"] > 0
+    for name, each in zip(("start", "end"), scores, strict=True):
+        missing = max(0, n_best_size - each.shape[-1])
+        wide = jnp.pad(
+            jnp.where(is_token, each, LOWEST), ((0, 0), (0, missing)), constant_values=LOWEST
+        )
+        told[name], told[f"{name}_index"] = jax.lax.top_k(wide, n_best_size)
+    return told
+
+
+def _call_model(model: Any, batch: Batch) -> tuple[Array, Array]:
+    return model(*(batch[name] for name in MODEL_INPUTS))
+
+
+def _row_losses(scores: tuple[Array, Array], batch: Batch) -> Array:
+    is_token = batch["attention_mask"] > 0
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(
+            jnp.where(is_token, each, LOWEST), batch[name]
+        )
+        for each, name in zip(scores, ("start_positions", "end_positions"), strict=True)
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def _score_dev(
+    task: str,
+    config: TaskConfig,
+    predictions: Mapping[str, Predictions],
+    encoded: Mapping[str, Encoded],
+    splits: Mapping[str, Questions],
+) -> Metrics:
+    (name,) = splits
+    return _score(task, config, predictions[name], encoded[name], splits[name])
+
+
+def _score(
+    task: str, config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
+) -> Metrics:
+    """Compute the official figures in per cent; of v2.0 also those of both sorts of questions."""
+    is_v2 = task == V2
+    if count_not_finite(predictions):
+        return dict.fromkeys(METRICS, math.nan)
+    found = [
+        find_answer(
+            predictions,
+            encoded.beside,
+            row,
+            example.context,
+            n_best_size=config.n_best_size,
+            max_answer_length=config.max_answer_length,
+        )
+        for row, example in enumerate(split.rows)
+    ]
+    texts = choose_texts(found, config.null_score_diff_threshold if is_v2 else None)
+    known = [[answer.text for answer in example.answers] for example in split.rows]
+    measures = {"f1": f1_score, "exact_match": exact_match}
+    each = {name: _measure(f, texts, known, is_v2) for name, f in measures.items()}
+    metrics = {name: mean_percent(scores) for name, scores in each.items()}
+    if not is_v2:
+        return metrics
+    has_answer = [bool(answers) for answers in known]
+    for sort, wanted in (("HasAns", True), ("NoAns", False)):
+        rows = [row for row, has in enumerate(has_answer) if has == wanted]
+        for name, short in (("exact_match", "exact"), ("f1", "f1")):
+            if rows:
+                metrics[f"{sort}_{short}"] = mean_percent([each[name][row] for row in rows])
+    odds, is_answered = [one.null_odds for one in found], [bool(one.text) for one in found]
+    for name, short in (("exact_match", "exact"), ("f1", "f1")):
+        scores = _measure(measures[name], [one.text for one in found], known, is_v2)
+        best = find_best_threshold(scores, has_answer, is_answered, odds)
+        metrics[f"best_{short}"], metrics[f"best_{short}_thresh"] = best
+    return metrics
+
+
+def _measure(
+    measure: Callable[..., float], texts: list[str], known: list[list[str]], is_v2: bool
+) -> list[float]:
+    return [measure(text, of, is_v2=is_v2) for text, of in zip(texts, known, strict=True)]
+
+
+def _examine(
+    task: str, config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
+) -> dict[str, Any]:
+    loss = float(np.mean(predictions["loss"], dtype=np.float64))
+    counts = {"questions": len(split), "rows": len(encoded), "loss": loss}
+    return counts | _score(task, config, predictions, encoded, split)
+
+
+def _count(split: Questions) -> dict[str, Any]:
+    unanswerable = sum(not example.answers for example in split.rows)
+    return {
+        "source": split.source,
+        "rows": len(split),
+        "lines": split.num_lines,
+        "without_answer": unanswerable,
+    }
+
+
+def _load(config: TaskConfig) -> TaskData:
+    kind, names = make_kind(config.task, config), ("train", "dev")
+    if config.data_dir is None:
+        splits, notes = kind.load_own(names)
+    else:
+        files = [kind.find(Path(config.data_dir), name) for name in names]
+        read = [kind.read(file, config) for file in files]
+        splits = {name: split for name, (split, _) in zip(names, read, strict=True)}
+        notes = tuple(note for _, told in read for note in told)
+    return TaskData(kind, splits["train"], {"dev": splits["dev"]}, notes)
+
+
+def _load_own(task: str, names: Sequence[str]) -> tuple[dict[str, Questions], tuple[str, ...]]:
+    repository = f"rajpurkar/{task}"
+    source = download(repository, None, task)
+    splits = {
+        name: take_columns(take_split(source, name, repository), f"{repository}'s {name}")
+        for name in names
+    }
+    for split in splits.values():
+        _check_answers(task, split)
+    return splits, tuple(_describe(split) for split in splits.values())
+
+
+def _restore(saved: Mapping[str, Any], config: TaskConfig) -> Kind:
+    return make_kind(saved["task"], config)
+
+
+def _read(task: str, path: Path, config: TaskConfig) -> tuple[Questions, tuple[str, ...]]:
+    split = read_questions(path)
+    _check_answers(task, split)
+    return split, (_describe(split),)
+
+
+def _check_answers(task: str, split: Questions) -> None:
+    lacking = [example.id for example in split.rows if not example.answers]
+    if len(lacking) == len(split):
+        raise InputError(f"{split.source}: no question has an answer, so that there is no score")
+    if lacking and task != V2:
+        raise InputError(
+            f"{split.source}: {count_word(len(lacking), 'question')} without an answer, the first "
+            f"{quote(lacking[0])}; --task {V2} is for such, or remove them"
+        )
+
+
+def _describe(split: Questions) -> str:
+    lacking = sum(not example.answers for example in split.rows)
+    lines = "" if split.num_lines is None else f" of {count_word(split.num_lines, 'line')}"
+    return (
+        f"{split.source}: {count_word(len(split), 'question')}{lines}; {lacking} without an answer"
+    )
+
+
+_VERSIONS = {"squad": "v1.1", V2: "v2.0"}
+
+QUESTION_ANSWERING = Reader(TASKS, SETTINGS, _load, _restore)
