@@ -150,7 +150,6 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             run.trainer,
             plan.layout,
             run.evaluator,
-            plan.data.kind.count_tokens,
             run.batch_at,
             save_adapter_of,
             plan.schedule,

@@ -103,27 +103,23 @@ def encode(
             last = min(start + _CHUNK_SIZE, len(split))
             rows += _encode_chunk(split, range(start, last), tokenizer, max_length, chosen)
             advance(last - start)
+    count = count_word(len(split), f"{name} question".lstrip())
+    note = f"{count} in {len(rows)} rows of {max_length} tokens, overlapping by {chosen}"
+    return _join(rows, tokenizer, (note,) if len(rows) > len(split) else ())
+
+
+def _join(rows: Sequence["_Row"], tokenizer: Any, notes: tuple[str, ...]) -> Encoded:
+    """Put the arrays of all rows end to end."""
     lengths = np.array([len(row.ids) for row in rows], np.int64)
-    fields = token_fields(
-        np.concatenate([row.ids for row in rows]),
-        np.concatenate([row.types for row in rows]),
-        lengths,
-        tokenizer,
+    ids, types, spans = (
+        np.concatenate([getattr(row, name) for row in rows]) for name in ("ids", "types", "spans")
     )
-    spans = np.concatenate([row.spans for row in rows])
-    example = np.array([row.example for row in rows], np.int64)
+    fields = token_fields(ids, types, lengths, tokenizer)
     labels = np.array([(*row.answer, row.null) for row in rows], np.int32)
     names = ("start_positions", "end_positions", "null_position")
-    more = len(rows) - len(split)
-    note = (
-        f"{count_word(len(split), name + ' question')} in {len(rows)} rows of {max_length} tokens"
-    )
-    return Encoded(
-        fields,
-        dict(zip(names, labels.T, strict=True)),
-        beside=Windows(example, spans, fields["input_ids"].offsets),
-        notes=(f"{note}, overlapping by {chosen}",) if more else (),
-    )
+    example = np.array([row.example for row in rows], np.int64)
+    windows = Windows(example, spans, fields["input_ids"].offsets)
+    return Encoded(fields, dict(zip(names, labels.T, strict=True)), windows, notes)
 
 
 class _Row(NamedTuple):

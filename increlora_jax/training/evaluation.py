@@ -12,7 +12,7 @@ import numpy as np
 from increlora_jax.runtime.console import announced, counted
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.tasks.batching import evaluation_batches
-from increlora_jax.tasks.kind import Encoded, Metrics, Predictions, TaskData
+from increlora_jax.tasks.kind import Encoded, Kind, Metrics, Predictions, TaskData
 from increlora_jax.training.batches import describe_batch, shapes_of
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState, over_members
@@ -55,6 +55,11 @@ class Evaluator:
 
         self._predict: Any = predict
         self._programs: dict[Any, Callable[..., Predictions]] = {}
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the task that is evaluated."""
+        return self._data.kind
 
     def metrics(self, state: TrainState, base: Base, stop: Stop | None = None) -> Metrics:
         """Compute every metric of the task on its dev splits, of a single run's state.

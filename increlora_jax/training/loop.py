@@ -61,7 +61,6 @@ class Loop:
         trainer: Trainer,
         layout: Layout,
         evaluator: Evaluator,
-        count_tokens: Callable[[Batch], tuple[Any, Any]],
         batch_at: Callable[[int], dict[str, np.ndarray]],
         keep: Callable[[int, TrainState, bool], None],
         schedule: Schedule,
@@ -75,7 +74,6 @@ class Loop:
         self._layout = layout
         self._evaluator = evaluator
         self._batch_at = batch_at
-        self._count_tokens = count_tokens
         self._keep = keep
         self._schedule = schedule
         self._checkpoints = checkpoints
@@ -168,7 +166,8 @@ class Loop:
             self._drain()
             with self._clock.paused(), announced(_name_program(batch, is_scored)):
                 args = (self._trainer, self._layout, self._state)
-                jitted = jit_step(*args, self._count_tokens, is_block=is_block, rest=self._rest)
+                count_tokens = self._evaluator.kind.count_tokens
+                jitted = jit_step(*args, count_tokens, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._stop.compile(lowered)
                 return_freed_memory()

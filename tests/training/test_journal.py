@@ -166,6 +166,6 @@ def test_a_score_that_is_not_finite_is_told_and_never_better(open_journal):
         True, False, True, False, True,
     ]  # fmt: skip
     told = journal.take_news()
-    assert [" (logits on dev are not finite: no score" in each for each in told] == [
+    assert [" (predictions on dev are not finite: no score" in each for each in told] == [
         True, True, False, True, False,
     ]  # fmt: skip
