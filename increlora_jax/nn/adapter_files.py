@@ -30,7 +30,6 @@ CONFIG_KINDS: dict[str, Any] = {
     "base_model": str,
     "quantize_base": str,
     "task": str,
-    "labels": list[str] | None,
     "identity": dict[str, str],
     "step": int,
     "total_steps": int,
@@ -44,6 +43,7 @@ Folder = str | os.PathLike[str]
 """A path, in which `~` is the user's home."""
 
 NEWER_KINDS: dict[str, Any] = {
+    "labels": list[str] | None,
     "columns": list[str],
     "dev_data": dict[str, str],
     "settings": dict[str, str | int | float | bool | list[str] | None],

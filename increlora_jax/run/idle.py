@@ -11,12 +11,22 @@ _OF_ROUNDS = {
 }  # fmt: skip
 
 
+_OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
+_OF_TEXTS = {"problem_type", "text_column", "label_column", "cls_dropout"}
+_QUESTION_TASKS = ("squad", "squad_v2")
+
+
 def idle_settings(config: RunConfig) -> dict[str, str]:
     """Return the settings without an effect, each with the flag that makes it so."""
     method = config.adapter.method
     idle = dict.fromkeys(_unread(config, method), f"--method {method}")
     if not config.growth.growth:
         idle = dict.fromkeys(_OF_ROUNDS, "--no-growth") | idle
+    task = config.task.task
+    others = _OF_TEXTS if task in _QUESTION_TASKS else _OF_QUESTIONS
+    if task == "squad":
+        others = {*others, "null_score_diff_threshold"}
+    idle |= dict.fromkeys(others, f"--task {task}")
     if config.training.max_steps is not None:
         idle["num_train_epochs"] = f"--max-steps {config.training.max_steps}"
     return idle

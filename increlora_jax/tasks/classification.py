@@ -28,7 +28,6 @@ from increlora_jax.tasks.telling import PROBLEM_TYPES
 from increlora_jax.tasks.text import load_text
 
 TASKS = (*GLUE_TASKS, "text", "demo")
-SETTINGS = frozenset({"problem_type", "text_column", "label_column", "cls_dropout"})
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -133,6 +132,10 @@ def _load(config: TaskConfig) -> TaskData:
 
 
 def _restore(saved: Mapping[str, Any], config: TaskConfig) -> Kind:
+    if "labels" not in saved:
+        raise InputError(
+            "adapter_config.json: 'labels' is missing; the file is damaged or of another kind"
+        )
     task = known_task(saved["task"], saved["labels"], saved.get("columns", ()))
     return make_kind(task, config.cls_dropout)
 
@@ -159,7 +162,7 @@ def _columns_of(config: TaskConfig) -> Columns:
     return Columns(tuple(config.text_column or ()), config.label_column)
 
 
-CLASSIFICATION = Reader(TASKS, SETTINGS, _load, _restore)
+CLASSIFICATION = Reader(TASKS, _load, _restore)
 
 
 def _check_arguments(

@@ -174,13 +174,11 @@ class Reader(NamedTuple):
     """One kind of task, before it is bound to a task: how its tasks are loaded.
 
     - `tasks`: the names that `--task` has for them.
-    - `settings`: the names of the settings that this kind alone knows.
     - `load(config)` → `TaskData` of the configuration's `TaskConfig`.
     - `restore(saved, config)` → the `Kind` of a trained adapter, from what it says of its task.
     """
 
     tasks: tuple[str, ...]
-    settings: frozenset[str]
     load: Callable[[Any], TaskData]
     restore: Callable[[Mapping[str, Any], Any], Kind]
 

@@ -42,9 +42,6 @@ from increlora_jax.tasks.squad_metrics import (
 
 V2 = "squad_v2"
 TASKS = ("squad", V2)
-SETTINGS = frozenset(
-    {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
-)
 METRICS = ("f1", "exact_match")
 LOWEST = -1e30
 """The score of a token that is none; finite, so that sums stay so."""
@@ -383,4 +380,4 @@ def _describe(split: Questions) -> str:
 
 _VERSIONS = {"squad": "v1.1", V2: "v2.0"}
 
-QUESTION_ANSWERING = Reader(TASKS, SETTINGS, _load, _restore)
+QUESTION_ANSWERING = Reader(TASKS, _load, _restore)
