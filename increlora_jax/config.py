@@ -169,6 +169,7 @@ class TaskConfig:
         """Check the bounds."""
         require_each(self, "max_seq_length", lambda v: v >= 3, "at least 3")
         require_each(self, "n_best_size max_answer_length", lambda v: v >= 1, "at least 1")
+        require_each(self, "null_score_diff_threshold", isfinite, "finite")
         require_each(self, "doc_stride", lambda v: v >= 0, "at least 0")
         require_each(self, "cls_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         expand_homes(self, "data_dir", "model")

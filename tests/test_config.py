@@ -24,10 +24,12 @@ GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
 AT_LEAST_ONE = (
     "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank max_steps "
     "train_batch_size gradient_accumulation_steps eval_batch_size eval_steps logging_steps "
-    "steps_per_execution save_steps save_total_limit keep_period"
+    "steps_per_execution save_steps save_total_limit keep_period n_best_size max_answer_length"
 )
 POSITIVE = "lora_alpha target_rank learning_rate adam_epsilon max_grad_norm num_train_epochs"
-AT_LEAST_ZERO = "init_warmup reg_orth_coef warmup_steps weight_decay seed max_skipped_steps"
+AT_LEAST_ZERO = (
+    "init_warmup reg_orth_coef warmup_steps weight_decay seed max_skipped_steps doc_stride"
+)
 FRACTIONS = "cls_dropout lora_dropout beta1 beta2 adam_beta1 adam_beta2"
 
 BOUNDS = [
@@ -37,6 +39,7 @@ BOUNDS = [
     *((name, 0.0, 1.0, r"in \[0, 1\)") for name in FRACTIONS.split()),
     *((name, 0.999, -0.001, r"in \[0, 1\)") for name in FRACTIONS.split()),
     ("max_seq_length", 3, 2, "at least 3"),
+    ("null_score_diff_threshold", -2.0, float("inf"), "finite"),
     *(("max_rank", good, bad, "a positive number, exact or auto")
       for good, bad in [("1", "0"), ("exact", "8.5"), ("auto", "full"), ("24", "-3")]),
 ]  # fmt: skip

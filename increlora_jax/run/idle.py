@@ -9,8 +9,6 @@ _OF_ROUNDS = {
     "target_total_rank", "top_h", "incre_rank_num", "init_warmup", "incre_interval",
     "advance_learn", "restart_warmup", "importance", "beta1", "beta2", "score_window",
 }  # fmt: skip
-
-
 _OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
 _OF_TEXTS = {"problem_type", "text_column", "label_column", "cls_dropout"}
 _QUESTION_TASKS = ("squad", "squad_v2")
