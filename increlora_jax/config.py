@@ -119,7 +119,7 @@ def vary(config: Any, settings: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is learned: the task, its data, the base model."""
+    """Settings of the task, its data and the base model."""
 
     sections: ClassVar[dict[str, str]] = {"task": "task, data and base model"}
 
@@ -177,7 +177,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained, and where adapters go."""
+    """Settings of the method, and of the places of its adapters."""
 
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
@@ -215,7 +215,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """How ranks grow; names are the paper's."""
+    """Settings of growth, under the paper's names."""
 
     sections: ClassVar[dict[str, str]] = {"growth": "growth"}
 
@@ -267,7 +267,7 @@ class GrowthConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a run goes: steps, optimizer, evaluation, output."""
+    """Settings of steps, optimizer, evaluation and output."""
 
     sections: ClassVar[dict[str, str]] = {
         "output_dir": "output, seeds and sweeps",

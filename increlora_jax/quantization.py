@@ -51,7 +51,7 @@ class QuantizedKernel:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What it is spread out to."""
+        """The dtype that the kernel is spread out to."""
         return self.scale.dtype
 
     def __getitem__(self, index: EllipsisType) -> Self:

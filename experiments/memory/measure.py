@@ -179,7 +179,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def kept_bytes(begun: Begun) -> int:
-    """What the forward pass leaves for the backward pass, beside base and state."""
+    """Return the bytes that the forward pass keeps for the backward pass."""
 
     def residuals(state: Any, base: Any, batch: Any) -> list[Any]:
         def loss(params: Any) -> Any:
@@ -195,7 +195,7 @@ def kept_bytes(begun: Begun) -> int:
 
 
 def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
-    """What the compiled step takes beside its arguments, on this backend."""
+    """Return the bytes that the compiled step takes beside its arguments, on this backend."""
     rest = AtRest(begun.layout, begun.state)
     jitted = jit_step(begun.trainer, begun.layout, rest.shapes, count_tokens, rest=rest)
     lowered = jitted.lower(rest.shapes, begun.base, begun.setting.batch_at(0), is_scored=is_scored)

@@ -63,7 +63,7 @@ TOKENIZER_CONFIG = {
 
 
 class Sizes(NamedTuple):
-    """How long and how fast the model is trained, and how it begins.
+    """Sizes of the model and its training.
 
     `window` is how far a word's company reaches, `likeness` how much like attends to like at first.
     """

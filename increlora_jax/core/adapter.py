@@ -27,7 +27,7 @@ class Adapter(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What each slot is, and the first step at which its leaves may learn.
+    """The kind of each slot, and the first step at which its leaves may learn.
 
     A slot in `active` takes part in the forward pass with its own λ. A slot in `reserve` does not
     count in the rank. A slot in both is on trial: applied, but not counted. A slot in neither is

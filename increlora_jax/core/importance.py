@@ -1,4 +1,4 @@
-"""How important a module is: the evidence a score needs, its equation, and its averages."""
+"""The importance of a module: the evidence a score needs, its equation, and its averages."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from increlora_jax.core.schedule import Number
 
 
 class Evidence(Enum):
-    """What of the task loss's gradient a score reads."""
+    """The part of the task loss's gradient that a score reads."""
 
     NONE = "none"
     SLOTS = "slots"  # ∂L/∂λ̂ [slots]

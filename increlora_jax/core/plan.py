@@ -14,7 +14,7 @@ DEFAULT_WIDTH = 32
 
 
 class GrowthPlan(NamedTuple):
-    """What will happen to the ranks of a run, as far as it is known beforehand."""
+    """A plan of how the ranks of a run grow, as far as it is known beforehand."""
 
     steps: int
     modules: int

@@ -51,7 +51,7 @@ def apply_sum(
 
 
 class Reading(NamedTuple):
-    """What a probe's cotangent is: ∂L/∂ΔW itself, or its score; in which precision."""
+    """A probe's cotangent, ∂L/∂ΔW itself or its score, and its precision."""
 
     dtype: Any
     score: Score | None
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 def _read_probe(
     update: Update, probe: Array | None, score: Score | None
 ) -> tuple[Reading | None, Update, Array | None]:
-    """How a probe is read; one of slots is added to λ̂, whose own cotangent it then shares."""
+    """Return how a probe is read; one of slots is added to λ̂, and shares its cotangent."""
     if probe is None:
         return None, update, None
     if probe.ndim == 1:
@@ -78,7 +78,7 @@ def _read_probe(
 
 
 def is_sum_cheaper(rows: int, update: Update) -> bool:
-    """Whether ΔW takes fewer multiplications, in·out·S, than the two products rows·(in+out)·S."""
+    """Return whether in·out·S multiplications, for ΔW, are fewer than rows·(in+out)·S."""
     inputs, outputs = update.A.shape[-2], update.B.shape[-1]
     return rows * (inputs + outputs) > inputs * outputs
 

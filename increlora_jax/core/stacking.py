@@ -27,7 +27,7 @@ def by_name(packed: dict[Any, Any]) -> dict[str, Any]:
 
 
 class Groups:
-    """Which modules are stacked: those whose arrays have the same shapes and dtypes.
+    """Stacks of the modules whose arrays have the same shapes and dtypes.
 
     `kinds` may say more of each module in which those of a group must agree.
     """

@@ -13,7 +13,7 @@ _INT = re.compile(r"[0-9]{1,18}")
 
 
 def is_of_kind(value: object, kind: Any) -> bool:
-    """Whether a value of JSON fits an annotation; an int does for a float, a bool for neither.
+    """Return whether a JSON value fits an annotation; an int is a float too, a bool is neither.
 
     `kind` is made of str, NewTypes of it, int, float, bool, None, Literal, list[…], dict[str, …]
     and unions; the keys of dict[int, …] are words that spell a number, since JSON's are words.

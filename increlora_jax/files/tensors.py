@@ -25,7 +25,7 @@ _ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 
 
 class Claim(NamedTuple):
-    """What a header says of a tensor; the dtype in safetensors' words."""
+    """A tensor as a header describes it; the dtype in safetensors' words."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -19,7 +19,7 @@ from increlora_jax.generation.token_scores import GenerationOptions, constrain_s
 
 
 class GenerativeModel(Protocol):
-    """What `generate` asks of a model.
+    """A model as `generate` needs it.
 
     A cache is a pytree of arrays of static shape that all have a leading batch axis, so that rows
     are repeated and reordered by indexing it.

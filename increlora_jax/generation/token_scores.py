@@ -1,4 +1,4 @@
-"""What may become of the scores of the next token before one is chosen.
+"""Changes to the scores of the next token before one is chosen.
 
 Names, order and meaning are those of Hugging Face's generation; what is ruled out scores −inf.
 """
@@ -15,7 +15,7 @@ from increlora_jax.errors import InputError
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How new tokens are chosen, by Hugging Face's names.
+    """Settings of the choice of new tokens, under Hugging Face's names.
 
     Attributes:
       max_new_tokens: how many tokens are written at most, and how wide the result is.
@@ -84,7 +84,7 @@ class GenerationOptions:
 
     @property
     def padding(self) -> int:
-        """What stands where there is no token; 0 where nothing ends."""
+        """The token that pads; 0 if nothing ends."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.ends[0] if self.ends else 0

@@ -1,4 +1,4 @@
-"""What the trainer knows of a method: a small record of functions."""
+"""The protocol of methods: a small record of functions."""
 
 import re
 from collections.abc import Callable, Mapping

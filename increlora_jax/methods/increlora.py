@@ -144,7 +144,7 @@ class _Growth(NamedTuple):
 
     @property
     def window(self) -> int:
-        """How many steps up to a round are scored: unless told, all that can bear on it."""
+        """The number of steps scored before a round; by default all that can bear on it."""
         if self.config.score_window is not None:
             return self.config.score_window
         is_smoothed = self.function.is_smoothed
@@ -152,11 +152,11 @@ class _Growth(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What has an adapter, in module order (jax sorts dictionaries); a stack is one of them."""
+        """The paths of adapters, in module order (jax sorts dictionaries); a stack is one path."""
         return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
 
     def adapter_settings(self) -> dict[str, Any]:
-        """What `attach` is told of the adapters."""
+        """The settings of adapters that `attach` takes."""
         return {
             "max_rank": self.plan.max_ranks,
             "initial_rank": self.config.initial_rank,
@@ -179,7 +179,7 @@ class _Growth(NamedTuple):
         return not is_finished and bool(self.plan.rounds) and self._is_near(step, self.window)
 
     def _is_near(self, step: Any, window: int) -> Any:
-        """Whether a round is less than `window` steps away; `step` may be traced."""
+        """Return whether a round is less than `window` steps away; `step` may be traced."""
         interval = self.plan.pace.incre_interval
         first = (self.plan.pace.init_warmup // interval + 1) * interval
         return (first - step < window) & (-step % interval < window)

@@ -12,7 +12,7 @@ from increlora_jax.models.layers import at_least_float32
 
 
 class KeyValue(NamedTuple):
-    """What an attention looks at."""
+    """The keys and values of an attention."""
 
     key: Float[Array, "batch slots heads size"]
     value: Float[Array, "batch slots heads size"]

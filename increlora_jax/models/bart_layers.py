@@ -64,7 +64,7 @@ class BartAttention(nnx.Module):
 
 
 class BartLayer(RepeatedLayer):
-    """What the layers of both stacks have: self-attention and a feed-forward block."""
+    """A layer of either stack: self-attention and a feed-forward block."""
 
     def __init__(self, config: "PretrainedConfig", num_heads: int, inner: int, make: LayerFactory):
         self.self_attn = BartAttention(config, num_heads, make)
@@ -140,7 +140,7 @@ class BartDecoderLayer(BartLayer):
 
 
 class BartStack(nnx.Module):
-    """What both stacks begin with: positions added to words, a norm; words of its own if untied."""
+    """The beginning of either stack: positions added to words, a norm; own words if untied."""
 
     def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         if not config.tie_word_embeddings:

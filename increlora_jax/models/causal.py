@@ -1,4 +1,4 @@
-"""What causal language models share: attention to the past, its cache, and the heads."""
+"""Shared parts of causal language models: attention to the past, its cache, and the heads."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -61,7 +61,7 @@ class Span(NamedTuple):
 
 
 class CausalCache(NamedTuple):
-    """What `CausalLM.advance` knows of the tokens so far; every array has a leading batch axis."""
+    """The state of `CausalLM.advance` after some tokens; every array has a leading batch axis."""
 
     layers: tuple[KeyValue, ...]
     is_token: Bool[Array, "batch slots"]
@@ -76,7 +76,7 @@ def take_last_token(attention_mask: Int[Array, "batch length"]) -> Take:
 
 
 class CausalBody(Protocol):
-    """What the heads ask of a model's body.
+    """A model's body as the heads need it.
 
     Attributes:
       words: the table of word embeddings.
@@ -95,7 +95,7 @@ class CausalBody(Protocol):
 
 
 class CausalModel(HeadedModel):
-    """What all heads of causal models have: a body that is given spans; it has no token types."""
+    """A causal model with a head: its body takes spans and no token types."""
 
     @property
     def body(self) -> CausalBody:

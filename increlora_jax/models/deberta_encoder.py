@@ -210,7 +210,7 @@ class DebertaLayer(RepeatedLayer):
 
 
 class DebertaConvolution(nnx.Module):
-    """What v2's large models add to the first layer: the embeddings of neighbours, convolved."""
+    """The convolution of neighbours' embeddings that v2's large models add to the first layer."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
         groups = getattr(config, "conv_groups", 1)

@@ -1,4 +1,4 @@
-"""What the encoder-decoders share: decoder inputs, the cache of generation, the heads."""
+"""Shared parts of encoder-decoders: decoder inputs, the cache of generation, the heads."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """What one decoder layer looks at besides the tokens that it is given.
+    """The keys and values of a decoder layer, beside the tokens that it is given.
 
     Attributes:
       target: the tokens so far, with room for those to come; None where all are given at once.
@@ -36,7 +36,7 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What a decoder knows besides its tokens; every array has a leading batch axis.
+    """The state of a decoder beside its tokens; every array has a leading batch axis.
 
     Attributes:
       layers: one memory a decoder layer.
@@ -115,7 +115,7 @@ def take_last_eos(
 
 
 class EncoderDecoderBody(Protocol):
-    """What the heads ask of a model's body.
+    """A model's body as the heads need it.
 
     Attributes:
       start_token_id: with which the decoder starts.
@@ -144,7 +144,7 @@ class EncoderDecoderBody(Protocol):
 
 
 class EncoderDecoderModel(HeadedModel):
-    """What all heads of encoder-decoders have: a body of two stacks; it has no token types."""
+    """An encoder-decoder with a head: its body has two stacks and no token types."""
 
     @property
     def body(self) -> EncoderDecoderBody:

@@ -77,7 +77,7 @@ def set_attention(model: nnx.Module, implementation: AttentionImplementation) ->
 
 
 class Settings(NamedTuple):
-    """What scores and the weights that dropout keeps are multiplied by, and who computes."""
+    """The factors of scores and of the weights that dropout keeps, and the backend."""
 
     score_scale: float
     kept_scale: float
@@ -85,7 +85,7 @@ class Settings(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """What is attended to, and by what.
+    """Queries, and the keys and values that they attend to.
 
     The rows are those of the distances −L … L − 1, if positions of the kind are looked at.
     """

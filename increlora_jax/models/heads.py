@@ -1,4 +1,4 @@
-"""What the heads of all architectures share: how a model is built around its body, and called."""
+"""Shared parts of all heads: how a model is built around its body, and called."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -81,7 +81,7 @@ class HeadedModel(nnx.Module):
 
     @property
     def can_pack(self) -> bool:
-        """Whether it reads packed sequences, and judges each by its first token."""
+        """True if the model reads packed sequences, and judges each by its first token."""
         return False
 
     def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "rows taken hidden"]:
@@ -220,7 +220,7 @@ class PredictionTransform(nnx.Module):
 
 
 class VocabularyHead(nnx.Module):
-    """How a masked-LM head ends: by the word embeddings and a bias, or by a decoder of its own.
+    """The end of a masked-LM head: word embeddings and a bias, or a decoder of its own.
 
     `config.tie_word_embeddings` says which; `features` is how wide the vectors of words are.
     """

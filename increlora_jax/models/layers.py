@@ -1,4 +1,4 @@
-"""What the encoders here are made of: layers initialised as Hugging Face does, activations."""
+"""Shared parts of encoders: layers initialised as Hugging Face does, activations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the registry knows of an architecture; each model's file ends with one."""
+"""The record of an architecture in the registry; each model's file ends with one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

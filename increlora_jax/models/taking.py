@@ -1,4 +1,4 @@
-"""Which tokens' states a head reads: past its attention the last layer computes no others."""
+"""The tokens whose states a head reads; past its attention the last layer has no others."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What adapters start from."""
+"""The first values of adapters."""
 
 from collections.abc import Callable
 from typing import Any

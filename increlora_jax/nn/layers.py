@@ -90,7 +90,7 @@ class LowRankAdapter(nnx.Module):
         return apply_update(self.dropout(x), self._one_update(), self.probe, self.score)
 
     def is_best_summed(self, rows: int, dtype: Any) -> bool:
-        """Whether to add ΔW to the kernel of a product of so many rows, with nothing lost by it.
+        """Return whether ΔW is best added to the kernel of a product of so many rows.
 
         Elsewhere than on a CPU a product of float32 rounds its factors, and ΔW would go first.
         """
@@ -229,7 +229,7 @@ class AdaptedLayer(nnx.Module):
         return y + self._from_rows(self.adapter(rows)).astype(y.dtype)
 
     def kernel_axes(self) -> KernelAxes:
-        """How the kernel is a matrix, from the end; asks only what the plain layer has."""
+        """Return how the kernel is a matrix, from the end; reads only what the plain layer has."""
         raise TypeError(f"{type(self).__name__} must say how its kernel is a matrix")
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
@@ -403,7 +403,7 @@ def wrap_layer(layer: nnx.Module, adapter: LowRankAdapter) -> AdaptedLayer:
 
 
 def kernel_axes(layer: nnx.Module) -> KernelAxes:
-    """How a plain layer's kernel is a matrix, or a stack of them."""
+    """Return how a plain layer's kernel is a matrix, or a stack of them."""
     return _adapted_type_of(layer).kernel_axes(layer)  # type: ignore[arg-type]
 
 

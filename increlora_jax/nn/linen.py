@@ -226,7 +226,7 @@ def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], b
 
 
 class Extra(NamedTuple):
-    """What a layer adds to its output."""
+    """A function of a layer's input that is added to its output."""
 
     update: Update
     probe: Array | None

@@ -1,4 +1,4 @@
-"""How many parameters a model trains, and the rank of every module."""
+"""The number of parameters that a model trains, and the rank of every module."""
 
 from math import prod
 from typing import Any, NamedTuple

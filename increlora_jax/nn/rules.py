@@ -1,4 +1,4 @@
-"""How adapters are applied: all that changes their numbers and is none of their arrays."""
+"""The rules by which adapters are applied: numbers that are none of their arrays."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which layers and parameters of a model take an adapter, said by their paths."""
+"""The choice of the layers and parameters that take an adapter, by their paths."""
 
 import re
 import warnings
@@ -52,7 +52,7 @@ NO_DROPOUT = (
 
 
 def path_matches(path: str, patterns: Targets) -> bool:
-    """Whether a regex matches the whole path, or one of a list of names ends it."""
+    """Return whether a regex matches the whole path, or one of a list of names ends it."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, path) is not None
     return any(path == name or path.endswith("." + name) for name in patterns)
@@ -170,7 +170,7 @@ def _warn_of_passing(refused: Mapping[str, str]) -> None:
 def declared_axes(
     shapes: Mapping[str, Sequence[int]], parameters: Parameters
 ) -> dict[str, KernelAxes]:
-    """How each declared parameter is a matrix, by path; `shapes` gives all that could be declared.
+    """Return by path how each declared parameter is a matrix; `shapes` holds all candidates.
 
     Raises:
         InputError: a regex that matches nothing, or axes that the parameter does not have.
@@ -183,7 +183,7 @@ def declared_axes(
 
 
 def _ask_to_declare(path: str, what: str, kernels: Mapping[str, Sequence[int]]) -> str:
-    """What to tell of a target that is not known: declare one of its `kernels` (shapes by path)."""
+    """Describe how to declare one of the `kernels` (shapes by path) of an unknown target."""
     shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
     pattern = re.escape(next(iter(kernels)))
     return (

@@ -121,7 +121,7 @@ def find_targets(
 
 
 def is_kernel(array: Any) -> bool:
-    """Whether an array could hold a matrix, or several."""
+    """Return whether an array could hold a matrix, or several."""
     return len(array.shape) > 1 and jnp.issubdtype(array.dtype, jnp.floating)
 
 
@@ -198,7 +198,7 @@ def warn_of_copies(arrays: Mapping[str, Any], changed: set[str]) -> None:
 def split_arrays(
     arrays: Mapping[str, Any], is_trained: Callable[[str], bool]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What learns in full, in float32 at least, and the frozen rest."""
+    """Split arrays into those that learn in full, in float32 at least, and the frozen rest."""
     head, base = {}, {}
     for path, array in arrays.items():
         value = jnp.asarray(array)

@@ -51,7 +51,7 @@ from increlora_jax.weights.identity import identify_model, identify_tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is known of a run before weights are loaded: its data, its steps, its growth."""
+    """A run before weights are loaded: its data, its steps, its growth."""
 
     config: RunConfig
     members: tuple[Member, ...]  # the runs that train together; a single one is `config` itself
@@ -80,7 +80,7 @@ class Plan:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a run was made of, by content."""
+        """The identities of all that a run is made of, by content."""
         return {
             "base model": identify_model(self.folder),
             "tokenizer": identify_tokenizer(self.folder),
@@ -91,7 +91,7 @@ class Plan:
 
     @cached_property
     def dev_identity(self) -> dict[str, str]:
-        """What each dev split holds, by content."""
+        """The identity of each dev split's content."""
         return {name: identify(split) for name, split in self.data.dev.items()}
 
 
@@ -343,7 +343,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:
-    """What a run of another seed starts from, over the same base."""
+    """Return the start of a run of another seed, over the same base."""
     if frozen := sorted(drawn.keys() - parts.head.keys()):
         raise InputError(
             f"--seeds: {frozen[0]} is not in the model's files and stays as it is drawn, so that "

@@ -51,7 +51,7 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class Held(Enum):
-    """What a folder holds of the run that is asked for."""
+    """The state of a run in its folder."""
 
     NOTHING = "nothing"
     BEGUN = "begun"

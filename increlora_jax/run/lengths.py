@@ -1,4 +1,4 @@
-"""How long a model's sequences may be: `--max-seq-length` against its positions, when planned."""
+"""The length of sequences: `--max-seq-length` against the model's positions, when planned."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What a command that ran out of memory had asked for, and which flags ask for less."""
+"""Advice after running out of memory: the sizes asked for, and flags that ask for less."""
 
 from pathlib import Path
 

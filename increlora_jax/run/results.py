@@ -1,4 +1,4 @@
-"""What finished runs tell: each of itself, and those that trained together of their seeds."""
+"""The results of finished runs, one by one, and over the seeds that trained together."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from increlora_jax.training.state import TrainState
 
 
 def results_of(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
-    """What one run leaves in `results.json`; `state` is its last."""
+    """Return a run's `results.json`; `state` is its last."""
     plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
     return {
         **_head(plan),
@@ -40,7 +40,7 @@ def results_of(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
 def results_of_all(
     plan: Plan, each: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    """What runs that trained together leave above their folders: means over the seeds.
+    """Return the results of runs that trained together: means over the seeds.
 
     There is a variant for every combination of what `--sweep` gives, a single one without it.
     """
@@ -95,7 +95,7 @@ def _say_variant(variant: str, told: dict[str, Any]) -> str:
 
 
 def _statistics(each: list[dict[str, float]]) -> dict[str, Any]:
-    """Of every metric its values, their mean, and √(Σ(x − mean)²/(n − 1)) where n > 1."""
+    """Return each metric's values, their mean, and √(Σ(x − mean)²/(n − 1)) where n > 1."""
     columns = {name: [metrics[name] for metrics in each] for name in each[0]}
     return {
         name: {

@@ -1,4 +1,4 @@
-"""What an adapter says of the run that made it, and the run rebuilt from that alone.
+"""The description of a run in its adapter, and the run rebuilt from that alone.
 
 `adapter_config.json` holds every setting that an evaluation depends on. `config.yaml` beside it
 only says where model and data are: an edit there changes no score without a word.

@@ -23,7 +23,7 @@ class Source(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Whether the run's own dev data is asked for."""
+        """True if the run's own dev data is asked for."""
         return not (self.data_dir or self.split or self.file)
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""How a command ends: one line, and an exit status of its own for each kind of end."""
+"""The ends of a command: one line each, and an exit status of its own."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ _INTERRUPTED = 130
 
 
 class Ending:
-    """What a command knows when it ends: the folder of its run, once it has one."""
+    """The end of a command: the folder of its run, once it has one."""
 
     folder: Path | None = None
 

@@ -29,7 +29,7 @@ POLL = 0.1
 
 
 class Stop:
-    """Whether a run was asked to stop.
+    """A request to stop, if there is one.
 
     Outside of `listening` nobody ever asks. Outside of `deferred` a signal ends the process at
     once, as there is nothing to save. Within it the signal waits for the next `check`. A second

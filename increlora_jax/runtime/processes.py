@@ -73,7 +73,7 @@ def check_devices() -> None:
 
 
 def _part_by_hand() -> dict[str, Any]:
-    """What JAX does not read from the environment by itself."""
+    """Return settings of the environment that JAX does not read by itself."""
     missing = [name for name in BY_HAND if name not in os.environ]
     if len(missing) == len(BY_HAND):
         return {}

@@ -1,4 +1,4 @@
-"""How many rows a split has, of how many lines, and with which labels."""
+"""The counts of a split: rows, lines and labels."""
 
 from typing import Any
 

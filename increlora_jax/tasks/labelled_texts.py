@@ -30,12 +30,12 @@ class TextTask:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the labels are numbers rather than classes."""
+        """True if the labels are numbers rather than classes."""
         return self.labels is None
 
     @property
     def is_pair(self) -> bool:
-        """Whether each example is two texts."""
+        """True if each example is two texts."""
         return len(self.columns) == 2
 
     @property
@@ -72,7 +72,7 @@ class Texts:
 
     @property
     def num_empty(self) -> int:
-        """How many examples have an empty text; white space alone is empty too."""
+        """The number of examples with an empty text; white space alone is empty too."""
         seconds = self.first if self.second is None else self.second
         pairs = zip(self.first, seconds, strict=True)
         return sum(not (first.strip() and second.strip()) for first, second in pairs)

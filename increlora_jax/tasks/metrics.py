@@ -83,7 +83,7 @@ def _spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether a correlation has no value, one side being constant; it then counts as 0.
+    """Return whether a correlation has no value, one side being constant; it counts as 0.
 
     A model that says the same of everything has learnt nothing, and a NaN in its place would be
     neither better nor worse than any other score, so that no best adapter could be told.

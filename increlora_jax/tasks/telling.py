@@ -1,4 +1,4 @@
-"""What kind of task the labels of a training file make, and which of them cannot be right."""
+"""The task that the labels of a training file make, and labels that cannot be right."""
 
 from collections import defaultdict
 from collections.abc import Sequence

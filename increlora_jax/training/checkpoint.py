@@ -50,7 +50,7 @@ _SAVED_KINDS: dict[str, Any] = {"format": int, "identity": dict[str, str], "prog
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: the last few, multiples of a period, and always the best."""
+    """The checkpoints that stay: the last few, multiples of a period, and always the best."""
 
     last: int
     period: int | None = None
@@ -62,7 +62,7 @@ class Keep(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds beside the state: of every run that trains, how far it has come."""
+    """The part of a checkpoint beside the state: the progress of every run that trains."""
 
     progress: tuple[Progress, ...]
     identity: dict[str, str]

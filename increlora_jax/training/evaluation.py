@@ -1,4 +1,4 @@
-"""What a model predicts of whole splits, and the metrics made of it."""
+"""The predictions of a model on whole splits, and their metrics."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping

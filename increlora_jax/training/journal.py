@@ -1,4 +1,4 @@
-"""What the host notes of one run as its numbers come; each run that trains has a journal."""
+"""The host's notes on one run as its numbers come; each run that trains has a journal."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
         return range(start, start + self.steps_per_execution)
 
     def next_steps(self, done: int) -> range:
-        """Those of the next call: a block, or one step where a block cannot be had as a whole.
+        """Return the steps of the next call: a whole block, or one step if a block is cut.
 
         It depends on nothing that a resumed run may change, so that the same programs compute it.
         """
@@ -38,11 +38,11 @@ class Schedule(NamedTuple):
         return range(done, done + 1) if is_cut or done > block.start else block
 
     def is_evaluated(self, done: int) -> bool:
-        """Whether an evaluation follows so many steps."""
+        """Return whether an evaluation follows so many steps."""
         return done % self.eval_steps == 0 or done == self.total_steps
 
     def is_saved(self, done: int, saved: int) -> bool:
-        """Whether a checkpoint is due after so many steps, the last being after `saved`."""
+        """Return whether a checkpoint is due after so many steps, the last being after `saved`."""
         return done // self.save_steps > saved // self.save_steps
 
 
@@ -73,7 +73,7 @@ class Journal:
         self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()))
 
     def is_scored(self, step: int, *, known_before: int) -> bool:
-        """Whether this run wants a step scored, by what came of the steps before `known_before`."""
+        """Return whether this run wants a step scored, by the steps before `known_before`."""
         progress = self.progress
         is_finished = progress.is_finished(known_before)
         counted = step - sum(at < known_before for at in progress.skipped)

@@ -35,7 +35,7 @@ has seen them sooner: so a resumed run decides as one that was never stopped.
 
 
 class Outcome(NamedTuple):
-    """What a run leaves behind, beside its state; times are of all that trained together."""
+    """The outcome of a run beside its state; times are of all that trained together."""
 
     metrics: dict[str, float]
     best_metrics: dict[str, float]

@@ -1,4 +1,4 @@
-"""What the host knows of a run beside its state."""
+"""The progress of a run, beside its state."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""What a run writes as it trains: `metrics.jsonl`, and TensorBoard on request."""
+"""The log of a run as it trains: `metrics.jsonl`, and TensorBoard on request."""
 
 import json
 import math

@@ -140,7 +140,7 @@ class Layout:
             )
 
     def own_rows(self, rows: int) -> np.ndarray:
-        """Which rows of a batch of so many the devices of this process take, ascending."""
+        """Return the rows of a batch that the devices of this process take, ascending."""
         owned = self._of_rows(0).addressable_devices_indices_map((rows,))
         slices = {index[0].indices(rows) for index in owned.values() if index is not None}
         return np.unique(np.concatenate([np.arange(*bounds) for bounds in slices]))

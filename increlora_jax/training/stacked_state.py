@@ -53,7 +53,7 @@ class AtRest:
 
 
 def _division(sharding: Any) -> Any:
-    """How an array is divided; None if it is whole on every device."""
+    """Return how an array is divided; None if it is whole on every device."""
     return None if sharding.is_fully_replicated else sharding.spec
 
 

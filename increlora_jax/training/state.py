@@ -1,4 +1,4 @@
-"""What changes from step to step, of one run or of several that train together."""
+"""The state that changes from step to step, of one run or of several together."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -25,7 +25,7 @@ Loss = Callable[[Any, Batch], tuple[Array, Array]]
 
 
 class Gradients(NamedTuple):
-    """What the backward passes of one step leave behind.
+    """The gradients of one step, and what its method reads of them.
 
     Those of several micro-batches may be averaged like arrays where the configuration's
     `gradient_accumulation_steps` is above 1: their evidence is then dense, and scored as a whole.
@@ -157,7 +157,7 @@ class Trainer(NamedTuple):
         return groups.unpack(kept), info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
-        """What `call` makes of the whole model, without dropout."""
+        """Return `call` of the whole model, without dropout."""
         return call(self._of(state).skeleton.assemble(self.parts(state, base)))
 
     def parts(self, state: TrainState, base: Base) -> Parts:
@@ -267,7 +267,7 @@ def _check_variable(settings: Settings) -> None:
 
 
 def _is_finite(values: Any) -> Array:
-    """Whether no number anywhere in a tree is NaN or infinite []."""
+    """Return whether all numbers of a tree are finite []."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values)]).all()
 
 

@@ -1,1 +1,1 @@
-"""How weights get in: folders, files, the hub."""
+"""Weights from folders, files and the hub."""

@@ -45,7 +45,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did beyond copying.
+    """A report of what loading did beyond copying.
 
     Attributes:
       new_parameters: dotted paths that the file did not fill; they start from their initializer.

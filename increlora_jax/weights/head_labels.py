@@ -42,7 +42,7 @@ class HeadRows(NamedTuple):
 
     @property
     def is_permuted(self) -> bool:
-        """Whether the rows change places."""
+        """True if the rows change places."""
         return self.order is not None and self.order != tuple(range(len(self.order)))
 
 

@@ -1,4 +1,4 @@
-"""What a model folder is, by its content: the same weights elsewhere are the same model."""
+"""The identity of a model folder by its content: equal weights elsewhere are the same model."""
 
 import hashlib
 import json

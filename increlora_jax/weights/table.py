@@ -1,4 +1,4 @@
-r"""How a model's parameters and its Hugging Face checkpoint name each other.
+r"""The names of a model's parameters in its Hugging Face checkpoint.
 
 Each model states one `WeightTable`. It is total both ways: every parameter of the model has exactly
 one key on disk, and every key on disk is a parameter's or is ignored by name.

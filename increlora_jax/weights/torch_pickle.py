@@ -63,7 +63,7 @@ class View(NamedTuple):
 
     @property
     def span(self) -> int:
-        """How many elements of the storage lie from its first to its last, both included."""
+        """The number of elements of the storage from its first to its last, both included."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -75,7 +75,7 @@ class View(NamedTuple):
 
 
 class Pickled(NamedTuple):
-    """What a pickle holds, and every storage it speaks of, by key."""
+    """The content of a pickle, and every storage it names, by key."""
 
     value: Any
     storages: dict[str, Storage]

@@ -18,23 +18,23 @@ def strip_blanks(label: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether a label's text is a decimal number."""
+    """Return whether a label's text is a decimal number."""
     # ASCII digits only: float() would also take "1_000", "nan" and digits of other scripts.
     return _NUMBER.fullmatch(text) is not None
 
 
 def is_integer(text: str) -> bool:
-    """Whether a label's text is an integer literal."""
+    """Return whether a label's text is an integer literal."""
     return _INTEGER.fullmatch(text) is not None
 
 
 def has_decimal_comma(text: str) -> bool:
-    """Whether a label's text would be a number if its comma were a point."""
+    """Return whether a label's text would be a number if its comma were a point."""
     return _DECIMAL_COMMA.fullmatch(text) is not None
 
 
 def may_be_missing(label: str) -> bool:
-    """Whether a label is a word that stands for a missing value in many files."""
+    """Return whether a label is a word that stands for a missing value in many files."""
     return label.lower() in _MISSING
 
 

@@ -1,4 +1,4 @@
-"""Which columns a file may have, and the choice of those that a task reads."""
+"""The columns that a file may have, and the choice of those that a task reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
