@@ -94,7 +94,7 @@ def run_in_few_steps(found: Found) -> float | None:
 
 
 class Goal(NamedTuple):
-    """What issue 5 asks of some contenders' rows."""
+    """A bound on the rows of some contenders."""
 
     text: str
     of: tuple[str, ...]

@@ -150,7 +150,7 @@ def _goals(found: Found) -> str:
         ]
         for goal, value in goals(found)
     ]
-    return markdown(["what issue 5 asks", "measured", "wanted", "met"], rows) if rows else ""
+    return markdown(["asked for", "measured", "wanted", "met"], rows) if rows else ""
 
 
 def _failures(found: Found) -> list[str]:

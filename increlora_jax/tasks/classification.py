@@ -12,13 +12,12 @@ from jaxtyping import Array, Float
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.counts import count_split
+from increlora_jax.tasks.data.folder import find_split, name_own_split
 from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.demo import load_demo
 from increlora_jax.tasks.details import describe_split
 from increlora_jax.tasks.encoding import encode_texts
-from increlora_jax.tasks.folder import find_split, name_own_split
-from increlora_jax.tasks.glue import GLUE_TASKS, REPOSITORY, load_glue
-from increlora_jax.tasks.hub import load_hub_splits
+from increlora_jax.tasks.glue import GLUE_TASKS, REPOSITORY, load_glue, load_hub_splits
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Reader, TaskData, larger_is_better
 from increlora_jax.tasks.labelled_texts import TextData, Texts, TextTask
 from increlora_jax.tasks.metrics import score_splits

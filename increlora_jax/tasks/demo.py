@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from increlora_jax.tasks.data.layout import Layout
-from increlora_jax.tasks.folder import load_folder
+from increlora_jax.tasks.labelled_files import load_folder
 from increlora_jax.tasks.labelled_texts import TextData, TextTask
 
 DEMO_TASK = TextTask("demo", ("sentence",), ("0", "1"), ("accuracy",))

@@ -18,9 +18,9 @@ from increlora_jax.runtime.console import counted
 from increlora_jax.tasks.answers import Windows, choose_texts, find_answer
 from increlora_jax.tasks.classification import MODEL_INPUTS, count_tokens
 from increlora_jax.tasks.counts import count_word
+from increlora_jax.tasks.data.hub import download, take_split
 from increlora_jax.tasks.data.records import quote
 from increlora_jax.tasks.encoding import check_tokenizer, token_fields
-from increlora_jax.tasks.hub import download, take_split
 from increlora_jax.tasks.kind import (
     Batch,
     Encoded,

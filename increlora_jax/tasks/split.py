@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.data.folder import find_split
 from increlora_jax.tasks.data.label_forms import strip_blanks
 from increlora_jax.tasks.data.layout import Columns, Layout
 from increlora_jax.tasks.data.tables import Table, read_table
 from increlora_jax.tasks.demo import DEMO_TASK
-from increlora_jax.tasks.folder import (
-    find_split,
+from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
+from increlora_jax.tasks.labelled_files import (
     index_labels,
     make_split,
     report_rows,
     report_unread,
 )
-from increlora_jax.tasks.glue import GLUE_TASKS, list_layouts
 from increlora_jax.tasks.labelled_texts import Texts, TextTask
 from increlora_jax.tasks.telling import describe_task
 from increlora_jax.tasks.text import TEXT_COLUMNS

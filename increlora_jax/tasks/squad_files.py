@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.data.folder import list_names, name_hub_split
 from increlora_jax.tasks.data.json_array import read_json_file
 from increlora_jax.tasks.data.lines import Lines
 from increlora_jax.tasks.data.records import DECODER, RepeatedKeyError, quote, read_json_records
 from increlora_jax.tasks.data.tables import kind_of, take_text
-from increlora_jax.tasks.folder import list_names, name_hub_split
 
 FIELDS = ("id", "question", "context", "answers")
 

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from increlora_jax.tasks.data.folder import find_split, list_unused
 from increlora_jax.tasks.data.labels import refuse_empty_labels
 from increlora_jax.tasks.data.layout import Columns
 from increlora_jax.tasks.data.tables import read_table
-from increlora_jax.tasks.folder import assemble_data, find_split, list_unused
+from increlora_jax.tasks.labelled_files import assemble_data
 from increlora_jax.tasks.labelled_texts import TextData
 from increlora_jax.tasks.telling import note_task, tell_task
 

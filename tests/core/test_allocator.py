@@ -30,7 +30,7 @@ def grants_of(importance, available, left, top_h, incre_rank_num):
 
 
 def grants_by_hand(importance, available, left, top_h, incre_rank_num):
-    """One module after another, as the issue words it."""
+    """Grant to one module after another."""
     grants = [0] * len(importance)
     with_room = [m for m in range(len(importance)) if available[m]]
     for module in sorted(with_room, key=lambda m: -importance[m])[:top_h]:  # a stable sort

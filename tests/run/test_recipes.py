@@ -1,4 +1,4 @@
-"""The table of issue 2, copied as it stands there, against what a command line resolves to."""
+"""The paper's table, copied by hand, against the settings of a command line."""
 
 import pytest
 

@@ -24,7 +24,8 @@ def test_packed_lines_are_those_that_were_packed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"a\nb\n", gzip.compress(b"a\n" * 999, mtime=0)[:-12], gzip.compress(b"a")[:9]]
+    "content",
+    [b"a\nb\n", gzip.compress(b"a\n" * 999, mtime=0)[:-12], gzip.compress(b"a", mtime=0)[:9]],
 )
 def test_what_cannot_be_unpacked_is_named(tmp_path, content):
     path = tmp_path / "data.csv.gz"

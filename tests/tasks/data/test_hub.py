@@ -162,3 +162,30 @@ def test_any_split_that_the_hub_has_is_scored_or_refused_by_name(tmp_path):
     ]
     assert hidden.startswith("nyu-mll/glue's sst2 test has hidden labels (-1): there is no score")
     assert unknown.startswith("--split tset: nyu-mll/glue's sst2 has train, dev, test; name one")
+
+
+ASK = """
+import sys
+from increlora_jax.config import TaskConfig
+from increlora_jax.tasks.registry import load_task
+data = load_task(TaskConfig(task=sys.argv[1]))
+print(repr((data.train.rows, list(data.dev), data.notes)))
+"""
+
+
+def test_questions_come_as_the_hub_has_them(tmp_path):
+    folder = tmp_path / "rajpurkar" / "squad"
+    folder.mkdir(parents=True)
+    answers = {"text": ["Denver"], "answer_start": [0]}
+    row = {"id": "1", "title": "t", "context": "Denver won.", "question": "Who?"}
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({**row, "answers": answers}))
+    result = load_elsewhere(tmp_path, "squad", ASK, HF_HUB_OFFLINE="1")
+    notes = tuple(
+        f"rajpurkar/squad's {split}: 1 question; 0 without an answer" for split in ("train", "dev")
+    )
+    told = (
+        "[Question(id='1', question='Who?', context='Denver won.', "
+        f"answers=(Answer(text='Denver', start=0),))], ['dev'], {notes!r}"
+    )
+    assert result.stdout.strip() == f"({told})", result.stderr

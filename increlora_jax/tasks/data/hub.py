@@ -1,0 +1,40 @@
+"""Data sets of the Hugging Face hub, or of what its cache holds."""
+
+from typing import Any
+
+from increlora_jax.errors import InputError
+from increlora_jax.tasks.data.folder import name_hub_split, name_own_split
+
+
+def download(repository: str, configuration: str | None, task: str) -> Any:
+    """Return the splits of a hub data set by name.
+
+    Raises:
+      InputError: It cannot be had; the message names the task and says how to work offline.
+    """
+    # Imported here: it takes seconds, and data from a folder does without.
+    import datasets
+
+    try:
+        return datasets.load_dataset(repository, configuration)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"{task} cannot be had from {repository} on the Hugging Face hub "
+            f"({type(error).__name__}: {error}). To work offline give --data-dir a folder that "
+            "holds the train and dev files, or load the task once on a machine that reaches the "
+            "hub, copy its cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def take_split(source: Any, name: str, where: str) -> Any:
+    """Return a split of `download`'s by its name here or on the hub.
+
+    Raises:
+      InputError: The hub has no such split.
+    """
+    if name_hub_split(name) not in source:
+        held = ", ".join(map(name_own_split, source))
+        raise InputError(
+            f"--split {name}: {where} has {held}; name one of these, or give --file or --data-dir"
+        )
+    return source[name_hub_split(name)]
