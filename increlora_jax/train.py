@@ -49,7 +49,7 @@ from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.loop import Loop, Outcome
+from increlora_jax.training.loop import Job, Loop, Outcome
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
@@ -146,20 +146,20 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             for member, own in zip(members, progress, strict=True)
         ]
         stack.enter_context(checkpoints)
-        loop = Loop(
-            run.trainer,
-            plan.layout,
-            run.evaluator,
-            run.batch_at,
-            save_adapter_of,
-            plan.schedule,
-            checkpoints,
-            journals,
-            bar,
-            clock,
-            stop,
+        job = Job(
+            trainer=run.trainer,
+            layout=plan.layout,
+            evaluator=run.evaluator,
+            timetable=plan.timetable,
+            checkpoints=checkpoints,
+            batch_at=run.batch_at,
+            keep=save_adapter_of,
+            journals=journals,
+            bar=bar,
+            clock=clock,
+            stop=stop,
         )
-        state, outcomes = loop.run(state, run.parts.base)
+        state, outcomes = Loop(job, state, run.parts.base).run()
     return _write_results(run, folder, state, outcomes)
 
 
@@ -175,7 +175,7 @@ def _open_journal(
     )
     stack.enter_context(log)
     method, is_better = plan.method.varied(member.settings), plan.data.kind.is_better
-    return Journal(progress, log, plan.schedule, method, bar.say, member.name, is_better)
+    return Journal(progress, log, plan.timetable, method, bar.say, member.name, is_better)
 
 
 def _write_results(

@@ -19,7 +19,7 @@ from increlora_jax.runtime.preemption import Stop
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.loop import Loop
+from increlora_jax.training.loop import Job, Loop
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 
@@ -74,15 +74,15 @@ def measure(
             profile.disable()
         return run.batch_at(step)
 
-    schedule = run.plan.schedule._replace(eval_steps=STEPS, save_steps=10 * STEPS)
+    schedule = run.plan.timetable._replace(eval_steps=STEPS, save_steps=10 * STEPS)
     checkpoints = Checkpoints(folder / "checkpoints", Keep(1), {})
     with RunLog(folder, tensorboard=False) as log, Bar(STEPS) as bar, checkpoints:
         journal = Journal(Progress(), log, schedule, run.trainer.method, bar.say)
-        loop = Loop(
-            *(run.trainer, run.plan.layout, run.evaluator, batch_at, lambda *_: None, schedule),
-            *(checkpoints, [journal], bar, Clock(), Stop()),
+        job = Job(
+            *(run.trainer, run.plan.layout, run.evaluator, schedule, checkpoints, batch_at),
+            *(lambda *_: None, [journal], bar, Clock(), Stop()),
         )
-        loop.run(run.first_state(), run.parts.base)
+        Loop(job, run.first_state(), run.parts.base).run()
     host, wall = zip(*stamps, strict=True)
     return host, wall
 

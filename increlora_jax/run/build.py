@@ -40,10 +40,10 @@ from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
-from increlora_jax.training.journal import Schedule
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
 from increlora_jax.training.state import TrainState, stack
 from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.timetable import Timetable
 from increlora_jax.weights.folder import name_variables, read_config
 from increlora_jax.weights.hub import resolve_model
 from increlora_jax.weights.identity import identify_model, identify_tokenizer
@@ -66,10 +66,10 @@ class Plan:
     matches_labels: bool = True  # whether the head of the model's files is matched by its labels
 
     @property
-    def schedule(self) -> Schedule:
-        """When what is done."""
+    def timetable(self) -> Timetable:
+        """The intervals of the run."""
         training = self.config.training
-        return Schedule(
+        return Timetable(
             self.total_steps,
             training.eval_steps or self.epoch_steps,
             training.logging_steps,
@@ -159,7 +159,7 @@ class Run:
             accumulation=training.gradient_accumulation_steps,
             buckets=self.buckets,
             own_rows=self.plan.layout.own_rows(training.train_batch_size),
-            block=self.plan.schedule.block,
+            block=self.plan.timetable.block,
             pack=self.plan.data.kind.pack if task.packing else None,
         )
 

@@ -67,13 +67,13 @@ def _describe_data(plan: Plan) -> Iterator[str]:
 
 
 def _describe_work(plan: Plan) -> Iterator[str]:
-    training, schedule = plan.config.training, plan.schedule
+    training, timetable = plan.config.training, plan.timetable
     yield f"model: {plan.config.task.model}"
     yield f"{plan.method.name}: {plan.method.description}"
     yield (
         f"steps: {plan.total_steps}, of {training.train_batch_size} × "
         f"{training.gradient_accumulation_steps} examples; an epoch is {plan.epoch_steps}; "
-        f"evaluation every {schedule.eval_steps}, checkpoint every {training.save_steps}"
+        f"evaluation every {timetable.eval_steps}, checkpoint every {training.save_steps}"
     )
     if len(plan.members) > 1:
         names = ", ".join(member.name for member in plan.members)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,49 +11,17 @@ from increlora_jax.methods.base import Method
 from increlora_jax.tasks.kind import larger_is_better
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
-
-
-class Schedule(NamedTuple):
-    """When what is done, in steps."""
-
-    total_steps: int
-    eval_steps: int
-    logging_steps: int
-    save_steps: int
-    max_skipped_steps: int
-    steps_per_execution: int = 1
-
-    def block(self, step: int) -> range:
-        """The steps, this one among them, that may be carried out by one call."""
-        start = step - step % self.steps_per_execution
-        return range(start, start + self.steps_per_execution)
-
-    def next_steps(self, done: int) -> range:
-        """Return the steps of the next call: a whole block, or one step if a block is cut.
-
-        It depends on nothing that a resumed run may change, so that the same programs compute it.
-        """
-        block = self.block(done)
-        is_cut = block.stop > self.total_steps or any(self.is_evaluated(at) for at in block[1:])
-        return range(done, done + 1) if is_cut or done > block.start else block
-
-    def is_evaluated(self, done: int) -> bool:
-        """Return whether an evaluation follows so many steps."""
-        return done % self.eval_steps == 0 or done == self.total_steps
-
-    def is_saved(self, done: int, saved: int) -> bool:
-        """Return whether a checkpoint is due after so many steps, the last being after `saved`."""
-        return done // self.save_steps > saved // self.save_steps
+from increlora_jax.training.timetable import Timetable
 
 
 class Journal:
-    """Keeps `progress` and the log of a run, which has a name where several train together."""
+    """Keeps `progress` and the log of a run by `method`; one of several runs has a name."""
 
     def __init__(
         self,
         progress: Progress,
         log: RunLog,
-        schedule: Schedule,
+        timetable: Timetable,
         method: Method,
         say: Callable[[str], None],
         name: str = "",
@@ -61,8 +29,8 @@ class Journal:
     ):
         self.progress = progress
         self._log = log
-        self._schedule = schedule
-        self._method = method
+        self._timetable = timetable
+        self.method = method
         self._say = say
         self._name = name
         self._is_better = is_better
@@ -71,16 +39,6 @@ class Journal:
     def begin(self, ranks: dict[str, int]) -> None:
         """Take down the ranks, in module order, from which growth is told."""
         self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()))
-
-    def is_scored(self, step: int, *, known_before: int) -> bool:
-        """Return whether this run wants a step scored, by the steps before `known_before`."""
-        progress = self.progress
-        is_finished = progress.is_finished(known_before)
-        counted = step - sum(at < known_before for at in progress.skipped)
-        # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not
-        # scored would be lost.
-        possible = range(max(0, counted - (step - known_before)), counted + 1)
-        return any(self._method.is_scored(at, is_finished) for at in possible)
 
     def read(self, step: int, numbers: Any, *, is_timed: bool) -> None:
         """Note what a step came to; `is_timed` if its tokens count for speed and padding.
@@ -101,7 +59,7 @@ class Journal:
         self._note_growth(step, numbers)
         shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
         shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}
-        if step % self._schedule.logging_steps == 0 or step == self._schedule.total_steps - 1:
+        if step % self._timetable.logging_steps == 0 or step == self._timetable.total_steps - 1:
             self._log.write(step, "train", shown)
 
     def note_metrics(self, done: int, metrics: dict[str, float]) -> bool:
@@ -127,7 +85,7 @@ class Journal:
         return progress
 
     def _note_skipped(self, step: int, numbers: Any) -> None:
-        progress, most = self.progress, self._schedule.max_skipped_steps
+        progress, most = self.progress, self._timetable.max_skipped_steps
         progress.skipped.append(step)
         progress.skipped_in_a_row += 1
         what = f"the loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}"
@@ -142,7 +100,7 @@ class Journal:
 
     def _note_growth(self, step: int, numbers: Any) -> None:
         total = int(numbers["total_rank"])
-        if self._method.is_finished(total) != self.progress.is_finished(step + 1):
+        if self.method.is_finished(total) != self.progress.is_finished(step + 1):
             self.progress.finished.append(step)
         if "rank" not in numbers:
             return
@@ -151,7 +109,7 @@ class Journal:
             grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
             self.progress.rounds[step] = grown
             self._ranks = numbers["rank"]
-            budget = self._method.rank_budget
+            budget = self.method.rank_budget
             goal = "" if budget is None else f" of {budget}"
             self._note(f"{_name_change(growth.sum())} total rank {total}{goal}")
 

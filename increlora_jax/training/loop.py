@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,12 @@ from increlora_jax.training.batches import describe_batch, shapes_of
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
-from increlora_jax.training.journal import Journal, Schedule
+from increlora_jax.training.journal import Journal
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.stacked_state import AtRest
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
+from increlora_jax.training.timetable import Timetable, wants_score
 
 LAG = 4
 """Calls in flight before the oldest one's numbers are read: no accelerator waits for the host.
@@ -48,62 +50,59 @@ class Outcome(NamedTuple):
     padding_share: float | None  # of all tokens; None if no step was timed
 
 
-class Loop:
-    """Trains the run of every journal over `batch_at(step)`; for several, all arrays are stacked.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that a loop works with; several runs that train together have their arrays stacked.
 
-    The batches of the steps of a block (`Schedule.block`), which one call carries out, are to be of
-    one shape.
-    `keep(index, state, is_best)` saves the last or the best adapter of one of them.
+    Attributes:
+      trainer, layout, evaluator, timetable, checkpoints: of all runs.
+      batch_at: makes the batch of a step; those of a block (`Timetable.block`) have one shape.
+      keep: saves, by (index, state, is_best), the last or the best adapter of a run.
+      journals: one for each run.
+      bar, clock, stop: of the process.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        layout: Layout,
-        evaluator: Evaluator,
-        batch_at: Callable[[int], dict[str, np.ndarray]],
-        keep: Callable[[int, TrainState, bool], None],
-        schedule: Schedule,
-        checkpoints: Checkpoints,
-        journals: Sequence[Journal],
-        bar: Bar,
-        clock: Clock,
-        stop: Stop,
-    ):
-        self._trainer = trainer
-        self._layout = layout
-        self._evaluator = evaluator
-        self._batch_at = batch_at
-        self._keep = keep
-        self._schedule = schedule
-        self._checkpoints = checkpoints
-        self._journals = journals
-        self._bar = bar
-        self._clock = clock
-        self._stop = stop
+    trainer: Trainer
+    layout: Layout
+    evaluator: Evaluator
+    timetable: Timetable
+    checkpoints: Checkpoints
+    batch_at: Callable[[int], dict[str, np.ndarray]]
+    keep: Callable[[int, TrainState, bool], None]
+    journals: Sequence[Journal]
+    bar: Bar
+    clock: Clock
+    stop: Stop
+
+
+class Loop:
+    """Trains the runs of a job from where their journals stand; overwrites `state`."""
+
+    def __init__(self, job: Job, state: TrainState, base: Base):
+        self._job = job
         self._programs: dict[Any, Any] = {}
         self._pending: deque[tuple[range, Any]] = deque()
         self._calls = 0
+        before = job.journals[0].progress
+        self._done = self._first = self._saved = before.step
+        self._evaluated = before.evaluated
+        job.clock.add_earlier(before.seconds, before.training_seconds)
+        for index, journal in enumerate(job.journals):
+            ranks = ranks_of(state.pick(index).slots)
+            journal.begin({name: ranks[name] for name in job.trainer.skeleton.modules})
+        self._rest = AtRest(job.layout, state)
+        self._state, self._base = self._rest.pack(state), base
 
-    def run(self, state: TrainState, base: Base) -> tuple[TrainState, list[Outcome]]:
-        """Train from where the journals stand to the last step; keep the best and last adapters.
+    def run(self) -> tuple[TrainState, list[Outcome]]:
+        """Train to the last step; keep the best and last adapters.
 
         Raises:
             NonFiniteError: after keeping the adapters without the steps that went wrong.
             Preempted: after saving a checkpoint of what was reached.
             WriteError: a checkpoint or a log cannot be written.
         """
-        before = self._journals[0].progress
-        self._done = self._first = self._saved = before.step
-        self._evaluated = before.evaluated
-        self._clock.add_earlier(before.seconds, before.training_seconds)
-        for index, journal in enumerate(self._journals):
-            ranks = ranks_of(state.pick(index).slots)
-            journal.begin({name: ranks[name] for name in self._trainer.skeleton.modules})
-        self._rest = AtRest(self._layout, state)
-        self._state, self._base = self._rest.pack(state), base
         try:
-            with self._stop.deferred():
+            with self._job.stop.deferred():
                 self._train_all()
         except Preempted:
             self._save()
@@ -112,7 +111,7 @@ class Loop:
             self._keep_last()
             raise
         self._keep_last()
-        return self._whole(), [self._outcome(journal) for journal in self._journals]
+        return self._whole(), [self._outcome(journal) for journal in self._job.journals]
 
     def _whole(self) -> TrainState:
         """The state by module."""
@@ -120,17 +119,17 @@ class Loop:
 
     def _train_all(self) -> None:
         self._after(self._done)
-        while self._done < self._schedule.total_steps:
-            self._stop.check_call(self._calls)
-            self._train(self._schedule.next_steps(self._done))
+        while self._done < self._job.timetable.total_steps:
+            self._job.stop.check_call(self._calls)
+            self._train(self._job.timetable.next_steps(self._done))
             self._after(self._done)
 
     def _after(self, done: int) -> None:
         """Evaluate and save where that is due after `done` steps, and has not been done."""
-        if self._schedule.is_evaluated(done) and done > self._evaluated:
+        if self._job.timetable.is_evaluated(done) and done > self._evaluated:
             self._evaluate(done)
-        is_new_best = done > 0 and any(j.progress.best_step == done for j in self._journals)
-        if is_new_best or self._schedule.is_saved(done, self._saved):
+        is_new_best = done > 0 and any(j.progress.best_step == done for j in self._job.journals)
+        if is_new_best or self._job.timetable.is_saved(done, self._saved):
             self._save()
 
     def _train(self, steps: range) -> None:
@@ -141,35 +140,41 @@ class Loop:
         self._pending.append((steps, info))
         if steps.start == self._first:
             jax.block_until_ready(info)
-            self._clock.mark_first_step()
+            self._job.clock.mark_first_step()
         while len(self._pending) > LAG:
             self._read_oldest()
 
     def _batch(self, steps: range) -> dict[str, Any]:
         """The batches of the steps as a program takes them; of several steps they are stacked."""
-        axis = len(self._state.members) + int(self._trainer.accumulation > 1)
-        own = [self._batch_at(step) for step in steps]
+        axis = len(self._state.members) + int(self._job.trainer.accumulation > 1)
+        own = [self._job.batch_at(step) for step in steps]
         if len(own) == 1:
-            return self._layout.batch(own[0], axis)
-        return self._layout.batch(jax.tree.map(lambda *arrays: np.stack(arrays), *own), axis + 1)
+            return self._job.layout.batch(own[0], axis)
+        return self._job.layout.batch(
+            jax.tree.map(lambda *arrays: np.stack(arrays), *own), axis + 1
+        )
 
     def _is_scored(self, steps: range) -> bool:
-        """One score for all: what a run or a step does not want changes nothing of it."""
-        block = self._schedule.block(steps.start)
+        """Return whether any run wants a step scored; the score changes nothing for the others."""
+        block = self._job.timetable.block(steps.start)
         known = block.start - LAG * len(block)
-        return any(j.is_scored(step, known_before=known) for j in self._journals for step in block)
+        return any(
+            wants_score(step, journal.progress, journal.method, known_before=known)
+            for journal in self._job.journals
+            for step in block
+        )
 
     def _program(self, batch: Any, is_scored: bool, *, is_block: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
         key = (shapes_of(batch), is_scored)
         if key not in self._programs:
             self._drain()
-            with self._clock.paused(), announced(_name_program(batch, is_scored)):
-                args = (self._trainer, self._layout, self._state)
-                count_tokens = self._evaluator.kind.count_tokens
+            with self._job.clock.paused(), announced(_name_program(batch, is_scored)):
+                args = (self._job.trainer, self._job.layout, self._state)
+                count_tokens = self._job.evaluator.kind.count_tokens
                 jitted = jit_step(*args, count_tokens, is_block=is_block, rest=self._rest)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
-                self._programs[key] = self._stop.compile(lowered)
+                self._programs[key] = self._job.stop.compile(lowered)
                 return_freed_memory()
         return self._programs[key]
 
@@ -184,19 +189,19 @@ class Loop:
     def _read(self, step: int, told: Info, is_timed: bool) -> None:
         each = [
             _pick(told, index) if self._state.members else told
-            for index in range(len(self._journals))
+            for index in range(len(self._job.journals))
         ]
-        for journal, numbers in zip(self._journals, each, strict=True):
+        for journal, numbers in zip(self._job.journals, each, strict=True):
             journal.read(step, numbers, is_timed=is_timed)
         self._tell_news(f"step {step}")
         losses, ranks = ([n[name].item() for n in each] for name in ("loss", "total_rank"))
-        speeds = map(self._tokens_per_second, self._journals)
-        self._bar.step(losses, ranks, sum(speeds))
+        speeds = map(self._tokens_per_second, self._job.journals)
+        self._job.bar.step(losses, ranks, sum(speeds))
 
     def _tell_news(self, when: str) -> None:
         """Say in one line the news of all runs."""
-        if news := [told for journal in self._journals for told in journal.take_news()]:
-            self._bar.say(f"{when}: {'; '.join(news)}")
+        if news := [told for journal in self._job.journals for told in journal.take_news()]:
+            self._job.bar.say(f"{when}: {'; '.join(news)}")
 
     def _drain(self) -> None:
         while self._pending:
@@ -204,31 +209,31 @@ class Loop:
 
     def _evaluate(self, done: int) -> None:
         self._drain()
-        with self._clock.paused():
+        with self._job.clock.paused():
             state = self._whole()
-            metrics = self._evaluator.metrics_of_each(state, self._base, self._stop)
-            for index, journal in enumerate(self._journals):
+            metrics = self._job.evaluator.metrics_of_each(state, self._base, self._job.stop)
+            for index, journal in enumerate(self._job.journals):
                 if journal.note_metrics(done, metrics[index]):
-                    self._keep(index, state.pick(index), True)
+                    self._job.keep(index, state.pick(index), True)
             self._tell_news(f"step {done}")
         self._evaluated = done
 
     def _keep_last(self) -> None:
         state = self._whole()
-        for index in range(len(self._journals)):
-            self._keep(index, state.pick(index), False)
+        for index in range(len(self._job.journals)):
+            self._job.keep(index, state.pick(index), False)
 
     def _save(self) -> None:
         if self._saved == self._done:
             return
         self._drain()
-        times = self._clock.seconds, self._clock.training_seconds
-        progress = [journal.close_at(self._done, *times) for journal in self._journals]
-        self._checkpoints.save(self._whole(), *progress)
+        times = self._job.clock.seconds, self._job.clock.training_seconds
+        progress = [journal.close_at(self._done, *times) for journal in self._job.journals]
+        self._job.checkpoints.save(self._whole(), *progress)
         self._saved = self._done
 
     def _tokens_per_second(self, journal: Journal) -> float:
-        seconds = self._clock.training_seconds
+        seconds = self._job.clock.training_seconds
         return journal.progress.tokens / seconds if seconds else 0.0
 
     def _outcome(self, journal: Journal) -> Outcome:
@@ -239,8 +244,8 @@ class Loop:
             progress.rounds,
             progress.skipped,
             len(self._programs),
-            self._clock.seconds,
-            self._clock.to_first_step,
+            self._job.clock.seconds,
+            self._job.clock.to_first_step,
             self._tokens_per_second(journal),
             1 - progress.tokens / progress.places if progress.places else None,
         )

@@ -138,7 +138,7 @@ def test_batches_of_a_block_of_steps_are_padded_alike(make_plan):
         length = alone[step].shape[1]
         np.testing.assert_array_equal(ids[:, :length], alone[step])
         assert ids.shape[1] == max(
-            single.batch_at(at)["input_ids"].shape[1] for at in run.plan.schedule.block(step)
+            single.batch_at(at)["input_ids"].shape[1] for at in run.plan.timetable.block(step)
         )
 
 

@@ -8,11 +8,12 @@ import pytest
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import fixed_method
 from increlora_jax.nn.targets import trains_nothing
-from increlora_jax.training.journal import Journal, Schedule
+from increlora_jax.training.journal import Journal
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import METRICS_FILE, RunLog
+from increlora_jax.training.timetable import Timetable
 
-SCHEDULE = Schedule(10, 5, 3, 5, max_skipped_steps=1)
+SCHEDULE = Timetable(10, 5, 3, 5, max_skipped_steps=1)
 
 
 def calls(schedule, done=0):
@@ -91,23 +92,6 @@ def test_pruning_is_noted_and_the_budget_met_from_above_may_be_left_again(open_j
         "grows to total rank 6 of 5",
         "shrinks to total rank 5 of 5",
     ]
-
-
-def scored(journal):
-    return [step for step in range(20) if journal.is_scored(step, known_before=step - 2)]
-
-
-def test_a_step_is_scored_where_the_optimizer_may_be_at_one_that_is_wanted(open_journal):
-    journal, _ = open_journal()
-    assert scored(journal) == [8, 9, 10]  # up to two in flight may have been skipped
-    journal.progress.skipped = [1, 9]
-    assert scored(journal) == [9, 10, 11, 12]  # the second is known of at step 12 only
-
-
-def test_a_spent_budget_ends_scoring_once_it_is_known(open_journal):
-    journal, _ = open_journal()
-    journal.progress.finished = [7]
-    assert scored(journal) == [8, 9]
 
 
 def test_only_steps_that_are_timed_count_for_the_speed(open_journal):

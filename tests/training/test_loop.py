@@ -18,7 +18,7 @@ from increlora_jax.runtime.signals import Preempted
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.loop import LAG, Loop
+from increlora_jax.training.loop import LAG, Job, Loop
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import METRICS_FILE, RunLog
 from tests.tiny import assert_same, without
@@ -62,12 +62,12 @@ def trainer_in(folder, run):
         with log, checkpoints:
             schedule = schedule_of(run, patience)._replace(logging_steps=logging_steps)
             journal = Journal(progress, log, schedule, run.trainer.method, bar.say)
-            loop = Loop(
-                *(run.trainer, run.plan.layout, run.evaluator, batch_at, keep, schedule),
-                *(checkpoints, [journal], bar, Clock(), stop or Stop()),
+            job = Job(
+                *(run.trainer, run.plan.layout, run.evaluator, schedule, checkpoints),
+                *(batch_at, keep, [journal], bar, Clock(), stop or Stop()),
             )
             state = run.first_state() if state is None else state
-            state, (outcome,) = loop.run(state, run.parts.base)
+            state, (outcome,) = Loop(job, state, run.parts.base).run()
             return state, outcome
 
     train.kept = kept
@@ -75,7 +75,7 @@ def trainer_in(folder, run):
 
 
 def schedule_of(run, patience):
-    return run.plan.schedule._replace(save_steps=4, max_skipped_steps=patience)
+    return run.plan.timetable._replace(save_steps=4, max_skipped_steps=patience)
 
 
 def lines_of(folder, split):
@@ -324,13 +324,13 @@ def train_pair(pair, folder, batch_at, patience, *, is_silent=True):
             journals.append(
                 Journal(Progress(), log, schedule, pair.trainer.method, bar.say, member.name)
             )
-        loop = Loop(
-            *(pair.trainer, pair.plan.layout, pair.evaluator, batch_at),
+        job = Job(
+            *(pair.trainer, pair.plan.layout, pair.evaluator, schedule, checkpoints, batch_at),
             lambda index, state, is_best: kept.append((index, int(state.step), is_best)),
-            *(schedule, checkpoints, journals, bar, Clock(), Stop()),
+            *(journals, bar, Clock(), Stop()),
         )
         try:
-            return *loop.run(pair.first_state(), pair.parts.base), kept
+            return *Loop(job, pair.first_state(), pair.parts.base).run(), kept
         except NonFiniteError as error:
             return error, None, kept
 

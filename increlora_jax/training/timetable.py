@@ -1,0 +1,49 @@
+"""The timetable of a run: its calls, evaluations and checkpoints, and the steps that are scored."""
+
+from typing import NamedTuple
+
+from increlora_jax.methods.base import Method
+from increlora_jax.training.progress import Progress
+
+
+class Timetable(NamedTuple):
+    """The intervals of a run, in steps."""
+
+    total_steps: int
+    eval_steps: int
+    logging_steps: int
+    save_steps: int
+    max_skipped_steps: int
+    steps_per_execution: int = 1
+
+    def block(self, step: int) -> range:
+        """Return the steps, this one among them, that one call may carry out."""
+        start = step - step % self.steps_per_execution
+        return range(start, start + self.steps_per_execution)
+
+    def next_steps(self, done: int) -> range:
+        """Return the steps of the next call: a whole block, or one step if a block is cut.
+
+        It depends on nothing that a resumed run may change, so that the same programs compute it.
+        """
+        block = self.block(done)
+        is_cut = block.stop > self.total_steps or any(self.is_evaluated(at) for at in block[1:])
+        return range(done, done + 1) if is_cut or done > block.start else block
+
+    def is_evaluated(self, done: int) -> bool:
+        """Return whether an evaluation follows so many steps."""
+        return done % self.eval_steps == 0 or done == self.total_steps
+
+    def is_saved(self, done: int, saved: int) -> bool:
+        """Return whether a checkpoint is due after so many steps, the last being after `saved`."""
+        return done // self.save_steps > saved // self.save_steps
+
+
+def wants_score(step: int, progress: Progress, method: Method, *, known_before: int) -> bool:
+    """Return whether a run wants a step scored, by its progress before the step `known_before`."""
+    is_finished = progress.is_finished(known_before)
+    counted = step - sum(at < known_before for at in progress.skipped)
+    # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not
+    # scored would be lost.
+    possible = range(max(0, counted - (step - known_before)), counted + 1)
+    return any(method.is_scored(at, is_finished) for at in possible)
