@@ -8,11 +8,11 @@ from flax import nnx
 from tokenizers import ByteLevelBPETokenizer
 
 from increlora_jax import train
-from increlora_jax.models.registry import load_tokenizer
 from increlora_jax.models.roberta import ROBERTA_WEIGHTS, RobertaForMaskedLM
 from increlora_jax.tasks.encoding import encode_texts
 from increlora_jax.tasks.labelled_texts import Texts
 from increlora_jax.weights.folder import save_weights
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 

@@ -21,18 +21,15 @@ from increlora_jax.models.spec import Head, ModelSpec
 from increlora_jax.models.t5 import T5
 from increlora_jax.quantization import Kind, store_quantized
 from increlora_jax.weights.folder import (
-    CONFIG_NAME,
-    VOCABULARY_NAMES,
     LoadReport,
     load_weights,
     name_variables,
     read_config,
 )
 from increlora_jax.weights.head_labels import Labels, choose_rows
-from increlora_jax.weights.sentencepiece import restore_normalization
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -178,41 +175,3 @@ def _draw(
         return {name: fresh[name].get_value() for name in names}
 
     return initialize(jax.random.key(seed))
-
-
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load a folder's tokenizer; nothing is downloaded and no code of the folder is run.
-
-    Raises:
-      InputError: there is no vocabulary, it cannot be read, or it is larger than the model's.
-    """
-    if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
-        raise InputError(
-            f"{folder}: no tokenizer here; copy the model's own into it "
-            f"(one of {', '.join(VOCABULARY_NAMES)})"
-        )
-    tokenizer = _read_tokenizer(folder)
-    vocab_size = read_config(folder).vocab_size
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model of {CONFIG_NAME} "
-            f"only {vocab_size} (vocab_size); copy the model's own tokenizer into the folder"
-        )
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer  # takes seconds
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        restore_normalization(tokenizer, folder)
-    # The tokenizers library raises plain Exception, and transformers lets KeyError and others out.
-    except Exception as error:
-        raise InputError(
-            f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {error}); "
-            "copy the model's own tokenizer files into the folder again"
-        ) from error
-    return tokenizer

@@ -26,7 +26,6 @@ from increlora_jax.models.registry import (
     draw_parameters,
     find_spec,
     load_model,
-    load_tokenizer,
 )
 from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.nn.attach import adapters_of
@@ -47,6 +46,7 @@ from increlora_jax.training.timetable import Timetable
 from increlora_jax.weights.folder import name_variables, read_config
 from increlora_jax.weights.hub import resolve_model
 from increlora_jax.weights.identity import identify_model, identify_tokenizer
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, eq=False)

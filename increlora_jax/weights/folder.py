@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 # Files that say what the tokenizer knows; without one, transformers quietly makes an empty one.
-VOCABULARY_NAMES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spm.model",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
 _MOST_NAMED = 5
 _MOST = 1 << 31
 _MOST_OF = {"layer": 1 << 12, "num_labels": 1 << 20}

@@ -13,16 +13,13 @@ from huggingface_hub.errors import (
 
 from increlora_jax.errors import InputError
 from increlora_jax.files.inside import inside
-from increlora_jax.weights.folder import CONFIG_NAME, VOCABULARY_NAMES
+from increlora_jax.weights.folder import CONFIG_NAME
 from increlora_jax.weights.tensor_files import WEIGHTS_NAME, find_weights
+from increlora_jax.weights.tokenizer import TOKENIZER_NAMES
 
 _FILES = (
     CONFIG_NAME,
-    *VOCABULARY_NAMES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *TOKENIZER_NAMES,
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

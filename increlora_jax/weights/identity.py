@@ -8,16 +8,9 @@ from pathlib import Path
 
 from increlora_jax.errors import InputError
 from increlora_jax.files.bounded import open_plain
-from increlora_jax.weights.folder import CONFIG_NAME, VOCABULARY_NAMES
+from increlora_jax.weights.folder import CONFIG_NAME
 from increlora_jax.weights.tensor_files import list_weights
-
-TOKENIZER_NAMES = (
-    *VOCABULARY_NAMES,
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+from increlora_jax.weights.tokenizer import TOKENIZER_NAMES
 
 
 def identify_model(folder: Path) -> str:

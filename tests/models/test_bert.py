@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BertForSequenceClassification
-from increlora_jax.models.registry import abstract_model, load_model, load_tokenizer
+from increlora_jax.models.registry import abstract_model, load_model
+from increlora_jax.weights.tokenizer import load_tokenizer
 from tests.models.parity import assert_parity
 
 run = nnx.jit(lambda model, batch: model(**batch))

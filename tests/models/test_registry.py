@@ -18,9 +18,9 @@ from increlora_jax.models.registry import (
     draw_parameters,
     find_spec,
     load_model,
-    load_tokenizer,
 )
 from increlora_jax.weights.folder import name_variables, read_config
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film")
 

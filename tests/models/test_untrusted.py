@@ -12,8 +12,9 @@ import zipfile
 import pytest
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.registry import load_model, load_tokenizer
+from increlora_jax.models.registry import load_model
 from increlora_jax.weights.tensor_files import list_tensors
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 ROOM = 1 << 29
 """Bytes that a process may claim for a hostile file beyond what it had before."""

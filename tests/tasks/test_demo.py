@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from increlora_jax.models.registry import load_tokenizer
 from increlora_jax.run.recipes import DEMO
 from increlora_jax.tasks.demo import load_demo
 from increlora_jax.tasks.encoding import encode_texts
 from increlora_jax.weights.tensor_files import WEIGHTS_NAME
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 CONCESSIONS = ("although", "though")
 

@@ -6,10 +6,10 @@ import pytest
 from transformers import AutoTokenizer, CanineTokenizer
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.registry import load_tokenizer
 from increlora_jax.tasks.encoding import encode_texts
 from increlora_jax.tasks.glue import load_glue
 from increlora_jax.tasks.labelled_texts import Texts
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import increlora_jax as il
-from increlora_jax.models.registry import load_model, load_tokenizer
+from increlora_jax.models.registry import load_model
 from increlora_jax.weights.bundled import TINY_ENCODER
 from increlora_jax.weights.tensor_files import WEIGHTS_NAME
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 MEGABYTE = 10**6
 

@@ -12,11 +12,12 @@ from transformers import AutoConfig
 
 from increlora_jax import TINY_ENCODER
 from increlora_jax.errors import InputError
-from increlora_jax.models.registry import abstract_model, find_spec, load_model, load_tokenizer
+from increlora_jax.models.registry import abstract_model, find_spec, load_model
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.weights.folder import load_weights, read_config, save_weights
 from increlora_jax.weights.head_labels import choose_rows
+from increlora_jax.weights.tokenizer import load_tokenizer
 from tests.families import FAMILIES, SMALL
 from tests.tiny import without
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from increlora_jax.errors import InputError
-from increlora_jax.models.registry import load_tokenizer
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
