@@ -12,6 +12,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.registry import find_spec
 from increlora_jax.run.build import plan_run
 from increlora_jax.run.command_line import parse_run
+from increlora_jax.run.scored_data import Source
 from increlora_jax.weights.folder import save_weights
 from tests.families import FAMILIES, SMALL
 
@@ -129,12 +130,25 @@ def test_what_cannot_be_done_is_said_when_planned(changes, problem, squad, tmp_p
         plan_run(parse_run(words_of(squad, tmp_path / "run", **changes)))
 
 
+def test_one_file_is_not_train_and_dev(squad, tmp_path):
+    shutil.copy(squad / "train-v1.1.json", tmp_path / "train-dev.json")
+    with pytest.raises(InputError, match=r"train-dev\.json is train and dev by its name"):
+        plan_run(parse_run(words_of(tmp_path, tmp_path / "run")))
+
+
+def test_names_of_columns_are_refused_for_other_data(squad, tmp_path):
+    train.main(words_of(squad, tmp_path / "run", **{"max-steps": 1}))
+    source = Source(file=str(squad / "train-v1.1.json"), text_column=["foo"])
+    with pytest.raises(InputError, match="are not for squad_v2, whose files have names"):
+        evaluate.examine(tmp_path / "run", source, base={})
+
+
 def test_steps_are_counted_in_rows(squad, tmp_path):
     words = words_of(squad, tmp_path / "run", **{"num-train-epochs": 2})
     at = words.index("--max-steps")
     del words[at : at + 2]
     plan = plan_run(parse_run(words))
-    rows = len(plan.encoded_train)
+    rows = len(plan.encoded["train"])
     assert rows > len(plan.data.train) == 40
     assert plan.epoch_steps == -(-rows // 16)
     assert plan.total_steps == 2 * plan.epoch_steps

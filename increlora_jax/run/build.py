@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ class Plan:
     method: Method
     layout: Layout
     notes: tuple[str, ...] = ()
-    encoded_train: Encoded | None = None  # if the number of its rows had to be known
+    encoded: Mapping[str, Encoded] = MappingProxyType({})  # splits whose rows had to be counted
     matches_labels: bool = True  # whether the head of the model's files is matched by its labels
 
     @property
@@ -121,10 +122,7 @@ class Run:
     @cached_property
     def encoded_train(self) -> Encoded:
         """The training split as token ids."""
-        if self.plan.encoded_train is not None:
-            return self.plan.encoded_train
-        length = self.plan.config.task.max_seq_length
-        return self.plan.data.kind.encode(self.plan.data.train, self.tokenizer, length, "train")
+        return _encode(self.plan, "train", self.tokenizer)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -182,7 +180,7 @@ def plan_run(
     spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     encoded = _encode_early(data, folder, config.task.max_seq_length)
-    rows = len(encoded if encoded is not None else data.train or ())
+    rows = len(encoded.get("train", data.train or ()))
     epoch_steps, planned_steps = _count_steps(training, rows)
     steps = total_steps or planned_steps
     config = replace(_settle(config, steps), unsaid=frozenset())
@@ -205,11 +203,23 @@ def plan_run(
     return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes, encoded)
 
 
-def _encode_early(data: TaskData, folder: Path, max_length: int) -> Encoded | None:
-    """Encode the training split if its number of rows, and so of steps, is not known otherwise."""
-    if data.kind.is_one_row or data.train is None:
-        return None
-    return data.kind.encode(data.train, load_tokenizer(folder), max_length, "train")
+def _encode_early(data: TaskData, folder: Path, max_length: int) -> dict[str, Encoded]:
+    """Encode every split if their numbers of rows, and so of steps, are not known otherwise."""
+    if data.kind.is_one_row:
+        return {}
+    tokenizer = load_tokenizer(folder)
+    return {
+        name: data.kind.encode(split, tokenizer, max_length, name)
+        for name, split in data.splits.items()
+    }
+
+
+def _encode(plan: Plan, name: str, tokenizer: Any) -> Encoded:
+    """Return a split as rows of numbers."""
+    if name in plan.encoded:
+        return plan.encoded[name]
+    length = plan.config.task.max_seq_length
+    return plan.data.kind.encode(plan.data.splits[name], tokenizer, length, name)
 
 
 def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig, kind: Kind) -> None:
@@ -284,9 +294,7 @@ def prepare_run(plan: Plan) -> Run:
     tokenizer = load_tokenizer(plan.folder)
     length = config.task.max_seq_length
     kind = plan.data.kind
-    encoded = {
-        name: kind.encode(dev, tokenizer, length, name) for name, dev in plan.data.dev.items()
-    }
+    encoded = {name: _encode(plan, name, tokenizer) for name in plan.data.dev}
     with plan.layout.loading():
         skeleton, starts, notes = _load_parts(plan)
     base = starts[0].base

@@ -30,8 +30,8 @@ _DESCRIPTION = """\
 Fine-tune a model with IncreLoRA. To try it: --task demo.
 
 A flag without a value in this list is a switch: --packing turns it on, --no-packing off.
-A default with a star is another one for --task demo and for GLUE tasks, which take the
-paper's; --print-config shows the settings of a run.
+A default with a star is another one for --task demo, for squad and for GLUE tasks, which
+take the paper's; --print-config shows the settings of a run.
 """
 
 

@@ -61,6 +61,11 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
     """
     source.check()
     kind = restore_kind(saved, config)
+    if "columns" not in kind.saved and (source.text_column or source.label_column):
+        raise InputError(
+            f"--text-column and --label-column are not for {kind.task}, whose files have names of "
+            "their own; leave them out"
+        )
     splits, notes = _load_splits(kind, config, source)
     origin = _find_origin(saved, splits)
     if origin == "other":

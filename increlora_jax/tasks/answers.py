@@ -6,26 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from increlora_jax.tasks.kind import Predictions
-
-
-class Windows(NamedTuple):
-    """The rows that questions were cut into: windows of their contexts.
-
-    Attributes:
-      example: int64 [rows]; the question of each row, ascending.
-      spans: int32 [tokens, 2]; the characters of the context that a token is, from and to; -1, -1
-        for tokens of no context.
-      offsets: int64 [rows + 1]; row i has the tokens `offsets[i]` to `offsets[i + 1]`.
-    """
-
-    example: np.ndarray
-    spans: np.ndarray
-    offsets: np.ndarray
-
-    def of(self, example: int) -> range:
-        """Return the rows of a question."""
-        first, last = np.searchsorted(self.example, [example, example + 1])
-        return range(int(first), int(last))
+from increlora_jax.tasks.windows import Windows
 
 
 class Candidate(NamedTuple):
@@ -41,7 +22,7 @@ class Found(NamedTuple):
 
     Attributes:
       text: The best text that is not empty; "" if there is none.
-      null_odds: By how much no answer scores higher than this text.
+      null_odds: By how much no answer scores higher than this text; without one, than 0.
     """
 
     text: str
@@ -76,7 +57,7 @@ def find_answer(
     for candidate in best:
         if text := context[candidate.start : candidate.end]:
             return Found(text, null - candidate.score)
-    return Found("", np.inf)
+    return Found("", null)
 
 
 def _list_candidates(

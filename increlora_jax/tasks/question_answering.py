@@ -1,10 +1,10 @@
 """Extractive question answering: a span of a context, or no answer; SQuAD v1.1 and v2.0."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,11 @@ from jaxtyping import Array
 
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
-from increlora_jax.runtime.console import counted
-from increlora_jax.tasks.answers import Windows, choose_texts, find_answer
+from increlora_jax.tasks.answers import choose_texts, find_answer
 from increlora_jax.tasks.classification import MODEL_INPUTS, count_tokens
 from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.data.hub import download, take_split
 from increlora_jax.tasks.data.records import quote
-from increlora_jax.tasks.encoding import check_tokenizer, token_fields
 from increlora_jax.tasks.kind import (
     Batch,
     Encoded,
@@ -39,14 +37,13 @@ from increlora_jax.tasks.squad_metrics import (
     find_best_threshold,
     mean_percent,
 )
+from increlora_jax.tasks.windows import encode_windows
 
 V2 = "squad_v2"
 TASKS = ("squad", V2)
 METRICS = ("f1", "exact_match")
 LOWEST = -1e30
 """The score of a token that is none; finite, so that sums stay so."""
-
-_CHUNK_SIZE = 256
 
 
 def make_kind(task: str, config: TaskConfig) -> Kind:
@@ -62,10 +59,10 @@ def make_kind(task: str, config: TaskConfig) -> Kind:
         find=lambda folder, split: find_questions(folder, split, _VERSIONS[task]),
         read=partial(_read, task),
         load_own=partial(_load_own, task),
-        encode=partial(encode, stride=config.doc_stride),
+        encode=partial(encode_windows, stride=config.doc_stride),
         pack=None,
         loss=span_loss,
-        predict=partial(predict, n_best_size=config.n_best_size),
+        predict=partial(predict, n_best_size=min(config.n_best_size, config.max_seq_length)),
         score=partial(_score_dev, task, config),
         examine=partial(_examine, task, config),
         count=_count,
@@ -74,135 +71,6 @@ def make_kind(task: str, config: TaskConfig) -> Kind:
         count_tokens=count_tokens,
         is_one_row=False,
     )
-
-
-def encode(
-    split: Questions, tokenizer: Any, max_length: int, name: str = "", *, stride: int | str = "auto"
-) -> Encoded:
-    """Tokenize questions with their contexts, which are cut into windows that overlap by `stride`.
-
-    The windows and their labels are those of transformers' recipe; only where an answer begins in a
-    window's last token, whose start the recipe misplaces, it is that token here.
-
-    Returns:
-      The rows with their tokens; `start_positions`, `end_positions` and `null_position` int32
-      [rows]: the first and the last token of the answer, both the null position if it is not in
-      the row; and `Windows` beside.
-
-    Raises:
-      InputError: The tokenizer is not a fast one, or a question leaves no room for a context.
-    """
-    check_tokenizer(tokenizer, tokenizer.num_special_tokens_to_add(pair=True) + 2, max_length)
-    chosen = max_length // 3 if isinstance(stride, str) else stride
-    rows: list[_Row] = []
-    with counted("tokenizing", len(split), f"{name} questions".lstrip()) as advance:
-        for start in range(0, len(split), _CHUNK_SIZE):
-            last = min(start + _CHUNK_SIZE, len(split))
-            rows += _encode_chunk(split, range(start, last), tokenizer, max_length, chosen)
-            advance(last - start)
-    count = count_word(len(split), f"{name} question".lstrip())
-    note = f"{count} in {len(rows)} rows of {max_length} tokens, overlapping by {chosen}"
-    return _join(rows, tokenizer, (note,) if len(rows) > len(split) else ())
-
-
-def _join(rows: Sequence["_Row"], tokenizer: Any, notes: tuple[str, ...]) -> Encoded:
-    """Put the arrays of all rows end to end."""
-    lengths = np.array([len(row.ids) for row in rows], np.int64)
-    ids, types, spans = (
-        np.concatenate([getattr(row, name) for row in rows]) for name in ("ids", "types", "spans")
-    )
-    fields = token_fields(ids, types, lengths, tokenizer)
-    labels = np.array([(*row.answer, row.null) for row in rows], np.int32)
-    names = ("start_positions", "end_positions", "null_position")
-    example = np.array([row.example for row in rows], np.int64)
-    windows = Windows(example, spans, fields["input_ids"].offsets)
-    return Encoded(fields, dict(zip(names, labels.T, strict=True)), windows, notes)
-
-
-class _Row(NamedTuple):
-    """One window: its tokens, the characters that they are, and where the answer is."""
-
-    example: int
-    ids: np.ndarray
-    types: np.ndarray
-    spans: np.ndarray
-    null: int
-    answer: tuple[int, int]
-
-
-def _encode_chunk(
-    split: Questions, chosen: range, tokenizer: Any, max_length: int, stride: int
-) -> Iterator[_Row]:
-    questions = [split.rows[i].question.lstrip() for i in chosen]
-    _check_room(split, chosen, questions, tokenizer, max_length, stride)
-    contexts = [split.rows[i].context for i in chosen]
-    is_first = tokenizer.padding_side == "right"  # then the question comes first
-    texts = (questions, contexts) if is_first else (contexts, questions)
-    tokens = tokenizer(
-        *texts,
-        truncation="only_second" if is_first else "only_first",
-        max_length=max_length,
-        stride=stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    types = tokens.get("token_type_ids")
-    for row, ids in enumerate(tokens["input_ids"]):
-        example = chosen[tokens["overflow_to_sample_mapping"][row]]
-        texts_of = np.array([-1 if t is None else t for t in tokens.sequence_ids(row)])
-        is_context = texts_of == int(is_first)
-        spans = np.where(is_context[:, None], np.array(tokens["offset_mapping"][row]), -1)
-        null = _find_null(ids, tokenizer)
-        yield _Row(
-            example,
-            np.array(ids, np.int32),
-            np.array(types[row] if types else [0] * len(ids), np.int32),
-            spans.astype(np.int32),
-            null,
-            _find_span(split.rows[example].answers, spans, np.flatnonzero(is_context), null),
-        )
-
-
-def _check_room(
-    split: Questions,
-    chosen: range,
-    questions: list[str],
-    tokenizer: Any,
-    max_length: int,
-    stride: int,
-) -> None:
-    ids = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-    room = max_length - special - len(ids[longest])
-    if room <= stride:
-        raise InputError(
-            f"{split.source}: question {quote(split.rows[chosen[longest]].id)} has "
-            f"{len(ids[longest])} tokens, which leave {max(room, 0)} of --max-seq-length "
-            f"{max_length} for its context, and windows overlap by --doc-stride {stride}; lower "
-            "--doc-stride, raise --max-seq-length or shorten the question"
-        )
-
-
-def _find_null(ids: list[int], tokenizer: Any) -> int:
-    """Return the position that stands for no answer: of the first [CLS] or <s>, else the first."""
-    for token in (tokenizer.cls_token_id, tokenizer.bos_token_id):
-        if token in ids:
-            return ids.index(token)
-    return 0
-
-
-def _find_span(answers: Any, spans: np.ndarray, context: np.ndarray, null: int) -> tuple[int, int]:
-    """Return the first and last token of the first answer; the null position if it is not here."""
-    if not answers or not len(context):
-        return null, null
-    begin, end = answers[0].start, answers[0].start + len(answers[0].text)
-    starts, ends = spans[context].T
-    if starts[0] > begin or ends[-1] < end:
-        return null, null
-    first = int(np.flatnonzero(starts <= begin)[-1])
-    last = int(np.flatnonzero(ends >= end)[0])
-    return int(context[first]), int(context[last])
 
 
 def span_loss(model: Any, batch: Batch) -> tuple[Array, Array]:
@@ -268,7 +136,8 @@ def _score(
     """Compute the official figures in per cent; of v2.0 also those of both sorts of questions."""
     is_v2 = task == V2
     if count_not_finite(predictions):
-        return dict.fromkeys(METRICS, math.nan)
+        known = jax.tree.map(np.nan_to_num, predictions)
+        return dict.fromkeys(_score(task, config, known, encoded, split), math.nan)
     found = [
         find_answer(
             predictions,
@@ -331,9 +200,13 @@ def _load(config: TaskConfig) -> TaskData:
         splits, notes = kind.load_own(names)
     else:
         files = [kind.find(Path(config.data_dir), name) for name in names]
+        if files[0] == files[1]:
+            raise InputError(f"{files[0]} is train and dev by its name; give a file for each")
         read = [kind.read(file, config) for file in files]
         splits = {name: split for name, (split, _) in zip(names, read, strict=True)}
         notes = tuple(note for _, told in read for note in told)
+    if kind.count(splits["train"])["without_answer"] == len(splits["train"]):
+        raise InputError(f"{splits['train'].source}: no question has an answer to learn from")
     return TaskData(kind, splits["train"], {"dev": splits["dev"]}, notes)
 
 
@@ -361,8 +234,6 @@ def _read(task: str, path: Path, config: TaskConfig) -> tuple[Questions, tuple[s
 
 def _check_answers(task: str, split: Questions) -> None:
     lacking = [example.id for example in split.rows if not example.answers]
-    if len(lacking) == len(split):
-        raise InputError(f"{split.source}: no question has an answer, so that there is no score")
     if lacking and task != V2:
         raise InputError(
             f"{split.source}: {count_word(len(lacking), 'question')} without an answer, the first "

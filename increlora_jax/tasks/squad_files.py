@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.data.folder import list_names, name_hub_split
+from increlora_jax.tasks.data.folder import list_names, name_hub_split, name_own_split
 from increlora_jax.tasks.data.json_array import read_json_file
 from increlora_jax.tasks.data.lines import Lines
-from increlora_jax.tasks.data.records import DECODER, RepeatedKeyError, quote, read_json_records
+from increlora_jax.tasks.data.records import quote, read_json_records
 from increlora_jax.tasks.data.tables import kind_of, take_text
 
 FIELDS = ("id", "question", "context", "answers")
+_LISTS = (list, dict)
+_READERS = {".json": read_json_file, ".jsonl": read_json_records}
 
 
 class Answer(NamedTuple):
@@ -32,6 +34,9 @@ class Question(NamedTuple):
     question: str
     context: str
     answers: tuple[Answer, ...]
+
+
+_Located = tuple[str, Question]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +61,16 @@ def find_questions(data_dir: Path, split: str, version: str) -> Path:
 
     Args:
       data_dir: The folder.
-      split: `train` or `dev`; `validation` is `dev` too.
+      split: `train`, `dev` and so on; `validation` is `dev` too.
       version: `v1.1` or `v2.0`, by which one of several files is chosen.
 
     Raises:
       InputError: There is no such file, or more than one.
     """
-    words = "|".join(dict.fromkeys((split, name_hub_split(split))))
-    is_split = re.compile(rf"(?:^|[^a-z])(?:{words})(?:$|[^a-z])")
+    words = {split.lower(), name_hub_split(split.lower()), name_own_split(split.lower())}
+    is_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(map(re.escape, words))})(?:$|[^a-z])")
     names = list_names(data_dir)
-    found = [n for n in names if is_split.search(n.lower()) and kind_of(n) in (".json", ".jsonl")]
+    found = [n for n in names if is_split.search(n.lower()) and kind_of(n) in _READERS]
     found = [name for name in found if version in name] or found
     if len(found) == 1:
         return data_dir / found[0]
@@ -78,19 +83,25 @@ def find_questions(data_dir: Path, split: str, version: str) -> Path:
 
 
 def read_questions(path: Path) -> Questions:
-    """Read a file of questions: SQuAD's JSON, or rows of `FIELDS` as a JSON array or JSON Lines.
+    """Read a file of questions: SQuAD's articles, or rows of `FIELDS`, as JSON or JSON Lines.
 
     Raises:
-      InputError: Naming the file, and the line or the place in it.
+      InputError: Naming file, line and the place in an article.
     """
-    lines = Lines(path)
-    records = _read_articles(path) if kind_of(path.name) == ".json" else None
-    if records is None:
-        read = read_json_file if kind_of(path.name) == ".json" else read_json_records
-        rows = ((f"{path}:{line}", row) for line, row in read(lines) if row is not None)
-        records = (_read_row(where, row) for where, row in rows)
-        return _check(path, list(records), lines.count)
-    return _check(path, list(records), None)
+    if kind_of(path.name) not in _READERS:
+        raise InputError(f"{path}: questions are read from .json and .jsonl files; give one")
+    lines, is_articles = Lines(path), False
+    located: list[_Located] = []
+    for line, record in _READERS[kind_of(path.name)](lines):
+        if record is None:
+            continue
+        where = f"{path}:{line}"
+        if "paragraphs" in record:
+            is_articles = True
+            located += _walk(where, record)
+        else:
+            located.append(_read_row(where, record))
+    return _check(path, located, None if is_articles else lines.count)
 
 
 def take_columns(columns: Mapping[str, Sequence[Any]], source: str) -> Questions:
@@ -103,43 +114,23 @@ def take_columns(columns: Mapping[str, Sequence[Any]], source: str) -> Questions
     return Questions([question for _, question in read], source)
 
 
-_Located = tuple[str, Question]
-
-
-def _read_articles(path: Path) -> Iterator[_Located] | None:
-    """Read SQuAD's own layout; None if the file is an array of rows."""
-    text = "".join(line for _, line in Lines(path))
-    if text.lstrip().startswith("["):
-        return None
-    try:
-        held = DECODER.decode(text)
-    except RepeatedKeyError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    return _walk(str(path), held)
-
-
-def _walk(path: str, held: Any) -> Iterator[_Located]:
-    for a, article in enumerate(_take(path, held, "data", list)):
-        for p, paragraph in enumerate(_take(f"{path}: data[{a}]", article, "paragraphs", list)):
-            where = f"{path}: data[{a}].paragraphs[{p}]"
-            context = _take(where, paragraph, "context", str)
-            for q, entry in enumerate(_take(where, paragraph, "qas", list)):
-                place = f"{where}.qas[{q}]"
-                is_impossible = isinstance(entry, dict) and entry.get("is_impossible") is True
-                row = {**entry, "context": context} if isinstance(entry, dict) else entry
-                located = _read_row(place, row)
-                if is_impossible and located[1].answers:
-                    raise InputError(
-                        f"{place}: is_impossible is true beside answers; remove one of both"
-                    )
-                yield located
+def _walk(where: str, article: Any) -> Iterator[_Located]:
+    for p, paragraph in enumerate(_take(where, article, "paragraphs", list)):
+        place = f"{where}: paragraphs[{p}]"
+        context = _take(place, paragraph, "context", str)
+        for q, entry in enumerate(_take(place, paragraph, "qas", list)):
+            row = {**entry, "context": context} if isinstance(entry, dict) else entry
+            yield _read_row(f"{place}.qas[{q}]", row)
 
 
 def _read_row(where: str, row: Any) -> _Located:
-    given = _take(where, row, "answers", (list, dict))
+    is_impossible = isinstance(row, dict) and row.get("is_impossible", False)
+    if not isinstance(is_impossible, bool):
+        raise InputError(f"{where}: is_impossible is {is_impossible!r}; write true or false")
+    given = [] if is_impossible and "answers" not in row else _take(where, row, "answers", _LISTS)
     answers = tuple(_read_answers(where, given))
+    if is_impossible and answers:
+        raise InputError(f"{where}: is_impossible is true beside answers; remove one of both")
     key, text, context = (
         take_text(where, name, _take(where, row, name, object)) for name in FIELDS[:3]
     )

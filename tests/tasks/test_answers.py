@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from increlora_jax.tasks.answers import Found, Windows, choose_texts, find_answer
+from increlora_jax.tasks.answers import Found, choose_texts, find_answer
+from increlora_jax.tasks.windows import Windows
 
 CONTEXT = "one two three four five six"
 SPANS = [(0, 3), (4, 7), (8, 13), (14, 18), (19, 23), (24, 27)]
@@ -71,11 +72,11 @@ def test_no_answer_is_judged_by_the_window_that_is_least_for_it():
 def test_without_any_span_there_is_no_answer():
     scores = [[1.0]]
     found = find_answer(predictions_of(scores, scores), windows_of(()), 0, CONTEXT, **SIZES)
-    assert found == Found("", np.inf)
+    assert found == Found("", 0.0)
 
 
 def test_a_threshold_takes_answers_away_and_none_keeps_all():
-    found = [Found("a", -1.0), Found("b", 0.5), Found("", np.inf)]
+    found = [Found("a", -1.0), Found("b", 0.5), Found("", 2.0)]
     assert choose_texts(found, 0.0) == ["a", "", ""]
     assert choose_texts(found, 1.0) == ["a", "b", ""]
     assert choose_texts(found, None) == ["a", "b", ""]

@@ -1,4 +1,4 @@
-"""Rows of questions against the tokenizer's own windows, labels against the answers' characters."""
+"""The loss and the predictions of questions, and the figures made of them."""
 
 from dataclasses import replace
 
@@ -8,112 +8,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from increlora_jax.config import TaskConfig
-from increlora_jax.errors import InputError
-from increlora_jax.tasks.batching import evaluation_batches
-from increlora_jax.tasks.question_answering import encode, make_kind, predict, span_loss
+from increlora_jax.tasks.question_answering import make_kind, predict, span_loss
 from increlora_jax.tasks.squad_files import Answer, Question, Questions, read_questions
-
-LENGTH, STRIDE = 96, 32
 
 
 @pytest.fixture(scope="module")
 def tokenizer(minilm_dir):
     return AutoTokenizer.from_pretrained(minilm_dir)
-
-
-@pytest.fixture(scope="module", params=["train-v1.1.partial.json", "cs224n-dev-v2.0.json"])
-def split(data_dir, request):
-    whole = read_questions(data_dir / "squad" / request.param)
-    return replace(whole, rows=whole.rows[:: len(whole) // 150])
-
-
-def recipe_span(answers, spans, sequence_ids, null):
-    """The label by the rules of transformers' recipe, token by token; its slip left out."""
-    if not answers:
-        return null, null
-    begin, end = answers[0].start, answers[0].start + len(answers[0].text)
-    tokens = [place for place, text in enumerate(sequence_ids) if text == 1]
-    if spans[tokens[0]][0] > begin or spans[tokens[-1]][1] < end:
-        return null, null
-    first = tokens[0]
-    while first <= tokens[-1] and spans[first][0] <= begin:
-        first += 1
-    last = tokens[-1]
-    while last >= tokens[0] and spans[last][1] >= end:
-        last -= 1
-    return first - 1, last + 1
-
-
-def test_rows_are_those_of_the_recipe(split, tokenizer):
-    encoded = encode(split, tokenizer, LENGTH, stride=STRIDE)
-    expected = tokenizer(
-        [row.question.lstrip() for row in split.rows],
-        [row.context for row in split.rows],
-        truncation="only_second",
-        max_length=LENGTH,
-        stride=STRIDE,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    assert len(encoded) == len(expected["input_ids"]) > len(split)
-    ((_, batch),) = evaluation_batches(encoded, batch_size=len(encoded), buckets=(LENGTH,))
-    order = np.argsort(encoded.lengths, kind="stable")
-    fixed, windows = encoded.fixed, encoded.beside
-    np.testing.assert_array_equal(windows.example, expected["overflow_to_sample_mapping"])
-    for place, row in enumerate(order):
-        ids = expected["input_ids"][row]
-        for name in ("input_ids", "token_type_ids", "attention_mask"):
-            assert batch[name][place, : len(ids)].tolist() == expected[name][row]
-        spans, texts = expected["offset_mapping"][row], expected.sequence_ids(row)
-        own = windows.spans[windows.offsets[row] : windows.offsets[row + 1]]
-        context = [pair if text == 1 else (-1, -1) for pair, text in zip(spans, texts, strict=True)]
-        assert list(map(tuple, own)) == context
-        label = recipe_span(split.rows[windows.example[row]].answers, spans, texts, 0)
-        assert (fixed["start_positions"][row], fixed["end_positions"][row]) == label
-        assert batch["start_positions"][place] == label[0]
-
-
-def test_labels_are_the_answers_where_a_row_holds_them(split, tokenizer):
-    encoded = encode(split, tokenizer, LENGTH, stride=STRIDE)
-    windows, found = encoded.beside, set()
-    for row, example in enumerate(windows.example):
-        question = split.rows[example]
-        first, last = (int(encoded.fixed[f"{n}_positions"][row]) for n in ("start", "end"))
-        if first == encoded.fixed["null_position"][row]:
-            continue
-        spans = windows.spans[windows.offsets[row] : windows.offsets[row + 1]]
-        begin, end = spans[first][0], spans[last][1]
-        answer = question.answers[0]
-        assert begin <= answer.start
-        assert answer.start + len(answer.text) <= end
-        assert end - begin < len(answer.text) + 20  # whole words may be more than the answer
-        found.add(example)
-    # Windows overlap by 32 tokens, so that only a longer answer may fit in none.
-    answerable = {row for row, question in enumerate(split.rows) if question.answers}
-    assert len(found) >= 0.98 * len(answerable)
-
-
-def test_an_answer_in_the_last_token_of_a_row_begins_there(tokenizer):
-    context = "w " * 6 + "end"
-    rows = [Question("a", "q", context, (Answer("end", 12),))]
-    encoded = encode(Questions(rows), tokenizer, 11, stride=2)
-    assert len(encoded) == 1
-    assert encoded.lengths.tolist() == [11]  # [CLS] q [SEP], six w, end, [SEP]
-    for name in ("start_positions", "end_positions"):
-        assert encoded.fixed[name].tolist() == [9]
-
-
-def test_a_question_without_room_for_a_context_is_named(tokenizer):
-    rows = [Question("a", "why " * 20, "x y z", ()), Question("b", "why", "x", ())]
-    with pytest.raises(InputError, match=r"'a' has 20 tokens.*lower --doc-stride"):
-        encode(Questions(rows, "dev.json"), tokenizer, 48, stride=25)
-    assert len(encode(Questions(rows), tokenizer, 48, stride=24)) == 2
-
-
-def test_the_overlap_is_a_third_of_the_length_unless_it_is_said(tokenizer):
-    rows = [Question("a", "q", "w " * 100, ())]
-    (note,) = encode(Questions(rows), tokenizer, 48, "dev").notes
-    assert note == "1 dev question in 3 rows of 48 tokens, overlapping by 16"
 
 
 SCORES = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
@@ -197,4 +98,17 @@ def test_scores_that_are_not_finite_give_no_figure(tokenizer):
     assert good == {"f1": 100.0, "exact_match": 100.0}
     told["null"][0] = np.nan
     spoilt = kind.score({"dev": told}, {"dev": encoded}, {"dev": split})
+    assert all(np.isnan(value) for value in spoilt.values())
+
+
+def test_every_figure_is_missing_where_a_score_is_not_finite(data_dir, tokenizer):
+    whole = read_questions(data_dir / "squad" / "cs224n-dev-v2.0.json")
+    split = replace(whole, rows=whole.rows[:20])
+    kind = make_kind("squad_v2", TaskConfig(task="squad_v2"))
+    encoded = kind.encode(split, tokenizer, 128, "dev")
+    told = scores_for(encoded, np.ones(len(encoded), bool))
+    good = kind.score({"dev": told}, {"dev": encoded}, {"dev": split})
+    told["start"][0, 0] = np.inf
+    spoilt = kind.score({"dev": told}, {"dev": encoded}, {"dev": split})
+    assert list(spoilt) == list(good)  # so that means over seeds have every figure
     assert all(np.isnan(value) for value in spoilt.values())

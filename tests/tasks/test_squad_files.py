@@ -43,6 +43,8 @@ def test_all_layouts_give_the_same_questions(tmp_path):
     files = {
         "squad.json": squad_of(ENTRY),
         "array.json": [ROW],
+        "data.json": {"data": [ROW]},
+        "lines.json": json.dumps(ROW) + "\n",
         "rows.jsonl": json.dumps(ROW) + "\n",
         "listed.jsonl": json.dumps(listed) + "\n",
     }
@@ -50,7 +52,7 @@ def test_all_layouts_give_the_same_questions(tmp_path):
     each.append(take_columns({name: [value] for name, value in ROW.items()}, "hub"))
     assert all(split.rows == [READ] for split in each)
     assert len({identify(split) for split in each}) == 1
-    assert [split.num_lines for split in each] == [None, 1, 1, 1, None]
+    assert [split.num_lines for split in each] == [None, 1, 1, 1, 1, 1, None]
 
 
 def test_real_files_are_read_whole(data_dir):
@@ -66,13 +68,14 @@ def test_real_files_are_read_whole(data_dir):
     ("entry", "problem"),
     [
         (ENTRY | {"answers": [{"text": "Broncos", "answer_start": 0}]},
-         "data[0].paragraphs[0].qas[0]: the answer 'Broncos' is not at character 0"),
+         "paragraphs[0].qas[0]: the answer 'Broncos' is not at character 0"),
         (ENTRY | {"answers": [{"text": "Denver", "answer_start": -25}]}, "is not at character -25"),
         (ENTRY | {"answers": [{"text": "", "answer_start": 3}]}, "the answer '' is not at"),
         (ENTRY | {"answers": [{"text": "Denver"}]}, "answer_start is missing or odd"),
         (ENTRY | {"answers": [{"text": "Denver", "answer_start": True}]}, "answer_start is"),
         (ENTRY | {"answers": "Denver"}, "answers is missing or odd"),
         (ENTRY | {"is_impossible": True}, "is_impossible is true beside answers"),
+        (ENTRY | {"is_impossible": "yes"}, "is_impossible is 'yes'; write true or false"),
         ({"id": "q1", "answers": []}, "question is missing or odd"),
         (ENTRY | {"question": ["Who?"]}, "'question' is"),
         ("Who won?", "an object is needed"),
@@ -81,7 +84,7 @@ def test_real_files_are_read_whole(data_dir):
 def test_what_is_wrong_with_an_entry_is_named_with_its_place(entry, problem, tmp_path):
     with pytest.raises(InputError) as error:
         read_questions(write(tmp_path / "train.json", squad_of(entry)))
-    assert str(error.value).startswith(f"{tmp_path / 'train.json'}: data[0].paragraphs[0].qas[0]")
+    assert str(error.value).startswith(f"{tmp_path / 'train.json'}:1: paragraphs[0].qas[0]")
     assert problem in str(error.value)
 
 
@@ -89,10 +92,14 @@ def test_what_is_wrong_with_an_entry_is_named_with_its_place(entry, problem, tmp
     ("name", "held", "problem"),
     [
         ("a.json", squad_of(ENTRY, ENTRY), "the id 'q1' stands at"),
-        ("a.json", {"version": "1.1"}, "data is missing or odd"),
-        ("a.json", {"data": [{"title": "x"}]}, "data[0]: paragraphs is missing or odd"),
+        ("a.json", {"version": "1.1"}, "a.json:1: answers is missing or odd"),
+        ("a.json", {"data": [{"title": "x"}]}, "a.json:1: answers is missing or odd"),
+        ("a.json", {"data": [{"paragraphs": 1}]}, "a.json:1: paragraphs is missing or odd"),
         ("a.json", squad_of(), "no questions"),
-        ("a.json", '{"data": [', "not valid JSON"),
+        ("a.json", "", "no questions"),
+        ("a.tsv", "", "questions are read from .json and .jsonl files"),
+        ("a.json", '{"data": [', "a.json:1"),
+        ("a.jsonl", json.dumps(ROW | {"is_impossible": True}), "a.jsonl:1: is_impossible is true"),
         ("a.json", '{"data": [], "data": []}', "more than one key is called 'data'"),
         ("a.jsonl", json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "q2", "answers": {
             "text": ["Denver"], "answer_start": []}}), "a.jsonl:2: answers has 1 of text and 0"),
@@ -111,8 +118,17 @@ def test_files_are_found_by_the_split_in_their_names(tmp_path):
     assert find_questions(tmp_path, "train", "v1.1").name == "train-v1.1.json"
     assert find_questions(tmp_path, "train", "v2.0").name == "train-v2.0.json"
     assert find_questions(tmp_path, "dev", "v1.1").name == "my_dev.jsonl"
+    assert find_questions(tmp_path, "validation", "v1.1").name == "my_dev.jsonl"
+    with pytest.raises(InputError, match=r"no \( file is here"):
+        find_questions(tmp_path, "(", "v1.1")
     write(tmp_path / "validation.json", "{}")
     with pytest.raises(InputError, match=r"my_dev\.jsonl and validation\.json are both here"):
         find_questions(tmp_path, "dev", "v1.1")
     with pytest.raises(InputError, match="no test file is here"):
         find_questions(tmp_path, "test", "v1.1")
+
+
+def test_a_question_that_is_impossible_needs_no_answers(tmp_path):
+    row = {name: value for name, value in ROW.items() if name != "answers"}
+    split = read_questions(write(tmp_path / "a.jsonl", row | {"is_impossible": True}))
+    assert split.rows[0].answers == ()

@@ -53,7 +53,7 @@ def list_names(data_dir: Path) -> list[str]:
     except OSError as error:
         raise InputError(
             f"{data_dir}: cannot be read as a folder ({error.strerror}); "
-            "give --data-dir one that holds train.tsv and dev.tsv"
+            "give --data-dir one that holds the train and dev files"
         ) from error
     return sorted(name for name in names if not name.startswith("."))
 
