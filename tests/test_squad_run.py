@@ -137,7 +137,7 @@ def test_one_file_is_not_train_and_dev(squad, tmp_path):
 
 
 def test_names_of_columns_are_refused_for_other_data(squad, tmp_path):
-    train.main(words_of(squad, tmp_path / "run", **{"max-steps": 1}))
+    train.main(words_of(squad, tmp_path / "run", method="head"))
     source = Source(file=str(squad / "train-v1.1.json"), text_column=["foo"])
     with pytest.raises(InputError, match="are not for squad_v2, whose files have names"):
         evaluate.examine(tmp_path / "run", source, base={})

@@ -3,11 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -63,7 +62,7 @@ class Plan:
     method: Method
     layout: Layout
     notes: tuple[str, ...] = ()
-    encoded: Mapping[str, Encoded] = MappingProxyType({})  # splits whose rows had to be counted
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)  # if rows had to be counted
     matches_labels: bool = True  # whether the head of the model's files is matched by its labels
 
     @property
