@@ -1,5 +1,5 @@
 #!/bin/sh
-# What issue 5 asks of one H200, one study after another. What fails does not stop the rest.
+# All studies of one H200, one after another. A study that fails does not stop the rest.
 # Tables go into README.md here, with what was wanted of each; the other studies print theirs.
 cd "$(dirname "$0")/../.." || exit
 failed=0
