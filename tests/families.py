@@ -1,5 +1,14 @@
 """The smallest model of every family of base models."""
 
+import shutil
+
+from flax import nnx
+from transformers import AutoConfig
+
+from increlora_jax import TINY_ENCODER
+from increlora_jax.models.registry import find_spec
+from increlora_jax.weights.folder import save_weights
+
 SMALL = {
     "vocab_size": 6000,
     "pad_token_id": 0,
@@ -72,3 +81,14 @@ FAMILIES = {
         "forced_eos_token_id": None,
     },
 }
+
+
+def make_folder(family, folder):
+    """A folder as users have them: a tiny model of the family, and a tokenizer of real words."""
+    shutil.copytree(TINY_ENCODER, folder, ignore=shutil.ignore_patterns("config.json", "*tensors"))
+    config = AutoConfig.for_model(family, **(SMALL | FAMILIES[family]))
+    config.save_pretrained(folder)
+    spec = find_spec(config)
+    build = spec.heads["sequence_classification"]
+    save_weights(build(config, num_labels=2, rngs=nnx.Rngs(0)), folder, spec.weights)
+    return folder

@@ -4,17 +4,14 @@ import json
 import shutil
 
 import pytest
-from flax import nnx
 from transformers import AutoConfig
 
 from increlora_jax import TINY_ENCODER, evaluate, train
 from increlora_jax.errors import InputError
-from increlora_jax.models.registry import find_spec
 from increlora_jax.run.build import plan_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.run.scored_data import Source
-from increlora_jax.weights.folder import save_weights
-from tests.families import FAMILIES, SMALL
+from tests.families import FAMILIES, make_folder
 
 
 def cut(path, questions):
@@ -59,17 +56,6 @@ def words_of(squad, run, **changes):
         "pad-to-max-length": True,
     } | changes
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-
-
-def make_folder(family, folder):
-    """A tiny model of the family without a head for questions, and a tokenizer of real words."""
-    shutil.copytree(TINY_ENCODER, folder, ignore=shutil.ignore_patterns("config.json", "*tensors"))
-    config = AutoConfig.for_model(family, **(SMALL | FAMILIES[family]))
-    config.save_pretrained(folder)
-    spec = find_spec(config)
-    build = spec.heads["sequence_classification"]
-    save_weights(build(config, num_labels=2, rngs=nnx.Rngs(0)), folder, spec.weights)
-    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,30 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from flax import nnx
-from transformers import AutoConfig
 
-from increlora_jax import TINY_ENCODER, train
-from increlora_jax.models.registry import MODELS, find_spec
-from increlora_jax.weights.folder import save_weights
-from tests.families import FAMILIES, SMALL
-
-
-def make_folder(family, folder):
-    """A folder as users have them: a tiny model of the family, and a tokenizer of real words."""
-    shutil.copytree(TINY_ENCODER, folder, ignore=shutil.ignore_patterns("config.json", "*tensors"))
-    config = AutoConfig.for_model(family, **(SMALL | FAMILIES[family]))
-    config.save_pretrained(folder)
-    spec = find_spec(config)
-    build = spec.heads["sequence_classification"]
-    save_weights(build(config, num_labels=2, rngs=nnx.Rngs(0)), folder, spec.weights)
-    return folder
+from increlora_jax import train
+from increlora_jax.models.registry import MODELS
+from tests.families import FAMILIES, make_folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
