@@ -29,6 +29,9 @@ class Sentences:
     def feed(self, digest):
         digest.update("\n".join(self.texts).encode())
 
+    def inputs(self):
+        return self.texts
+
 
 def draw(seed, rows=64):
     random = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -40,6 +40,9 @@ class Split(Protocol):
     def feed(self, digest: "hashlib._Hash") -> None:
         """Feed the content of every example to a digest."""
 
+    def inputs(self) -> Iterable[Hashable]:
+        """Return the input of every example, without its label."""
+
 
 def identify(*splits: Split) -> str:
     """Return the SHA-256 of every example, in order: equal data under another path is the same."""
@@ -47,6 +50,19 @@ def identify(*splits: Split) -> str:
     for split in splits:
         split.feed(digest)
     return digest.hexdigest()
+
+
+def note_shared(train: Split, dev: Mapping[str, Split]) -> list[str]:
+    """Return a note for every dev split of which examples are training examples, too."""
+    judged = {name: list(split.inputs()) for name, split in dev.items()}
+    known = set().union(*judged.values()).intersection(train.inputs())
+    counts = {name: sum(row in known for row in rows) for name, rows in judged.items()}
+    return [
+        f"{count} of {len(dev[name])} examples of {dev[name].source or name} are training examples "
+        f"of {train.source or 'train'} as well, so that the score flatters; remove them from one"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 class Ragged(NamedTuple):

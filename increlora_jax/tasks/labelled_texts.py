@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +70,10 @@ class Texts:
         """Feed every text and label to a digest."""
         digest.update(json.dumps([self.first, self.second]).encode())
         digest.update(self.labels.tobytes())
+
+    def inputs(self) -> Iterable[tuple[str, ...]]:
+        """Return the text or the pair of texts of every example."""
+        return zip(*filter(None, (self.first, self.second)), strict=True)
 
     @property
     def num_empty(self) -> int:

@@ -1,12 +1,13 @@
 """Every kind of task, and every task by its name."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.classification import CLASSIFICATION
-from increlora_jax.tasks.kind import Kind, Reader, TaskData
+from increlora_jax.tasks.kind import Kind, Reader, TaskData, note_shared
 from increlora_jax.tasks.question_answering import QUESTION_ANSWERING
 
 READERS = (CLASSIFICATION, QUESTION_ANSWERING)
@@ -31,7 +32,9 @@ def load_task(config: TaskConfig) -> TaskData:
     Raises:
       InputError: Saying what is wrong, where, and what to do.
     """
-    return find_reader(config.task).load(config)
+    data = find_reader(config.task).load(config)
+    shared = note_shared(data.train, data.dev) if data.train else []
+    return replace(data, notes=(*data.notes, *shared))
 
 
 def restore_kind(saved: Mapping[str, Any], config: TaskConfig) -> Kind:

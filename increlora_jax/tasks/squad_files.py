@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,10 @@ class Questions:
     def feed(self, digest: "hashlib._Hash") -> None:
         """Feed every example to a digest."""
         digest.update(json.dumps(self.rows).encode())
+
+    def inputs(self) -> Iterable[tuple[str, str]]:
+        """Return the question and the context of every example."""
+        return ((row.question, row.context) for row in self.rows)
 
 
 def find_questions(data_dir: Path, split: str, version: str) -> Path:

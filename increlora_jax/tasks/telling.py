@@ -8,6 +8,7 @@ from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.data.label_forms import (
     fold,
     has_decimal_comma,
+    has_unit,
     is_integer,
     is_number,
     may_be_missing,
@@ -50,6 +51,7 @@ def tell_task(train: Table, problem_type: str) -> TextTask:
     """
     columns, labels = train.layout.texts, set(train.columns[-1])
     if problem_type == "auto":
+        _refuse_units(train)
         _refuse_odd_labels(train)
         if all(map(is_number, labels)) and not all(map(is_integer, labels)):
             problem_type = "regression"
@@ -123,6 +125,20 @@ def _refuse_odd_labels(train: Table) -> None:
             f"label {quote(labels[odd[0]])} is no number, and {others}",
             "correct it or remove the row, or give --problem-type single_label_classification if "
             "every label is the name of a class",
+        )
+
+
+def _refuse_units(train: Table) -> None:
+    """Refuse numbers with a unit, which would be names of classes, if most labels are such."""
+    labels = train.columns[-1]
+    rows = [row for row, label in enumerate(labels) if has_unit(label)]
+    if len(rows) > HALF * len(labels):
+        raise describe_rows(
+            train,
+            rows,
+            f"label {quote(labels[rows[0]])} is a number with a unit",
+            "write bare numbers, or give --problem-type single_label_classification if every label "
+            "is the name of a class",
         )
 
 

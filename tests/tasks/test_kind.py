@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from increlora_jax.config import TaskConfig
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.tasks import registry
 from increlora_jax.tasks.kind import count_not_finite, larger_is_better, smaller_is_better
@@ -32,6 +33,20 @@ def test_rows_with_any_number_that_is_not_finite_are_counted_once():
     tree["a"][1] = np.nan
     tree["b"][1:] = np.inf
     assert count_not_finite(tree) == 2
+
+
+def test_dev_examples_that_are_training_examples_are_counted_whatever_their_labels(tmp_path):
+    def write(name, rows):
+        text = "\n".join(["sentence\tlabel", *rows])
+        (tmp_path / f"{name}.tsv").write_text(text)
+
+    write("train", ["a\t0", "b\t1", "b\t1", "c\t0"])
+    write("dev", ["b\t0", "d\t1", "b\t1"])
+    config = TaskConfig(task="text", data_dir=str(tmp_path))
+    (told,) = [n for n in registry.load_task(config).notes if "flatters" in n]
+    assert told.startswith("2 of 3 examples of dev.tsv are training examples of train.tsv as well")
+    write("dev", ["d\t0"])
+    assert not any("flatters" in note for note in registry.load_task(config).notes)
 
 
 def test_a_kind_of_somebody_elses_trains_and_its_best_adapter_is_that_of_the_least_metric(

@@ -8,6 +8,7 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 _QUOTES = " \"'`´“”„‘’‚«»"
+_UNITS = " %‰$€£¥"
 _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "nil", "-", "--", "?", "#n/a", "."))
 
 
@@ -31,6 +32,12 @@ def is_integer(text: str) -> bool:
 def has_decimal_comma(text: str) -> bool:
     """Return whether a label's text would be a number if its comma were a point."""
     return _DECIMAL_COMMA.fullmatch(text) is not None
+
+
+def has_unit(text: str) -> bool:
+    """Return whether a label's text is a number with a sign of per cent or of a currency."""
+    bare = text.strip(_UNITS).strip()
+    return bare != text and (is_number(bare) or has_decimal_comma(bare))
 
 
 def may_be_missing(label: str) -> bool:

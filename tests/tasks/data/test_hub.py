@@ -177,8 +177,8 @@ def test_questions_come_as_the_hub_has_them(tmp_path):
     folder = tmp_path / "rajpurkar" / "squad"
     folder.mkdir(parents=True)
     answers = {"text": ["Denver"], "answer_start": [0]}
-    row = {"id": "1", "title": "t", "context": "Denver won.", "question": "Who?"}
-    for split in ("train", "validation"):
+    for split, question in (("train", "Who?"), ("validation", "Which team?")):
+        row = {"id": "1", "title": "t", "context": "Denver won.", "question": question}
         (folder / f"{split}.jsonl").write_text(json.dumps({**row, "answers": answers}))
     result = load_elsewhere(tmp_path, "squad", ASK, HF_HUB_OFFLINE="1")
     notes = tuple(
