@@ -202,6 +202,7 @@ def test_classifier_dropout_is_the_rate_given_or_else_the_configured(given, rate
 
 
 def test_new_weights_have_the_scales_of_pytorch():
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = make_config(d_model=64, encoder_layers=1, tie_word_embeddings=False)
     model = BartForConditionalGeneration(config, rngs=nnx.Rngs(0))

@@ -105,6 +105,7 @@ def test_a_head_finds_the_body_of_another_head(saved, loaded, tmp_path):
     ],
 )
 def test_frequencies_are_pytorchs_whether_configured_as_of_old_or_today(given, tmp_path):
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = write_config(tmp_path, "llama", head_dim=16, **given)
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)

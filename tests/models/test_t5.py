@@ -257,6 +257,7 @@ def test_classifier_dropout_is_the_rate_given_or_else_the_configured(given, rate
 
 
 def test_new_weights_have_the_scales_of_pytorch():
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = make_config(**SECOND | {"d_model": 128, "d_kv": 8, "d_ff": 512, "num_layers": 1})
     model = T5ForConditionalGeneration(config, rngs=nnx.Rngs(0))
