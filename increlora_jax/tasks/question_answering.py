@@ -17,6 +17,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.tasks.answers import choose_texts, find_answer
 from increlora_jax.tasks.classification import MODEL_INPUTS, count_tokens
 from increlora_jax.tasks.counts import count_word
+from increlora_jax.tasks.data.folder import list_unused
 from increlora_jax.tasks.data.hub import download, take_split
 from increlora_jax.tasks.data.records import quote
 from increlora_jax.tasks.kind import (
@@ -205,6 +206,7 @@ def _load(config: TaskConfig) -> TaskData:
         read = [kind.read(file, config) for file in files]
         splits = {name: split for name, (split, _) in zip(names, read, strict=True)}
         notes = tuple(note for _, told in read for note in told)
+        notes = (*notes, *list_unused(Path(config.data_dir), files))
     if kind.count(splits["train"])["without_answer"] == len(splits["train"]):
         raise InputError(f"{splits['train'].source}: no question has an answer to learn from")
     return TaskData(kind, splits["train"], {"dev": splits["dev"]}, notes)

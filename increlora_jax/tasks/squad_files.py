@@ -163,8 +163,13 @@ def _read_answers(where: str, given: Any) -> Iterator[Answer]:
 
 def _check_answer(where: str, question: Question, answer: Answer) -> None:
     text, start = answer
+    if not text:
+        raise InputError(
+            f"{where}: the answer has no text; if the context holds no answer, write an empty list "
+            "of answers"
+        )
     found = question.context[start : start + len(text)] if start >= 0 else ""
-    if not text or found != text:
+    if found != text:
         raise InputError(
             f"{where}: the answer {quote(text)} is not at character {start} of its context, where "
             f"{quote(found)} is; correct answer_start, which counts characters from 0"

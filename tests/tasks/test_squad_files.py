@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.kind import identify
+from increlora_jax.tasks.registry import load_task
 from increlora_jax.tasks.squad_files import (
     Answer,
     Question,
@@ -69,8 +71,9 @@ def test_real_files_are_read_whole(data_dir):
     [
         (ENTRY | {"answers": [{"text": "Broncos", "answer_start": 0}]},
          "paragraphs[0].qas[0]: the answer 'Broncos' is not at character 0"),
+        (ENTRY | {"answers": [{"text": "", "answer_start": -1}]}, "write an empty list of answers"),
         (ENTRY | {"answers": [{"text": "Denver", "answer_start": -25}]}, "is not at character -25"),
-        (ENTRY | {"answers": [{"text": "", "answer_start": 3}]}, "the answer '' is not at"),
+        (ENTRY | {"answers": [{"text": "", "answer_start": 3}]}, "the answer has no text"),
         (ENTRY | {"answers": [{"text": "Denver"}]}, "answer_start is missing or odd"),
         (ENTRY | {"answers": [{"text": "Denver", "answer_start": True}]}, "answer_start is"),
         (ENTRY | {"answers": "Denver"}, "answers is missing or odd"),
@@ -132,3 +135,10 @@ def test_a_question_that_is_impossible_needs_no_answers(tmp_path):
     row = {name: value for name, value in ROW.items() if name != "answers"}
     split = read_questions(write(tmp_path / "a.jsonl", row | {"is_impossible": True}))
     assert split.rows[0].answers == ()
+
+
+def test_files_of_the_folder_that_are_not_read_are_named(tmp_path):
+    for name in ("train", "dev", "more"):
+        write(tmp_path / f"{name}.json", squad_of(ENTRY))
+    notes = load_task(TaskConfig(task="squad", data_dir=str(tmp_path))).notes
+    assert f"not read in {tmp_path}: 'more.json'" in notes
