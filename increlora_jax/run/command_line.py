@@ -64,6 +64,8 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
         for file in files
         for name, setting in _read_settings(file).items()
     }
+    # Null in a file undoes what an earlier file says.
+    settings = {name: setting for name, setting in settings.items() if setting.value is not None}
     config = _resolve(settings | flags)
     _check_code(config, settings, given)
     if is_shown:
@@ -105,7 +107,8 @@ def read_run(path: Path) -> RunConfig:
     Raises:
         InputError: a key is unknown, wrong, or missing though every run has it.
     """
-    values = {name: setting.value for name, setting in _read_settings(path).items()}
+    found = _read_settings(path).items()
+    values = {name: setting.value for name, setting in found if setting.value is not None}
     if missing := [name for name in _OF_EVERY_RUN if name not in values]:
         raise InputError(f"{path}: {missing[0]} is missing; write the run's own there again")
     # Files of old runs also hold a value for what is swept; it never had an effect.
@@ -215,7 +218,7 @@ def _read_settings(file: Path) -> dict[str, Setting]:
     settings = read_settings(file, KINDS)
     for name, setting in settings.items():
         try:
-            _build({name: setting.value})
+            _build({} if setting.value is None else {name: setting.value})
         except InputError as error:
             raise InputError(f"{setting.where}: {error}") from None
     return settings

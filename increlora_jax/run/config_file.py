@@ -25,7 +25,7 @@ class Setting(NamedTuple):
 
 
 def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
-    """Read the settings of a file; those that are null are left out.
+    """Read the settings of a file; a null one holds None.
 
     `kinds` gives the annotation of every key there is: str, int, float, bool, Literal or list[str],
     or None.
@@ -46,7 +46,7 @@ def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
             settings[name] = Setting(_convert(node, kinds[name]), where)
         except ValueError as error:
             raise InputError(f"{where}: {name}: {error}") from None
-    return {name: setting for name, setting in settings.items() if setting.value is not None}
+    return settings
 
 
 class _Loader(yaml.SafeLoader):

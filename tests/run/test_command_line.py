@@ -56,8 +56,8 @@ def words_of(name, value):
     return [f"--{name}", *map(str, values)]
 
 
-def write_yaml(folder, text):
-    path = folder / "settings.yaml"
+def write_yaml(folder, text, name="settings.yaml"):
+    path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -200,6 +200,15 @@ def test_the_recipe_is_that_of_the_task_and_rank_that_win(tmp_path):
 def test_a_setting_of_null_is_as_good_as_none(tmp_path):
     path = write_yaml(tmp_path, "seed: null\nmax_steps:\n")
     assert parse_run(["--config", str(path)]) == parse_run([])
+
+
+def test_null_in_a_file_undoes_an_earlier_file_but_no_flag(tmp_path):
+    first = write_yaml(tmp_path, "seed: 7\nmax_steps: 3\n", "first.yaml")
+    second = write_yaml(tmp_path, "max_steps: null\n", "second.yaml")
+    flags = ["--config", str(first), "--config", str(second)]
+    assert parse_run(flags) == parse_run(["--seed", "7"])
+    assert parse_run([*flags, "--max-steps", "5"]).training.max_steps == 5
+    assert parse_run(["--config", str(second), "--config", str(first)]).training.max_steps == 3
 
 
 def test_numbers_may_be_written_as_people_do(tmp_path):

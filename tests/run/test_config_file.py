@@ -60,8 +60,9 @@ def test_a_value_is_read_by_the_kind_of_its_key(read, text, value):
 
 
 @pytest.mark.parametrize("text", ["steps: null", "steps:", "steps: ~", "words:", "whole: null"])
-def test_null_is_as_good_as_none(read, text):
-    assert read(text) == {}
+def test_null_is_read_as_none(read, text):
+    [setting] = read(text).values()
+    assert setting.value is None
 
 
 @pytest.mark.parametrize(
