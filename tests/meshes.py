@@ -21,7 +21,7 @@ from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout, make_mesh
-from increlora_jax.training.stacked_state import AtRest
+from increlora_jax.training.stacked_state import Stacker
 from tests.tiny import MLP, batch_of, start, trains_head
 
 COUNT = 8
@@ -85,16 +85,16 @@ def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
     if variant == "resumed":
         first, _ = checkpoints.newest()
         state = checkpoints.restore(first, state)
-    rest = AtRest(layout, state)
-    state = rest.pack(state)
+    stacker = Stacker(layout, state)
+    state = stacker.stack(state)
     jitted, program, told = (
-        jit_step(begun.trainer, layout, state, count_tokens, rest=rest),
+        jit_step(begun.trainer, layout, state, count_tokens),
         None,
         [],
     )
     for step in range(first, STEPS):
         if variant == "saved" and step == SAVED:
-            checkpoints.save(rest.unpack(state), Progress(step=step))
+            checkpoints.save(stacker.unstack(state), Progress(step=step))
             checkpoints.wait()
         batch = rows_of(step, is_bad=variant == "bad" and step in BAD)
         if accumulation > 1:
@@ -104,7 +104,7 @@ def measure(mesh: str, variant: str, folder: Path) -> dict[str, Any]:
         program = program or jitted.lower(state, base, placed, is_scored=True).compile()
         state, info = program(state, base, placed)
         told.append(jax.device_get(info))
-    state = rest.unpack(state)
+    state = stacker.unstack(state)
     return {
         "first": first,
         "loss": [float(info["loss"]) for info in told],

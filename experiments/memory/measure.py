@@ -29,7 +29,7 @@ from increlora_jax.run.build import stack_layers
 from increlora_jax.tasks.classification import count_tokens, sequence_loss
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.sharding import Layout, make_mesh
-from increlora_jax.training.stacked_state import AtRest
+from increlora_jax.training.stacked_state import Stacker
 from increlora_jax.training.step import Trainer, build_trainer
 from increlora_jax.weights.folder import name_variables
 
@@ -196,9 +196,11 @@ def kept_bytes(begun: Begun) -> int:
 
 def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
     """Return the bytes that the compiled step takes beside its arguments, on this backend."""
-    rest = AtRest(begun.layout, begun.state)
-    jitted = jit_step(begun.trainer, begun.layout, rest.shapes, count_tokens, rest=rest)
-    lowered = jitted.lower(rest.shapes, begun.base, begun.setting.batch_at(0), is_scored=is_scored)
+    stacker = Stacker(begun.layout, begun.state)
+    jitted = jit_step(begun.trainer, begun.layout, stacker.shapes, count_tokens)
+    lowered = jitted.lower(
+        stacker.shapes, begun.base, begun.setting.batch_at(0), is_scored=is_scored
+    )
     options = AS_ACCELERATORS_DO if jax.default_backend() == "cpu" else None
     return int(lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes)
 
@@ -241,9 +243,9 @@ def run(words: argparse.Namespace) -> Iterator[str]:
     for setting in settings_of(words):
         begun = begin(setting, is_drawn=True)
         method, state = begun.trainer.method, begun.state
-        rest = AtRest(begun.layout, state)
-        state = rest.pack(state)
-        jitted = jit_step(begun.trainer, begun.layout, state, count_tokens, rest=rest)
+        stacker = Stacker(begun.layout, state)
+        state = stacker.stack(state)
+        jitted = jit_step(begun.trainer, begun.layout, state, count_tokens)
         ranks, seconds = [int(state.total_rank)], []
         for step in range(setting.steps):
             batch = begun.layout.batch(setting.batch_at(step))

@@ -20,7 +20,7 @@ from increlora_jax.run.build import stack_layers
 from increlora_jax.tasks.classification import count_tokens, sequence_loss
 from increlora_jax.training.loop import jit_step
 from increlora_jax.training.sharding import Layout, make_mesh
-from increlora_jax.training.stacked_state import AtRest
+from increlora_jax.training.stacked_state import Stacker
 
 il.keep_freed_memory()  # both as the training command does
 il.dispatch_synchronously()
@@ -68,9 +68,9 @@ class Training:
         if is_scanned:
             base = stack_layers(base)
         layout = Layout(make_mesh(None), work.spec.shardings)
-        self._rest, self._base = AtRest(layout, state), layout.place(base)
-        self.state = self._rest.pack(state)
-        self._step = jit_step(trainer, layout, self.state, count_tokens, rest=self._rest)
+        self._stacker, self._base = Stacker(layout, state), layout.place(base)
+        self.state = self._stacker.stack(state)
+        self._step = jit_step(trainer, layout, self.state, count_tokens)
         self._programs: dict[bool, Any] = {}
         self._batch = jax.device_put(work.numbers())
 
@@ -83,9 +83,9 @@ class Training:
 
     def open_slots(self, rank: int) -> None:
         """Make so many slots of every module active, and none of them a reserve."""
-        state = self._rest.unpack(self.state)
+        state = self._stacker.unstack(self.state)
         slots = {name: init_slots(own.active.size, rank) for name, own in state.slots.items()}
-        self.state = self._rest.pack(state._replace(slots=jax.tree.map(jnp.copy, slots)))
+        self.state = self._stacker.stack(state._replace(slots=jax.tree.map(jnp.copy, slots)))
 
     def program(self, *, is_scored: bool) -> str:
         """The compiled step, as text."""

@@ -1,80 +1,108 @@
-"""Modules of one shape as one stack: what is done to each of them is done to all at once.
+"""Modules of one shape as one stack, so that one operation serves all of them.
 
-A model has dozens of modules of a few shapes, each with a dozen small arrays. Work on them one by
-one is thousands of kernels a step, which take longer to start than to run.
+A model has dozens of modules of a few shapes, each with a dozen small arrays. To treat them one by
+one takes thousands of kernels a step, which take longer to start than to run.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-Key = tuple[str, ...]
-"""The names of the modules of a group, in order."""
+Group = tuple[str, ...]
+"""The names of the modules in a stack, in order; the key of the stack in a dictionary."""
+
+T = TypeVar("T")
 
 
-def by_name(packed: dict[Any, Any]) -> dict[str, Any]:
-    """The inverse of stacking a dictionary, for which the names of the groups suffice."""
-    return {
-        name: jax.tree.map(lambda leaf, place=place: leaf[place], together)
-        for key, together in packed.items()
-        for place, name in enumerate(key)
-    }
+def is_stacked(modules: Mapping[str, T] | Mapping[Group, T]) -> bool:
+    """Return whether the keys of a dictionary are groups of modules, and not single modules."""
+    return any(isinstance(key, tuple) for key in modules)
+
+
+def by_name(modules: Mapping[str, T] | Mapping[Group, T]) -> dict[str, T]:
+    """Return a dictionary by module: stacks are taken apart, single modules stay as they are."""
+    single: dict[str, T] = {}
+    for key, value in modules.items():
+        if isinstance(key, tuple):
+            single |= zip(key, _split(value, len(key)), strict=True)
+        else:
+            single[key] = value
+    return single
 
 
 class Groups:
-    """Stacks of the modules whose arrays have the same shapes and dtypes.
+    """The groups of the modules whose arrays have the same shapes and dtypes.
 
-    `kinds` may say more of each module in which those of a group must agree.
+    Args:
+        arrays: the arrays of each module; shapes are enough.
+        kinds: more in which the modules of a group must agree.
     """
 
-    def __init__(self, arrays: dict[str, Any], kinds: dict[str, Any] | None = None):
+    def __init__(
+        self, arrays: Mapping[str, PyTree], kinds: Mapping[str, Hashable] | None = None
+    ) -> None:
         found = defaultdict(list)
         for name, own in arrays.items():
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(own))
             found[shapes, kinds and kinds[name]].append(name)
-        self.keys: tuple[Key, ...] = tuple(map(tuple, found.values()))
+        self.keys: tuple[Group, ...] = tuple(map(tuple, found.values()))
         self._names = frozenset(arrays)
 
-    def pack(self, tree: Any) -> Any:
+    def stack(self, tree: T) -> T:
         """Stack the modules of each group, wherever in `tree` a dictionary has all of them."""
-        return _map_dicts(self._pack, self._names, tree)
+        return _map_dicts(self._stack, self._names, tree)
 
-    def unpack(self, tree: Any) -> Any:
-        """The inverse of `pack`."""
+    def unstack(self, tree: T) -> T:
+        """Undo `stack`."""
         return _map_dicts(by_name, frozenset(self.keys), tree)
 
-    def pack_away(self, modules: dict[str, Any]) -> dict[Key, Any]:
-        """Stack a dictionary's modules and take them out of it, so that few are there twice."""
+    def stack_away(self, modules: dict[str, T]) -> dict[Group, T]:
+        """Stack the modules of a dictionary and empty it, so that few arrays exist twice."""
         return {key: _stack([modules.pop(name) for name in key]) for key in self.keys}
 
-    def _pack(self, modules: dict[str, Any]) -> dict[Key, Any]:
+    def _stack(self, modules: Mapping[str, T]) -> dict[Group, T]:
         return {key: _stack([modules[name] for name in key]) for key in self.keys}
 
 
-def _map_dicts(function: Any, keys: frozenset[Any], tree: Any) -> Any:
-    def is_one(node: Any) -> bool:
+def _map_dicts(function: Callable[..., PyTree], keys: frozenset[Hashable], tree: T) -> T:
+    def is_one(node: PyTree) -> bool:
         return isinstance(node, dict) and node.keys() == keys
 
     return jax.tree.map(lambda node: function(node) if is_one(node) else node, tree, is_leaf=is_one)
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def _stack(trees: Sequence[T]) -> T:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def flatten(values: dict[Key, Array], names: tuple[str, ...]) -> Array:
-    """One entry a matrix, of values [members, *stack] by group; in the order of `names`."""
+def _split(stacked: T, count: int) -> list[T]:
+    """Take a stack apart. The gradient of a split is one concatenation, of slices it is a sum."""
+    leaves, structure = jax.tree.flatten(stacked)
+    pieces = [
+        [jax.lax.squeeze(piece, (0,)) for piece in jax.lax.split(leaf, (1,) * count)]
+        for leaf in leaves
+    ]
+    return [jax.tree.unflatten(structure, own) for own in zip(*pieces, strict=True)]
+
+
+def flatten(values: Mapping[Group, Array], names: tuple[str, ...]) -> Array:
+    """Return one entry for each matrix, in the order of `names`.
+
+    `values` are [members, *stack] by group.
+    """
     together = jnp.concatenate([value.reshape(-1) for value in values.values()])
     return together[_places(values, names)]
 
 
-def unflatten(flat: Array, like: dict[Key, Array], names: tuple[str, ...]) -> dict[Key, Array]:
-    """The inverse of `flatten`, for values of the shapes of `like`."""
+def unflatten(
+    flat: Array, like: Mapping[Group, Array], names: tuple[str, ...]
+) -> dict[Group, Array]:
+    """Undo `flatten`, for values of the shapes of `like`."""
     together = flat[np.argsort(_places(like, names))]
     ends = np.cumsum([value.size for value in like.values()])
     pieces = jnp.split(together, ends[:-1])
@@ -84,8 +112,8 @@ def unflatten(flat: Array, like: dict[Key, Array], names: tuple[str, ...]) -> di
     }
 
 
-def _places(values: dict[Key, Array], names: tuple[str, ...]) -> np.ndarray:
-    """Where each entry in the order of `names` lies in the order of the groups."""
+def _places(values: Mapping[Group, Array], names: tuple[str, ...]) -> np.ndarray:
+    """Return the place of each entry of `names` in the order of the groups."""
     places: dict[str, np.ndarray] = {}
     begun = 0
     for key, value in values.items():

@@ -23,7 +23,7 @@ from increlora_jax.core.importance import (
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
-from increlora_jax.core.stacking import Key, flatten, unflatten
+from increlora_jax.core.stacking import Group, flatten, unflatten
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
 from increlora_jax.methods.code import load_code
@@ -164,7 +164,7 @@ class _Growth(NamedTuple):
             "dropout": self.adapter.lora_dropout,
         }
 
-    def _ranks(self, slots: dict[Key, Slots]) -> Int[Array, " modules"]:
+    def _ranks(self, slots: dict[Group, Slots]) -> Int[Array, " modules"]:
         return flatten({key: own.rank for key, own in slots.items()}, self.paths)
 
     def init(self, parts: Parts) -> ImportanceState:
@@ -224,9 +224,9 @@ class _Growth(NamedTuple):
     def _raw_importance(
         self,
         key: Array,
-        adapters: dict[Key, Adapter],
-        slots: dict[Key, Slots],
-        evidence: dict[Key, Array],
+        adapters: dict[Group, Adapter],
+        slots: dict[Group, Slots],
+        evidence: dict[Group, Array],
     ) -> Array:
         scores = {}
         for index, group in enumerate(adapters):
@@ -241,7 +241,7 @@ class _Growth(NamedTuple):
         return flatten(scores, self.paths)
 
     def _grants(
-        self, step: Array, importance: Array, slots: dict[Key, Slots], total: Int[Array, ""]
+        self, step: Array, importance: Array, slots: dict[Group, Slots], total: Int[Array, ""]
     ) -> Int[Array, " modules"]:
         pace, budget = self.plan.pace, self.plan.budget
         reserves = {key: own.reserve.sum(axis=-1, dtype=jnp.int32) for key, own in slots.items()}
@@ -264,10 +264,10 @@ class _Growth(NamedTuple):
     def _grow(
         self,
         step: Array,
-        adapters: dict[Key, Adapter],
-        slots: dict[Key, Slots],
+        adapters: dict[Group, Adapter],
+        slots: dict[Group, Slots],
         grants: Int[Array, " modules"],
-    ) -> tuple[dict[Key, Adapter], dict[Key, Slots]]:
+    ) -> tuple[dict[Group, Adapter], dict[Group, Slots]]:
         is_ahead = self.config.advance_learn
         first = jnp.where(step == 0, self.config.incre_rank_num if self.plan.rounds else 0, 0)
         adapters, slots = dict(adapters), dict(slots)

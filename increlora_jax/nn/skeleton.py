@@ -37,8 +37,7 @@ class Parts(NamedTuple):
 
     def frozen(self) -> dict[str, Array]:
         """The base by the path it has in the model."""
-        is_stacked = any(isinstance(key, tuple) for key in self.base)
-        return by_name(self.base) if is_stacked else self.base
+        return by_name(self.base)
 
     def learned(self) -> dict[str, Array]:
         """Everything but the base, by the path it has in the model."""

@@ -315,7 +315,7 @@ def prepare_run(plan: Plan) -> Run:
 def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
     """Put each array of all layers into one, as a loop over them takes it; empties `base`."""
     kinds = {name: re.sub(r"\.\d+\.", ".#.", name, count=1) for name in base}
-    return Groups(base, kinds).pack_away(base)
+    return Groups(base, kinds).stack_away(base)
 
 
 def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:

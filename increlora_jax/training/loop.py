@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
 from increlora_jax.nn.report import ranks_of
@@ -23,7 +22,7 @@ from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Journal
 from increlora_jax.training.sharding import Layout
-from increlora_jax.training.stacked_state import AtRest
+from increlora_jax.training.stacked_state import Stacker
 from increlora_jax.training.state import TrainState, over_members
 from increlora_jax.training.step import Base, Trainer
 from increlora_jax.training.timetable import Timetable, wants_score
@@ -90,8 +89,8 @@ class Loop:
         for index, journal in enumerate(job.journals):
             ranks = ranks_of(state.pick(index).slots)
             journal.begin({name: ranks[name] for name in job.trainer.skeleton.modules})
-        self._rest = AtRest(job.layout, state)
-        self._state, self._base = self._rest.pack(state), base
+        self._stacker = Stacker(job.layout, state)
+        self._state, self._base = self._stacker.stack(state), base
 
     def run(self) -> tuple[TrainState, list[Outcome]]:
         """Train to the last step; keep the best and last adapters.
@@ -115,7 +114,7 @@ class Loop:
 
     def _whole(self) -> TrainState:
         """The state by module."""
-        return self._rest.unpack(self._state)
+        return self._stacker.unstack(self._state)
 
     def _train_all(self) -> None:
         self._after(self._done)
@@ -172,7 +171,7 @@ class Loop:
             with self._job.clock.paused(), announced(_name_program(batch, is_scored)):
                 args = (self._job.trainer, self._job.layout, self._state)
                 count_tokens = self._job.evaluator.kind.count_tokens
-                jitted = jit_step(*args, count_tokens, is_block=is_block, rest=self._rest)
+                jitted = jit_step(*args, count_tokens, is_block=is_block)
                 lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
                 self._programs[key] = self._job.stop.compile(lowered)
                 return_freed_memory()
@@ -266,25 +265,21 @@ def jit_step(
     count_tokens: Callable[[Batch], tuple[Any, Any]],
     *,
     is_block: bool = False,
-    rest: AtRest | None = None,
 ) -> Any:
-    """The step over a mesh, to be compiled: its state, which it overwrites, lies as `state` does.
+    """Return the jitted step over a mesh. It donates its state, and shards the new one alike.
 
-    With `rest` the state is one at rest. What the step tells, the counts of real tokens
-    and of places for them with it, lies on every device. Of a block, batches and what is told have
-    a first axis of steps.
+    The step's info is replicated, and includes the counts of tokens and of places for them. In a
+    block, batches and info have a first axis of steps.
     """
-    groups = rest.groups if rest else Groups({})
 
     def step(
         state: TrainState, base: Base, batch: Any, *, is_scored: bool
     ) -> tuple[TrainState, Info]:
         def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
-            state = groups.unpack(state)
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
             tokens, places = count_tokens(batch)
-            return groups.pack(new), info | {"tokens": tokens, "places": places}
+            return new, info | {"tokens": tokens, "places": places}
 
         step_all = over_members(state, of_one, None, 0)
         if is_block:

@@ -12,7 +12,7 @@ from increlora_jax.config import VARIABLE, TrainingConfig, vary
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, rate_at
-from increlora_jax.core.stacking import Groups
+from increlora_jax.core.stacking import Groups, by_name, is_stacked
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Evidence, Info, Method, Observation, Settings
 from increlora_jax.nn.skeleton import Parts, Skeleton
@@ -121,9 +121,15 @@ class Trainer(NamedTuple):
 
     def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Gradient in; regularizer, optimizer, score and growth done."""
-        key, own = _step_keys(state)[1], self._of(state)
+        if is_stacked(state.params.adapter):
+            return self._update(state, gradients)
         groups = Groups(state.params.adapter)
-        state, gradients = groups.pack((state, gradients))
+        new, info = self._update(*groups.stack((state, gradients)))
+        return groups.unstack(new), info
+
+    def _update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
+        """Update a state whose modules are stacked."""
+        key, own = _step_keys(state)[1], self._of(state)
         orth, pull = own._regularization(state)
         total = jax.tree.map(jnp.add, gradients.params, pull)
         born = births(state.params, state.slots)
@@ -154,7 +160,7 @@ class Trainer(NamedTuple):
             "learning_rate": own.rate(state.step, jnp.zeros((), jnp.int32)),
             **updated.info,
         }
-        return groups.unpack(kept), info
+        return kept, info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
         """Return `call` of the whole model, without dropout."""
@@ -164,7 +170,8 @@ class Trainer(NamedTuple):
         """The model of a state taken apart, as reports and files want it."""
         params = state.params
         rules = self._of(state).skeleton.rules
-        return Parts(params.adapter, state.slots, params.head, base, state.statistics, rules)
+        adapters, slots = by_name(params.adapter), by_name(state.slots)
+        return Parts(adapters, slots, params.head, base, state.statistics, rules)
 
     def merge(self, state: TrainState, base: Base) -> Any:
         """The user's own kind of model, without adapters, every update in its kernel."""
@@ -185,7 +192,7 @@ class Trainer(NamedTuple):
     ) -> tuple[Any, dict[str, Array]]:
         """Call a loss with the model of a state, for training; returns the statistics beside."""
         parts, skeleton = self.parts(state, base), self._of(state).skeleton
-        model = skeleton.assemble(parts, key, probes, self.method.score)
+        model = skeleton.assemble(parts, key, by_name(probes), self.method.score)
         before = skeleton.snapshot(model)
         return loss(model, *args), skeleton.read_statistics(model, parts, before)
 

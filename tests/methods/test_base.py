@@ -42,7 +42,7 @@ def test_every_method_fills_in_the_protocol(name):
     assert method.description
     begun = start(method, steps=9)
     own = begun.state.params.adapter
-    adapters, slots = Groups(own).pack((own, begun.state.slots))
+    adapters, slots = Groups(own).stack((own, begun.state.slots))
     updated = method.update(observe(1, adapters, slots, begun.state.method))
     assert jax.tree.structure(updated[:3]) == jax.tree.structure(
         (adapters, slots, begun.state.method)

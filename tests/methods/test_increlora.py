@@ -53,11 +53,11 @@ class Game:
 
     def update(self, step, key, evidence):
         groups = Groups(self.adapters)
-        adapters, slots, evidence = groups.pack((self.adapters, self.slots, evidence))
+        adapters, slots, evidence = groups.stack((self.adapters, self.slots, evidence))
         step = jnp.asarray(step)
         gradients = jax.tree.map(jnp.zeros_like, adapters)
         seen = Observation(step, key, adapters, adapters, slots, self.state, gradients, evidence)
-        return groups.unpack(self.method.update(seen))
+        return groups.unstack(self.method.update(seen))
 
     def words(self):
         """The state of every slot of every module, as letters."""
