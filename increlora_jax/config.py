@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -103,18 +102,7 @@ VARIABLE = (
     "beta1",
     "beta2",
 )
-"""Settings that a compiled step can be given as numbers: they change no shape, plan or data."""
-
-
-def vary(config: Any, settings: Mapping[str, Any]) -> Any:
-    """A copy of one group with those of `settings` that are its own, which may be traced numbers.
-
-    They are not validated again: nothing can be asked of a number that is not known yet.
-    """
-    varied = copy(config)
-    for name in {f.name for f in fields(config)} & settings.keys():
-        object.__setattr__(varied, name, settings[name])
-    return varied
+"""Settings that may differ between runs that train together: they change no shape, plan or data."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.nn.adapter_files import save_adapter
 from increlora_jax.nn.report import report
-from increlora_jax.nn.skeleton import Parts
 from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
 from increlora_jax.run.command_line import parse_command
 from increlora_jax.run.dry_run import describe_chosen, describe_dry_run
@@ -142,8 +141,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             Bar(plan.total_steps, step=progress[0].step, is_silent=not is_first())
         )
         journals = [
-            _open_journal(plan, member, folder, own, bar, stack)
-            for member, own in zip(members, progress, strict=True)
+            _open_journal(run, index, folder, own, bar, stack) for index, own in enumerate(progress)
         ]
         stack.enter_context(checkpoints)
         job = Job(
@@ -164,8 +162,9 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
 
 
 def _open_journal(
-    plan: Plan, member: Member, folder: Path, progress: Progress, bar: Bar, stack: ExitStack
+    run: Run, index: int, folder: Path, progress: Progress, bar: Bar, stack: ExitStack
 ) -> Journal:
+    plan, member = run.plan, run.plan.members[index]
     log = RunLog(
         folder / member.name,
         tensorboard=plan.config.training.tensorboard,
@@ -174,7 +173,7 @@ def _open_journal(
         is_silent=not is_first(),
     )
     stack.enter_context(log)
-    method, is_better = plan.method.varied(member.settings), plan.data.kind.is_better
+    method, is_better = plan.methods[index], plan.data.kind.is_better
     return Journal(progress, log, plan.timetable, method, bar.say, member.name, is_better)
 
 
@@ -243,11 +242,9 @@ def _announce(run: Run) -> None:
 
 def _keep(folder: Path, run: Run, member: Member, state: TrainState) -> None:
     plan = run.plan
-    learned = plan.layout.make_readable((state.params, state.slots, state.statistics))
+    state = plan.layout.make_readable(state)
     if not is_first():
         return
-    params, slots, statistics = learned
-    rules = run.trainer.skeleton.with_alpha(member.config.adapter.lora_alpha).rules
-    parts = Parts(params.adapter, slots, params.head, run.parts.base, statistics, rules)
+    parts = run.trainer.parts(state, run.parts.base)
     described = describe_adapter(plan, member, int(state.step), report(parts).ranks)
     save_adapter(folder, parts, described)

@@ -162,7 +162,7 @@ class _Replay:
 
     def _check_rates(self, t: int, trainer: Trainer, groups: list) -> None:
         for index, (birth, _) in enumerate(groups):
-            got = trainer.rate(jnp.asarray(t), jnp.asarray(birth))
+            got = trainer.rate(trainer.settings, jnp.asarray(t), jnp.asarray(birth))
             self._check(t, f"group_lr[{index}]", got, self.trace["trace/group_lr"][t, index])
 
     def _check_groups(self, groups: list) -> None:

@@ -10,7 +10,6 @@ from increlora_jax.config import (
     RunConfig,
     TaskConfig,
     TrainingConfig,
-    vary,
 )
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
@@ -152,10 +151,3 @@ def test_output_folder_of_own_data_is_that_of_its_folder_however_it_is_given(tmp
     assert folders == {"runs/text-trec-increlora-42"}
     long = RunConfig(TaskConfig(task="text", data_dir="x" * 250))
     assert len(long.output_dir) < 100
-
-
-def test_a_group_takes_its_own_of_the_settings_given_and_keeps_the_rest():
-    config = TrainingConfig(warmup_steps=7)
-    varied = vary(config, {"learning_rate": 0.5, "beta1": 0.25})
-    assert (varied.learning_rate, varied.warmup_steps) == (0.5, 7)
-    assert config == TrainingConfig(warmup_steps=7)

@@ -1,12 +1,14 @@
 """The low-rank update: its slots, its scale, and the probe that its score leaves by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from increlora_jax.core.schedule import Number, as_dtype
 
 RESERVE_LAMBDA = 1e-5
 """λ̂ of a reserve slot that learns in advance, and λ of a slot it becomes (paper §3.3)."""
@@ -59,20 +61,25 @@ class Slots(NamedTuple):
 class Scaling(NamedTuple):
     """The rule for s: `rank` is α/(r + 1e-5), `target` α/target_rank, `rsqrt` α/√r."""
 
-    alpha: float | Array
+    alpha: Number
     rule: Literal["rank", "target", "rsqrt"] = "rank"
-    target_rank: float = 1.0
+    target_rank: Number = 1.0
+
+    def given(self, settings: Mapping[str, Number]) -> "Scaling":
+        """Return the rule with the numbers of a state, where it has them."""
+        alpha = settings.get("lora_alpha", self.alpha)
+        return self._replace(alpha=alpha, target_rank=settings.get("target_rank", self.target_rank))
 
     def __call__(self, rank: Int[Array, "*stack"], dtype: Any) -> Float[Array, "*stack"]:
         """Compute s from the module's current rank r."""
-        r = rank.astype(dtype)
+        r, alpha = rank.astype(dtype), as_dtype(self.alpha, dtype)
         match self.rule:
             case "rank":
-                return self.alpha / (r + RANK_EPSILON)
+                return alpha / (r + RANK_EPSILON)
             case "target":
-                return jnp.full_like(r, self.alpha / self.target_rank)
+                return jnp.full_like(r, alpha / as_dtype(self.target_rank, dtype))
             case "rsqrt":
-                return self.alpha / jnp.sqrt(r + RANK_EPSILON)
+                return alpha / jnp.sqrt(r + RANK_EPSILON)
 
 
 class Update(NamedTuple):
@@ -104,10 +111,13 @@ def effective_lambda(adapter: Adapter, slots: Slots) -> Float[Array, "*stack slo
     return jnp.where(slots.active, adapter.lam, resting)
 
 
-def effective_update(adapter: Adapter, slots: Slots, scaling: Scaling) -> Update:
-    """Put parameters, slots and scaling together into the update of one forward pass."""
-    scale = scaling(slots.rank, adapter.lam.dtype)
-    return Update(adapter.A, effective_lambda(adapter, slots), adapter.B, scale, slots)
+def effective_update(
+    adapter: Adapter, slots: Slots, scaling: Scaling | Float[Array, "*stack"]
+) -> Update:
+    """Put parameters, slots and the rule for s, or s itself, together into an update."""
+    if isinstance(scaling, Scaling):
+        scaling = scaling(slots.rank, adapter.lam.dtype)
+    return Update(adapter.A, effective_lambda(adapter, slots), adapter.B, scaling, slots)
 
 
 Score = Callable[[Array, Update], Array]

@@ -4,13 +4,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.core.adapter import RESERVE_LAMBDA, Adapter, Slots
+from increlora_jax.core.schedule import Number
 
 
 def is_round(
-    step: Int[Array, ""], total_rank: Int[Array, ""], *, budget: int, warmup: int, interval: int
+    step: Int[Array, ""],
+    total_rank: Int[Array, ""],
+    *,
+    budget: Number,
+    warmup: Number,
+    interval: Number,
 ) -> Bool[Array, ""]:
     """Ranks grow at step t if t > init_warmup, t % incre_interval == 0 and budget is left."""
     return (step > warmup) & (step % interval == 0) & (total_rank < budget)
+
+
+def is_near_round(
+    step: Number, *, warmup: Number, interval: Number, window: Number
+) -> Bool[Array, ""] | bool:
+    """Return whether a step is one of the last `window` steps up to a round of `is_round`."""
+    first = (warmup // interval + 1) * interval
+    return (first - step < window) & (-step % interval < window)
 
 
 def allocate(
@@ -18,8 +32,8 @@ def allocate(
     available: Int[Array, " modules"],
     left: Int[Array, ""],
     *,
-    top_h: int,
-    incre_rank_num: int,
+    top_h: Number,
+    incre_rank_num: Number,
 ) -> Int[Array, " modules"]:
     """Grant the `top_h` most important modules up to `incre_rank_num` slots each.
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
-from increlora_jax.core.schedule import Number
+from increlora_jax.core.schedule import Number, as_dtype
 
 
 class Evidence(Enum):
@@ -67,6 +67,7 @@ def update_importance(
     raw: Float[Array, " modules"], state: ImportanceState, beta1: Number, beta2: Number
 ) -> ImportanceState:
     """Ī ← β₁Ī + (1−β₁)I, then Ū ← β₂Ū + (1−β₂)|I − Ī| with the new Ī (paper §3.2)."""
+    beta1, beta2 = as_dtype(beta1, raw.dtype), as_dtype(beta2, raw.dtype)
     sensitivity = beta1 * state.sensitivity + (1 - beta1) * raw
     uncertainty = beta2 * state.uncertainty + (1 - beta2) * jnp.abs(raw - sensitivity)
     return ImportanceState(sensitivity, uncertainty)

@@ -1,15 +1,16 @@
 """AdamW in which every slot has its own age, beside stock optax for the rest."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from increlora_jax.core.adapter import Adapter, Slots
-from increlora_jax.core.schedule import Number
+from increlora_jax.core.schedule import Number, as_dtype
 
 
 class Trainable(NamedTuple):
@@ -85,20 +86,48 @@ def slot_adamw(
     ) -> tuple[Any, SlotAdamState]:
         gradients = mask_unborn(updates, born, step)
         old_mu, old_nu = (mask_unborn(old, born, step - 1) for old in state)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, old_mu, gradients)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, old_nu, gradients)
+        mu = jax.tree.map(partial(_average, b1), old_mu, gradients)
+        nu = jax.tree.map(lambda v, g: _average(b2, v, g * g), old_nu, gradients)
 
         def move(m: Array, v: Array, b: Array, p: Array) -> Array:
             # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
             age = jnp.where(step >= b, step - b + 1, 1).astype(p.dtype)
-            m_hat, v_hat = m / (1 - b1**age), v / (1 - b2**age)
-            return -rate(step, b).astype(p.dtype) * (
-                m_hat / (jnp.sqrt(v_hat) + eps) + weight_decay * p
+            direction = _unbiased(b1, m, age) / (
+                jnp.sqrt(_unbiased(b2, v, age)) + as_dtype(eps, p.dtype)
             )
+            decay = as_dtype(weight_decay, p.dtype) * p
+            return -rate(step, b).astype(p.dtype) * (direction + decay)
 
         return jax.tree.map(move, mu, nu, born, params), SlotAdamState(mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _average(decay: Number, average: Array, new: Array) -> Array:
+    """Return β · average + (1 − β) · new."""
+    decay = as_dtype(decay, average.dtype)
+    return decay * average + (1 - decay) * new
+
+
+def _unbiased(decay: Number, average: Array, age: Array) -> Array:
+    """Return an average over `age` steps without the bias of its start at 0."""
+    return average / (1 - as_dtype(decay, average.dtype) ** age)
+
+
+def head_adamw(
+    rate: Callable[[Array, Array], Array], **numbers: Number
+) -> optax.GradientTransformation:
+    """Stock AdamW of leaves born at step 0, with its numbers in their dtype."""
+
+    def rule(params: PyTree) -> optax.GradientTransformation:
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        own = {name: as_dtype(number, dtype) for name, number in numbers.items()}
+        return optax.adamw(lambda count: rate(count, jnp.zeros((), jnp.int32)), **own)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return rule(params).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda params: rule(params).init(params), update)
 
 
 def build_optimizer(
@@ -112,18 +141,15 @@ def build_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by the global norm of everything trainable, then AdamW by label.
 
-    `adapter` takes `slot_adamw`, `head` stock `optax.adamw` with the rate of a leaf born at step 0.
+    `adapter` takes `slot_adamw`, `head` stock `optax.adamw`.
     `update` takes the extra arguments `step` and `born` (see `births`).
     """
     adam = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
 
-    def head_rate(count: Array) -> Array:
-        return rate(count, jnp.zeros((), jnp.int32))
-
     return optax.chain(
         clip_by_global_norm(max_grad_norm),
         optax.multi_transform(
-            {"adapter": slot_adamw(rate, **adam), "head": optax.adamw(head_rate, **adam)},
+            {"adapter": slot_adamw(rate, **adam), "head": head_adamw(rate, **adam)},
             LABELS,
             mask_compatible_extra_args=True,
         ),

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-Number = float | Array
-"""A setting: known when a program is compiled, or given to it as a scalar."""
+Number = int | float | Array
+"""A number of the settings: a constant of a program, or an argument of it []."""
 
 Shape = Callable[[Array, Number, Array], Array]
 """(age k, warmup w, horizon n) → the factor on the learning rate, all in optimizer steps."""
@@ -43,7 +43,7 @@ def rate_at(
     *,
     learning_rate: Number,
     warmup_steps: Number,
-    total_steps: int,
+    total_steps: Number,
     restart_warmup: bool = True,
     shape: Shape = linear,
     dtype: DTypeLike = jnp.float32,
@@ -55,6 +55,11 @@ def rate_at(
     start = born if restart_warmup else jnp.zeros_like(born)
     age, horizon = (step - start).astype(dtype), (total_steps - start).astype(dtype)
     return jnp.where(step >= born, learning_rate * shape(age, warmup_steps, horizon), 0.0)
+
+
+def as_dtype(number: Number, dtype: DTypeLike) -> Number:
+    """Return a number in the dtype of the arrays that it meets; a Python number adapts itself."""
+    return number if isinstance(number, int | float) else number.astype(dtype)
 
 
 def _warmed(age: Array, warmup: Number, after: Array) -> Array:

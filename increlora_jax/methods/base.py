@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import Adapter, Score, Slots
+from increlora_jax.core.schedule import Number
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import parameter_selector
 from increlora_jax.nn.skeleton import Parts
@@ -27,7 +28,8 @@ Adapters = dict[Any, Adapter]
 SlotsOf = dict[Any, Slots]
 Evidence = dict[Any, Array]
 Info = dict[str, Array]
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Number]
+"""The numbers of a run that are no shapes, by flag."""
 
 
 class Observation(NamedTuple):
@@ -42,6 +44,7 @@ class Observation(NamedTuple):
       state: the method's own, as `init` made it or the last `update` returned it.
       gradients: ∂L/∂A, ∂L/∂λ, ∂L/∂B of the task loss, before the regularizer and before clipping.
       evidence: the cotangents of `probes`; None on a step that was not scored.
+      settings: the numbers of this run, those of `Method.settings` among them.
     """
 
     step: Array
@@ -52,6 +55,7 @@ class Observation(NamedTuple):
     state: Any
     gradients: Adapters
     evidence: Evidence | None
+    settings: Settings = MappingProxyType({})
 
 
 class Updated(NamedTuple):
@@ -83,8 +87,8 @@ class Method(NamedTuple):
       or from above. It may become false again.
     - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted.
     - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
-    - `vary(settings)` makes the method with other values of those settings it knows
-      (`config.vary`); None if it knows none. Callers use `varied`.
+    - `settings`: the numbers that `update` reads, by flag, in `Observation.settings`. Each state
+      has its own; a number that `update` closes over would be a constant of the program.
     - `steps`: of the run that growth was planned for; None if the method fits any run.
     - `chosen`: the values, by flag, of settings that follow the run's length and could be `auto`.
     """
@@ -103,13 +107,9 @@ class Method(NamedTuple):
     is_finished: Callable[[int], bool]
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
-    vary: Callable[[Settings], "Method"] | None = None
-    chosen: Settings = MappingProxyType({})
+    settings: Mapping[str, int | float] = MappingProxyType({})
+    chosen: Mapping[str, Any] = MappingProxyType({})
     steps: int | None = None
-
-    def varied(self, settings: Settings) -> "Method":
-        """Return the method with other values of settings."""
-        return self if self.vary is None else self.vary(settings)
 
 
 class Arguments(TypedDict, total=False):

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, vary
+from increlora_jax.config import LARGEST, AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
-from increlora_jax.core.allocator import allocate, grow, is_round, open_reserve
+from increlora_jax.core.allocator import allocate, grow, is_near_round, is_round, open_reserve
 from increlora_jax.core.importance import (
     IMPORTANCE_FUNCTIONS,
     Evidence,
@@ -23,6 +23,7 @@ from increlora_jax.core.importance import (
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.regularizer import mean_orthogonality
+from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Group, flatten, unflatten
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
@@ -88,10 +89,6 @@ def _choose_importance(given: ImportanceFunction | None, name: str) -> Importanc
 def _method(
     rules: "_Growth", attach: Callable[..., Any], is_trained: Callable[[str], bool]
 ) -> base.Method:
-    def varied(settings: base.Settings) -> base.Method:
-        config, adapter = vary(rules.config, settings), vary(rules.adapter, settings)
-        return _method(rules._replace(config=config, adapter=adapter), attach, is_trained)
-
     return base.Method(
         name="increlora",
         description=rules.plan.describe() + rules.note,
@@ -107,7 +104,7 @@ def _method(
         is_finished=rules.is_finished,
         is_scored=rules.is_scored,
         restart_warmup=rules.config.restart_warmup,
-        vary=varied,
+        settings=rules.settings,
         chosen=rules.plan.pace._asdict(),
         steps=rules.plan.steps,
     )
@@ -151,6 +148,20 @@ class _Growth(NamedTuple):
         return lasting_steps(self.config.beta1, self.config.beta2) if is_smoothed else 1
 
     @property
+    def settings(self) -> dict[str, int | float]:
+        """The numbers of growth, by flag."""
+        config, window = self.config, self.config.score_window
+        return {
+            **self.plan.pace._asdict(),
+            "rank_budget": self.plan.budget,
+            "incre_rank_num": config.incre_rank_num,
+            "first_reserve": config.incre_rank_num if self.plan.rounds else 0,
+            "score_window": LARGEST if window is None else window,
+            "beta1": float(config.beta1),
+            "beta2": float(config.beta2),
+        }
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The paths of adapters, in module order (jax sorts dictionaries); a stack is one path."""
         return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
@@ -176,13 +187,9 @@ class _Growth(NamedTuple):
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
         """The last `window` steps up to every round, until the budget is spent."""
-        return not is_finished and bool(self.plan.rounds) and self._is_near(step, self.window)
-
-    def _is_near(self, step: Any, window: int) -> Any:
-        """Return whether a round is less than `window` steps away; `step` may be traced."""
-        interval = self.plan.pace.incre_interval
-        first = (self.plan.pace.init_warmup // interval + 1) * interval
-        return (first - step < window) & (-step % interval < window)
+        if is_finished or not self.plan.rounds:
+            return False
+        return bool(_is_near_round(step, self.settings | {"score_window": self.window}))
 
     def probes(self, adapters: dict[str, Adapter], is_summed: bool) -> dict[str, Array]:
         def zero(adapter: Adapter) -> Array:
@@ -201,76 +208,61 @@ class _Growth(NamedTuple):
 
     def update(self, seen: base.Observation) -> base.Updated:
         """Move the averages, grow if this step is a round, and open the first reserve at step 0."""
-        step, slots, state = seen.step, seen.slots, seen.state
+        step, slots, state, settings = seen.step, seen.slots, seen.state, seen.settings
         total = self._ranks(slots).sum()
-        has_budget = total < self.plan.budget
         grants = jnp.zeros(self.plan.modules, jnp.int32)
         info = {}
         if seen.evidence is not None:
-            raw = self._raw_importance(seen.key, seen.adapters, slots, seen.evidence)
-            moved = update_importance(raw, state, self.config.beta1, self.config.beta2)
-            moves = has_budget
-            if self.config.score_window is not None:
-                # The host may be unsure, or another run that trains with this one may want it.
-                moves &= self._is_near(step, self.config.score_window)
+            raw = self._raw_importance(seen, seen.evidence)
+            moved = update_importance(raw, state, settings["beta1"], settings["beta2"])
+            # A step outside the window may be scored: the host may be unsure, or another run that
+            # trains with this one may want it.
+            moves = (total < settings["rank_budget"]) & _is_near_round(step, settings)
             state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, state)
             importance = state.sensitivity * state.uncertainty if self.function.is_smoothed else raw
-            grants = self._grants(step, importance, slots, total)
+            grants = self._grants(seen, importance, total)
             info = {"importance": raw, **state._asdict()}
-        adapters, slots = self._grow(step, seen.moved, slots, grants)
+        adapters, slots = self._grow(seen, grants)
         info["rank"] = self._ranks(slots)
         return base.Updated(adapters, slots, state, info)
 
     def _raw_importance(
-        self,
-        key: Array,
-        adapters: dict[Group, Adapter],
-        slots: dict[Group, Slots],
-        evidence: dict[Group, Array],
-    ) -> Array:
+        self, seen: base.Observation, evidence: dict[Group, Array]
+    ) -> Float[Array, " modules"]:
+        scaling = self.adapter.scaling_rule(self.config.target_rank).given(seen.settings)
         scores = {}
-        for index, group in enumerate(adapters):
-            found, stack = evidence.get(group), slots[group].is_advancing.shape
+        for index, (group, slots) in enumerate(seen.slots.items()):
+            found, stack = evidence.get(group), slots.is_advancing.shape
             if found is None or found.ndim > len(stack):
-                scaling = self.adapter.scaling_rule(self.config.target_rank)
-                update = effective_update(adapters[group], slots[group], scaling)
-                keys = jax.random.split(jax.random.fold_in(key, index), stack)
+                update = effective_update(seen.adapters[group], slots, scaling)
+                keys = jax.random.split(jax.random.fold_in(seen.key, index), stack)
                 scores[group] = over_stack(self.function.score, len(stack))(found, update, keys)
             else:  # the backward pass has left the score itself
                 scores[group] = found
         return flatten(scores, self.paths)
 
     def _grants(
-        self, step: Array, importance: Array, slots: dict[Group, Slots], total: Int[Array, ""]
+        self, seen: base.Observation, importance: Array, total: Int[Array, ""]
     ) -> Int[Array, " modules"]:
-        pace, budget = self.plan.pace, self.plan.budget
-        reserves = {key: own.reserve.sum(axis=-1, dtype=jnp.int32) for key, own in slots.items()}
+        settings, budget = seen.settings, seen.settings["rank_budget"]
+        reserves = {key: own.reserve.sum(-1, dtype=jnp.int32) for key, own in seen.slots.items()}
         grants = allocate(
             importance,
             flatten(reserves, self.paths),
             budget - total,
-            top_h=pace.top_h,
-            incre_rank_num=self.config.incre_rank_num,
+            top_h=settings["top_h"],
+            incre_rank_num=settings["incre_rank_num"],
         )
-        grows = is_round(
-            step,
-            total,
-            budget=budget,
-            warmup=pace.init_warmup,
-            interval=pace.incre_interval,
-        )
+        warmup, interval = settings["init_warmup"], settings["incre_interval"]
+        grows = is_round(seen.step, total, budget=budget, warmup=warmup, interval=interval)
         return jnp.where(grows, grants, 0)
 
     def _grow(
-        self,
-        step: Array,
-        adapters: dict[Group, Adapter],
-        slots: dict[Group, Slots],
-        grants: Int[Array, " modules"],
+        self, seen: base.Observation, grants: Int[Array, " modules"]
     ) -> tuple[dict[Group, Adapter], dict[Group, Slots]]:
-        is_ahead = self.config.advance_learn
-        first = jnp.where(step == 0, self.config.incre_rank_num if self.plan.rounds else 0, 0)
-        adapters, slots = dict(adapters), dict(slots)
+        is_ahead, step, settings = self.config.advance_learn, seen.step, seen.settings
+        first = jnp.where(step == 0, settings["first_reserve"], 0)
+        adapters, slots = dict(seen.moved), dict(seen.slots)
         like = {key: own.is_advancing for key, own in slots.items()}
         for key, grant in unflatten(grants, like, self.paths).items():
             opened = open_reserve(
@@ -279,8 +271,18 @@ class _Growth(NamedTuple):
             adapters[key], slots[key] = grow(
                 adapters[key], opened, grant, step, is_advance_learning=is_ahead
             )
-        advancing = (self._ranks(slots).sum() < self.plan.budget) & is_ahead
+        advancing = (self._ranks(slots).sum() < settings["rank_budget"]) & is_ahead
         return adapters, {
             key: own._replace(is_advancing=jnp.full_like(own.is_advancing, advancing))
             for key, own in slots.items()
         }
+
+
+def _is_near_round(step: Number, settings: base.Settings) -> Bool[Array, ""] | bool:
+    """Return whether a round is less than `score_window` steps away."""
+    return is_near_round(
+        step,
+        warmup=settings["init_warmup"],
+        interval=settings["incre_interval"],
+        window=settings["score_window"],
+    )

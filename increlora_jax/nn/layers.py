@@ -63,6 +63,7 @@ class LowRankAdapter(nnx.Module):
             setattr(self, name, SlotState(value))
         self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
+        self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
         self.probe: Array | None = nnx.data(None)  # both: see `core.product.apply_update`
         self.score: Score | None = None
 
@@ -79,7 +80,8 @@ class LowRankAdapter(nnx.Module):
     @property
     def update(self) -> Update:
         """The update at the present parameters and masks."""
-        return effective_update(self.parameters, self.slots, self.scaling)
+        scaling = self.scaling if self.scale is None else self.scale[...]
+        return effective_update(self.parameters, self.slots, scaling)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Compute the adapter's part of the layer's output.

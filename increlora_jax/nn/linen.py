@@ -17,7 +17,6 @@ from increlora_jax.core.adapter import (
     Score,
     Slots,
     Update,
-    effective_update,
     spread_probe,
 )
 from increlora_jax.core.product import apply_update
@@ -329,7 +328,7 @@ class LinenSkeleton(NamedTuple):
         """Make the model whole; whether its own dropout is on, its call says as ever."""
         arrays, extras = {**parts.base, **parts.head, **parts.statistics}, {}
         for index, (path, site) in enumerate(self.sites.items()):
-            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            update = parts.update_of(path, self.scaling)
             probe = spread_probe(probes[path] if probes else None, update, score)
             if site.is_layer:
                 stack = update.scale.shape
@@ -356,13 +355,9 @@ class LinenSkeleton(NamedTuple):
         """Make plain variables, as `init` gives them."""
         arrays = {**parts.base, **parts.head, **parts.statistics}
         for path, site in self.sites.items():
-            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            update = parts.update_of(path, self.scaling)
             arrays[site.kernel] = effective_weight(arrays[site.kernel], site.axes, update)
         return self.shape.fill(arrays)
-
-    def with_alpha(self, alpha: Any) -> "LinenSkeleton":
-        """Take another α; see `Skeleton`."""
-        return self._replace(scaling=self.scaling._replace(alpha=alpha))
 
     def _dropout_keys(self, key: Array | None, index: int, stack: tuple[int, ...]) -> Array | None:
         if key is None or not self.dropout:

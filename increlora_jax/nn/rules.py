@@ -41,10 +41,13 @@ class Rules:
 
 
 def make_rules(scaling: Scaling | None, axes: Mapping[str, KernelAxes]) -> Rules | None:
-    """Return the rules of a model's adapters; None without adapters, or while α is traced."""
-    if scaling is None or isinstance(scaling.alpha, jax.core.Tracer) or np.ndim(scaling.alpha):
+    """Return the rules of a model's adapters; None without adapters or with traced numbers."""
+    numbers = () if scaling is None else (scaling.alpha, scaling.target_rank)
+    if scaling is None or any(isinstance(n, jax.core.Tracer) or np.ndim(n) for n in numbers):
         return None
-    own = scaling._replace(alpha=float(scaling.alpha))
+    # The shortest decimal, so that 0.1 stays 0.1 in a state of float32.
+    alpha, target_rank = (float(str(np.asarray(number))) for number in numbers)
+    own = scaling._replace(alpha=alpha, target_rank=target_rank)
     return Rules(own, tuple(sorted(axes.items())))
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import Adapter, Scaling, Score, Slots, spread_probe
+from increlora_jax.core.adapter import (
+    Adapter,
+    Scaling,
+    Score,
+    Slots,
+    Update,
+    effective_update,
+    spread_probe,
+)
 from increlora_jax.core.stacking import by_name
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
@@ -34,6 +42,12 @@ class Parts(NamedTuple):
     # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
     statistics: dict[str, Array] = {}  # noqa: RUF012
     rules: Rules | None = None  # None if nothing is known of them
+    scales: dict[str, Array] = {}  # noqa: RUF012  # s of a module, if the rules are not to say it
+
+    def update_of(self, path: str, scaling: Scaling) -> Update:
+        """Return the update of an adapter; `scaling` is its rule for s."""
+        own = self.scales.get(path, scaling)
+        return effective_update(self.adapters[path], self.slots[path], own)
 
     def frozen(self) -> dict[str, Array]:
         """The base by the path it has in the model."""
@@ -84,9 +98,6 @@ class Skeleton(Protocol):
     def merge(self, parts: Parts) -> Any:
         """Make a plain model of the user's own kind, every update in its kernel."""
 
-    def with_alpha(self, alpha: Any) -> "Skeleton":
-        """The skeleton of the same model with another α of the scale, which may be traced."""
-
 
 class ModuleSkeleton(NamedTuple):
     """The skeleton of an NNX model."""
@@ -96,16 +107,13 @@ class ModuleSkeleton(NamedTuple):
     streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
     modules: tuple[str, ...]
     is_called_once: bool = False  # every adapted layer, in a forward pass
-    alpha: Any = None  # another than the adapters' own
     scaling: Scaling | None = None  # the adapters' own
     axes: Mapping[str, KernelAxes] = MappingProxyType({})  # of adapted parameters
 
     @property
     def rules(self) -> Rules | None:
         """The rules by which the adapters are applied; see `make_rules`."""
-        if self.scaling is None or self.alpha is None:
-            return make_rules(self.scaling, self.axes)
-        return make_rules(self.scaling._replace(alpha=self.alpha), self.axes)
+        return make_rules(self.scaling, self.axes)
 
     def assemble(
         self,
@@ -117,9 +125,8 @@ class ModuleSkeleton(NamedTuple):
         """Make the model whole; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
         adapters = adapters_of(model)
-        if self.alpha is not None:
-            for own in adapters.values():
-                own.scaling = nnx.data(own.scaling._replace(alpha=self.alpha))
+        for path, scale in parts.scales.items():
+            adapters[path].scale = SlotState(scale)
         for path, probe in (probes or {}).items():
             own = adapters[path]
             if self.is_called_once and not isinstance(own, ParameterAdapter):
@@ -144,10 +151,6 @@ class ModuleSkeleton(NamedTuple):
         """Make a plain NNX model, whose kernels are plain too."""
         base = {path: as_dense(value) for path, value in parts.frozen().items()}
         return detach(merge(self.assemble(parts._replace(base=base))))
-
-    def with_alpha(self, alpha: Any) -> "ModuleSkeleton":
-        """Take another α; see `Skeleton`."""
-        return self._replace(alpha=alpha)
 
     def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
         flat = {**parts.frozen(), **parts.learned()}

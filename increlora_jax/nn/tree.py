@@ -15,7 +15,6 @@ from increlora_jax.core.adapter import (
     Scaling,
     Score,
     Slots,
-    effective_update,
     spread_probe,
 )
 from increlora_jax.errors import InputError
@@ -233,7 +232,7 @@ class TreeSkeleton(NamedTuple):
         """Make the tree whole, every W + ΔW in its place; `key` is not used."""
         arrays = {**parts.base, **parts.head}
         for path, axes in self.axes.items():
-            update = effective_update(parts.adapters[path], parts.slots[path], self.scaling)
+            update = parts.update_of(path, self.scaling)
             probe = spread_probe(probes[path] if probes else None, update, score)
             arrays[path] = effective_weight(arrays[path], axes, update, probe)
         return self.shape.fill(arrays)
@@ -248,10 +247,6 @@ class TreeSkeleton(NamedTuple):
     def merge(self, parts: Parts) -> Any:
         """Make a plain tree."""
         return self.assemble(parts)
-
-    def with_alpha(self, alpha: Any) -> "TreeSkeleton":
-        """Take another α; see `Skeleton`."""
-        return self._replace(scaling=self.scaling._replace(alpha=alpha))
 
 
 def parameter_selector(params: Any, modules: Targets) -> Callable[[str], bool]:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,16 @@ class Plan:
     folder: Path
     total_steps: int
     epoch_steps: int
-    method: Method
+    methods: tuple[Method, ...]  # of each member; they differ in numbers only
     layout: Layout
     notes: tuple[str, ...] = ()
     encoded: Mapping[str, Encoded] = field(default_factory=dict)  # if rows had to be counted
     matches_labels: bool = True  # whether the head of the model's files is matched by its labels
+
+    @property
+    def method(self) -> Method:
+        """The method of every member, but for its numbers."""
+        return self.methods[0]
 
     @property
     def timetable(self) -> Timetable:
@@ -187,19 +192,16 @@ def plan_run(
     model = abstract_model(
         model_config, head=kind.head, quantize=task.quantize_base, **kind.head_options
     )
-    method = build_method(
-        model,
-        config,
-        steps=steps,
-        default_targets=spec.target_modules,
-        default_modules_to_save=list(spec.modules_to_save[kind.head]),
-    )
+    saved = list(spec.modules_to_save[kind.head])
+    build = partial(build_method, model, steps=steps, default_targets=spec.target_modules)
+    method = build(config, default_modules_to_save=saved)
     config = config.changed(method.chosen)
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
     _check_ways(model, layout, config, kind)
     members = members_of(config)
-    return Plan(config, members, data, folder, steps, epoch_steps, method, layout, notes, encoded)
+    methods = tuple(build(member.config, default_modules_to_save=saved) for member in members)
+    return Plan(config, members, data, folder, steps, epoch_steps, methods, layout, notes, encoded)
 
 
 def _encode_early(data: TaskData, folder: Path, max_length: int) -> dict[str, Encoded]:

@@ -102,6 +102,8 @@ class Checkpoints:
     def save(self, state: TrainState, *progress: Progress) -> None:
         """Copy the state off the device, and write it in the background; a progress for each run.
 
+        The settings of a state are not written: a resumed run has them from its configuration.
+
         Raises:
           WriteError: this or the last checkpoint could not be written; the one before is intact.
         """
@@ -109,7 +111,8 @@ class Checkpoints:
         step, told = progress[0].step, [each.to_json() for each in progress]
         saved = {"format": FORMAT, "identity": self._identity, "progress": told}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_named_leaves(state)), saved=ocp.args.JsonSave(saved)
+            state=ocp.args.StandardSave(_named_leaves(state._replace(settings={}))),
+            saved=ocp.args.JsonSave(saved),
         )
         with self._naming(step):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +161,10 @@ class Checkpoints:
         Raises:
           InputError: it is a state of other arrays than `like`.
         """
+        saved = like._replace(settings=self._saved_settings(step, like))
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for name, leaf in _named_leaves(like).items()
+            for name, leaf in _named_leaves(saved).items()
         }
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         try:
@@ -171,8 +175,24 @@ class Checkpoints:
             ) from error
         # In buffers of its own: a step may be given them to overwrite.
         values = [jnp.copy(leaves[name]) for name in wanted]
-        restored = jax.tree.unflatten(jax.tree.structure(_raw_key(like)), values)
-        return restored._replace(key=jax.random.wrap_key_data(restored.key))
+        restored = jax.tree.unflatten(jax.tree.structure(_raw_key(saved)), values)
+        key, settings = (
+            jax.random.wrap_key_data(restored.key),
+            jax.tree.map(jnp.copy, like.settings),
+        )
+        return restored._replace(key=key, settings=settings)
+
+    def _saved_settings(self, step: int, like: TrainState) -> dict[str, jax.Array]:
+        """Return zeros like the settings in a checkpoint: older versions wrote those of sweeps."""
+        with ocp.StandardCheckpointer() as reader:
+            arrays = reader.metadata(self._path(step) / "state").item_metadata.tree
+        return {
+            name.partition(".settings.")[2]: jnp.zeros(
+                array.shape, array.dtype, device=like.step.sharding
+            )
+            for name, array in arrays.items()
+            if re.match(r"\d+\.settings\.", name)
+        }
 
     def _path(self, step: int) -> Path:
         return self._folder / str(step)

@@ -1,20 +1,23 @@
 """One training step as a pure function of (state, base, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from increlora_jax.config import VARIABLE, TrainingConfig, vary
+from increlora_jax.config import VARIABLE, TrainingConfig
 from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
 from increlora_jax.core.pace import choose_warmup
-from increlora_jax.core.schedule import SHAPES, rate_at
+from increlora_jax.core.schedule import SHAPES, Number, rate_at
 from increlora_jax.core.stacking import Groups, by_name, is_stacked
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Evidence, Info, Method, Observation, Settings
+from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
@@ -22,6 +25,9 @@ Batch = dict[str, Array]
 Base = dict[str, Array]
 Loss = Callable[[Any, Batch], tuple[Array, Array]]
 """(model, batch) → (sum of the losses [], sum of their weights [])."""
+
+Rate = Callable[[Settings, Array, Array], Array]
+"""(settings, step [], step of birth [...]) → learning rate [...]."""
 
 
 class Gradients(NamedTuple):
@@ -47,15 +53,20 @@ def no_loss(model: Any, batch: Any) -> Any:
 
 
 class Trainer(NamedTuple):
-    """The fixed parts of a run's step; everything that changes is in `TrainState`."""
+    """The fixed parts of a run's step; everything that changes is in `TrainState`.
+
+    `settings` are the numbers of its configuration, by flag. A state holds them as arrays, so that
+    a step's program has no constants of them: runs that differ in numbers share one program.
+    """
 
     skeleton: Skeleton
     method: Method
     loss: Loss
-    rate: Callable[[Array, Array], Array]
-    optimizer: optax.GradientTransformationExtraArgs
+    rate: Rate
+    optimizer: Callable[[Settings], optax.GradientTransformationExtraArgs]
     accumulation: int
-    vary: Callable[[Settings], "Trainer"]
+    settings: Mapping[str, int | float]
+    dtype: DTypeLike
 
     def init(self, parts: Parts, seed: int, settings: Settings | None = None) -> TrainState:
         """The state before step 0, in buffers of its own: a step may be given them to overwrite.
@@ -63,6 +74,7 @@ class Trainer(NamedTuple):
         `settings` are those of `config.VARIABLE` that are to have another value in this state.
         """
         _check_variable(settings or {})
+        numbers = {**self.settings, **(settings or {})}
         params = Trainable(parts.adapters, parts.head)
         state = TrainState(
             jnp.zeros((), jnp.int32),
@@ -71,8 +83,8 @@ class Trainer(NamedTuple):
             params,
             parts.slots,
             self.method.init(parts),
-            self.optimizer.init(params),
-            {name: jnp.asarray(value) for name, value in (settings or {}).items()},
+            self.optimizer(self.settings).init(params),
+            {name: self._as_array(name, value) for name, value in numbers.items()},
             parts.statistics,
         )
         return jax.tree.map(jnp.copy, state)
@@ -129,17 +141,19 @@ class Trainer(NamedTuple):
 
     def _update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Update a state whose modules are stacked."""
-        key, own = _step_keys(state)[1], self._of(state)
-        orth, pull = own._regularization(state)
+        key, settings = _step_keys(state)[1], state.settings
+        orth, pull = self._regularization(state)
         total = jax.tree.map(jnp.add, gradients.params, pull)
         born = births(state.params, state.slots)
         total = mask_unborn(total, born, state.step)
         norm = optax.tree.norm(total)
         when = {"step": state.step, "born": born}
-        updates, opt_state = own.optimizer.update(total, state.opt_state, state.params, **when)
+        updates, opt_state = self.optimizer(settings).update(
+            total, state.opt_state, state.params, **when
+        )
         moved = optax.apply_updates(state.params, updates)
         # The method comes last, so that a slot that it prunes or opens is not moved after that.
-        updated = own.method.update(_observe(state, key, moved, gradients))
+        updated = self.method.update(_observe(state, key, moved, gradients))
         new = state._replace(
             step=state.step + 1,
             params=moved._replace(adapter=updated.adapters),
@@ -157,29 +171,37 @@ class Trainer(NamedTuple):
             "grad_norm": norm,
             "is_finite": is_finite,
             "total_rank": kept.total_rank,
-            "learning_rate": own.rate(state.step, jnp.zeros((), jnp.int32)),
+            "learning_rate": self.rate(settings, state.step, jnp.zeros((), jnp.int32)),
             **updated.info,
         }
         return kept, info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
         """Return `call` of the whole model, without dropout."""
-        return call(self._of(state).skeleton.assemble(self.parts(state, base)))
+        return call(self.skeleton.assemble(self.parts(state, base)))
 
     def parts(self, state: TrainState, base: Base) -> Parts:
         """The model of a state taken apart, as reports and files want it."""
-        params = state.params
-        rules = self._of(state).skeleton.rules
+        params, rules = state.params, self.skeleton.rules
+        scales = {}
+        if rules is not None:
+            scaling = rules.scaling.given(state.settings)
+            rules = make_rules(scaling, dict(rules.axes))
+            scales = {
+                key: scaling(slots.rank, params.adapter[key].lam.dtype)
+                for key, slots in state.slots.items()
+            }
         adapters, slots = by_name(params.adapter), by_name(state.slots)
-        return Parts(adapters, slots, params.head, base, state.statistics, rules)
+        return Parts(adapters, slots, params.head, base, state.statistics, rules, by_name(scales))
 
     def merge(self, state: TrainState, base: Base) -> Any:
         """The user's own kind of model, without adapters, every update in its kernel."""
-        return self._of(state).skeleton.merge(self.parts(state, base))
+        return self.skeleton.merge(self.parts(state, base))
 
-    def _of(self, state: TrainState) -> "Trainer":
-        """The trainer of a state that has settings of its own."""
-        return self.vary(state.settings) if state.settings else self
+    def _as_array(self, name: str, value: Number) -> Array:
+        """Return a setting as a state holds it."""
+        is_whole = isinstance(self.settings.get(name, 0.0), int)
+        return jnp.asarray(value, jnp.int32 if is_whole else self.dtype)
 
     def _call(
         self,
@@ -191,7 +213,7 @@ class Trainer(NamedTuple):
         *args: Any,
     ) -> tuple[Any, dict[str, Array]]:
         """Call a loss with the model of a state, for training; returns the statistics beside."""
-        parts, skeleton = self.parts(state, base), self._of(state).skeleton
+        parts, skeleton = self.parts(state, base), self.skeleton
         model = skeleton.assemble(parts, key, by_name(probes), self.method.score)
         before = skeleton.snapshot(model)
         return loss(model, *args), skeleton.read_statistics(model, parts, before)
@@ -233,7 +255,7 @@ class Trainer(NamedTuple):
 
         def weighted(adapters: Any) -> tuple[Array, Array]:
             value = self.method.regularize(adapters, state.slots)
-            return self.method.regularization * value, value
+            return state.settings["reg_orth_coef"] * value, value
 
         (_, value), pull = jax.value_and_grad(weighted, has_aux=True)(state.params.adapter)
         return value, Trainable(pull, jax.tree.map(jnp.zeros_like, state.params.head))
@@ -255,6 +277,7 @@ def _observe(state: TrainState, key: Array, moved: Trainable, gradients: Gradien
         state=state.method,
         gradients=gradients.params.adapter,
         evidence=gradients.evidence,
+        settings=state.settings,
     )
 
 
@@ -288,33 +311,59 @@ def build_trainer(
     dtype: Any = jnp.float32,
 ) -> Trainer:
     """Put optimizer and schedule of a configuration together with model, method and loss."""
-    warmup_steps = choose_warmup(config.warmup_steps, total_steps)
 
-    def rate(step: Array, born: Array) -> Array:
+    def rate(settings: Settings, step: Array, born: Array) -> Array:
         return rate_at(
             step,
             born,
-            learning_rate=config.learning_rate,
-            warmup_steps=warmup_steps,
-            total_steps=total_steps,
+            learning_rate=settings["learning_rate"],
+            warmup_steps=settings["warmup_steps"],
+            total_steps=settings["total_steps"],
             restart_warmup=method.restart_warmup,
             shape=SHAPES[config.lr_scheduler_type],
             dtype=dtype,
         )
 
-    def varied(settings: Settings) -> Trainer:
-        alpha = settings.get("lora_alpha")
-        other = skeleton if alpha is None else skeleton.with_alpha(alpha)
-        own, changed = method.varied(settings), vary(config, settings)
-        return build_trainer(other, own, loss, changed, total_steps=total_steps, dtype=dtype)
-
-    optimizer = build_optimizer(
-        rate,
-        max_grad_norm=config.max_grad_norm,
-        b1=config.adam_beta1,
-        b2=config.adam_beta2,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-    )
+    settings = {
+        **_numbers_of(config, total_steps),
+        **_numbers_of_scale(skeleton.rules),
+        "reg_orth_coef": float(method.regularization),
+        **method.settings,
+    }
     accumulation = config.gradient_accumulation_steps
-    return Trainer(skeleton, method, loss, rate, optimizer, accumulation, varied)
+    optimizer = partial(_optimizer_of, rate)
+    return Trainer(skeleton, method, loss, rate, optimizer, accumulation, settings, dtype)
+
+
+def _optimizer_of(rate: Rate, settings: Settings) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer of a state's settings."""
+    return build_optimizer(
+        partial(rate, settings),
+        max_grad_norm=settings["max_grad_norm"],
+        b1=settings["adam_beta1"],
+        b2=settings["adam_beta2"],
+        eps=settings["adam_epsilon"],
+        weight_decay=settings["weight_decay"],
+    )
+
+
+def _numbers_of(config: TrainingConfig, total_steps: int) -> dict[str, int | float]:
+    """Return the numbers of schedule and optimizer, by flag."""
+    return {
+        "learning_rate": float(config.learning_rate),
+        "warmup_steps": choose_warmup(config.warmup_steps, total_steps),
+        "total_steps": int(total_steps),
+        "max_grad_norm": float(config.max_grad_norm),
+        "adam_beta1": float(config.adam_beta1),
+        "adam_beta2": float(config.adam_beta2),
+        "adam_epsilon": float(config.adam_epsilon),
+        "weight_decay": float(config.weight_decay),
+    }
+
+
+def _numbers_of_scale(rules: Rules | None) -> dict[str, float]:
+    """Return the numbers of the rule for s, by flag; none without adapters."""
+    if rules is None:
+        return {}
+    alpha, _, target_rank = rules.scaling
+    return {"lora_alpha": float(alpha), "target_rank": float(target_rank)}

@@ -29,9 +29,9 @@ METHODS = {
 }
 
 
-def observe(step, adapters, slots, state):
-    key = jax.random.key(0)
-    return Observation(jnp.asarray(step), key, adapters, adapters, slots, state, adapters, None)
+def observe(step, adapters, slots, state, settings):
+    before = jnp.asarray(step), jax.random.key(0), adapters, adapters, slots, state
+    return Observation(*before, adapters, None, settings)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,7 +43,7 @@ def test_every_method_fills_in_the_protocol(name):
     begun = start(method, steps=9)
     own = begun.state.params.adapter
     adapters, slots = Groups(own).stack((own, begun.state.slots))
-    updated = method.update(observe(1, adapters, slots, begun.state.method))
+    updated = method.update(observe(1, adapters, slots, begun.state.method, begun.state.settings))
     assert jax.tree.structure(updated[:3]) == jax.tree.structure(
         (adapters, slots, begun.state.method)
     )
@@ -56,7 +56,7 @@ def test_methods_of_fixed_shape_change_nothing_and_ask_for_nothing(name):
     method = METHODS[name](MLP())
     state = start(method, steps=9).state
     params, slots = state.params.adapter, state.slots
-    updated = method.update(observe(0, params, slots, state.method))
+    updated = method.update(observe(0, params, slots, state.method, {}))
     assert_same((updated.adapters, updated.slots, updated.state), (params, slots, state.method))
     assert updated.info == {}
     assert method.rank_budget is None

@@ -41,6 +41,7 @@ class Game:
         self.modules = begun.trainer.skeleton.modules
         self.adapters, self.slots = begun.state.params.adapter, begun.state.slots
         self.state, self.key = begun.state.method, jax.random.key(0)
+        self.settings = self.method.settings
 
     def play(self, step, scores):
         """One update; `scores` of all modules, [] of a function without evidence, or None."""
@@ -56,7 +57,8 @@ class Game:
         adapters, slots, evidence = groups.stack((self.adapters, self.slots, evidence))
         step = jnp.asarray(step)
         gradients = jax.tree.map(jnp.zeros_like, adapters)
-        seen = Observation(step, key, adapters, adapters, slots, self.state, gradients, evidence)
+        before = step, key, adapters, adapters, slots, self.state
+        seen = Observation(*before, gradients, evidence, self.settings)
         return groups.unstack(self.method.update(seen))
 
     def words(self):
@@ -354,10 +356,13 @@ def test_a_step_scored_for_another_runs_sake_moves_nothing_outside_its_own_windo
     assert [words[:2] for words in game.words()] == ["ar", "ar", "aa", "aa"]
 
 
-def test_the_settings_that_it_knows_can_be_varied():
-    varied = method_of().varied({"reg_orth_coef": 0.75, "beta1": 0.0, "learning_rate": 3.0})
-    assert varied.regularization == 0.75
+def test_a_step_follows_the_numbers_that_it_is_given_and_not_those_of_the_method():
     game = Game()
-    game.method = varied
+    game.settings = game.method.settings | {"beta1": 0.0, "first_reserve": 2, "init_warmup": 0}
+    game.settings |= {"incre_interval": 1, "top_h": 1, "rank_budget": LAYERS + 1}
     game.play(0, [1, 2, 3, 4])
     np.testing.assert_array_equal(game.state.sensitivity, [1, 2, 3, 4])
+    assert [word[:4] for word in game.words()] == ["arrd"] * LAYERS
+    # Without memory there is no uncertainty: all modules tie.
+    assert game.play(1, [1, 5, 3, 4])["rank"].tolist() == [2, 1, 1, 1]
+    assert game.play(2, [1, 2, 3, 4])["rank"].tolist() == [2, 1, 1, 1]

@@ -105,3 +105,14 @@ def assert_twice(none, once, twice):
         added,
         doubled,
     )
+
+
+def with_alpha(skeleton, parts, alpha):
+    """The same parts with the scales of another α, as a trainer gives them."""
+    scaling = skeleton.rules.scaling.given({"lora_alpha": alpha})
+    return parts._replace(
+        scales={
+            path: scaling(slots.rank, parts.adapters[path].lam.dtype)
+            for path, slots in parts.slots.items()
+        }
+    )

@@ -11,7 +11,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.linen import LinenModel, attach, parameter_selector, split
-from tests.nn.conftest import assert_twice
+from tests.nn.conftest import assert_twice, with_alpha
 
 DECLARED = {r"mix\.w": KernelAxes((0,), (1, 2))}
 
@@ -181,7 +181,9 @@ def test_modules_to_train_in_full_are_said_as_targets(model):
 def test_another_alpha_scales_every_update(apart):
     skeleton, parts = apart
     alpha = skeleton.scaling.alpha
-    none, once, twice = (skeleton.with_alpha(a).merge(parts) for a in (0.0, alpha, 2 * alpha))
+    none, once, twice = (
+        skeleton.merge(with_alpha(skeleton, parts, a)) for a in (0.0, alpha, 2 * alpha)
+    )
     assert_twice(none, once, twice)
     jax.tree.map(np.testing.assert_array_equal, once, skeleton.merge(parts))
 

@@ -6,9 +6,9 @@ from flax import nnx
 
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.core.product import apply_update
-from increlora_jax.nn.attach import adapted_layers, adapters_of
+from increlora_jax.nn.attach import adapted_layers
 from increlora_jax.nn.skeleton import split
-from tests.nn.conftest import assert_twice
+from tests.nn.conftest import assert_twice, with_alpha
 
 
 def trains_head(path):
@@ -160,10 +160,11 @@ def test_a_shared_layer_is_taken_apart_once():
 
 def test_another_alpha_scales_every_update_and_may_be_traced(model, ids):
     skeleton, parts = split(model, trains_head)
-    alpha = next(iter(adapters_of(model).values())).scaling.alpha
+    alpha = skeleton.scaling.alpha
     none, once, twice = (
-        nnx.state(skeleton.with_alpha(a).merge(parts), nnx.Param) for a in (0.0, alpha, 2 * alpha)
+        nnx.state(skeleton.merge(with_alpha(skeleton, parts, a)), nnx.Param)
+        for a in (0.0, alpha, 2 * alpha)
     )
     assert_twice(none, once, twice)
-    traced = jax.jit(lambda alpha: skeleton.with_alpha(alpha).assemble(parts)(ids))(alpha)
+    traced = jax.jit(lambda a: skeleton.assemble(with_alpha(skeleton, parts, a))(ids))(alpha)
     np.testing.assert_allclose(traced, model(ids), rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.tree import attach, parameter_selector, split, take_apart
-from tests.nn.conftest import assert_twice
+from tests.nn.conftest import assert_twice, with_alpha
 
 DECLARED = {
     "conv": KernelAxes(inputs=(0, 1, 2), outputs=(3,)),
@@ -173,7 +173,8 @@ def test_another_alpha_scales_every_update(apart):
     skeleton, parts = apart
     alpha = skeleton.scaling.alpha
     none, once, twice = (
-        take_apart(skeleton.with_alpha(a).merge(parts))[1] for a in (0.0, alpha, 2 * alpha)
+        take_apart(skeleton.merge(with_alpha(skeleton, parts, a)))[1]
+        for a in (0.0, alpha, 2 * alpha)
     )
     assert_twice(none, once, twice)
     jax.tree.map(np.testing.assert_array_equal, once, take_apart(skeleton.merge(parts))[1])

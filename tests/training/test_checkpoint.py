@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from increlora_jax.training.checkpoint import (
     find_problem,
 )
 from increlora_jax.training.progress import Progress
+from increlora_jax.training.state import TrainState
 from tests.tiny import MLP, assert_same, batch_of, start, trains_head
 
 STEPS = 12
@@ -282,6 +284,25 @@ def test_a_state_of_other_arrays_is_refused(begun, saved):
     other = begun.state._replace(method=begun.state.method.sensitivity)
     with pytest.raises(InputError, match=r"5 does not fit this run"):
         Checkpoints(saved[0], Keep(2), IDENTITY).restore(5, other)
+
+
+class OldSweep(TrainState):
+    """A state whose settings were written, as older versions wrote those of a sweep."""
+
+    def _replace(self, **changes):
+        changes.pop("settings", None)
+        return super()._replace(**changes)
+
+
+def test_a_sweep_of_an_older_version_resumes_with_the_settings_of_its_configuration(
+    begun, checkpoints
+):
+    state = advance(begun, begun.state, 3)._replace(statistics={"mean": jnp.ones(2)})
+    before = {"beta1": jnp.float32(0.5), "lora_alpha": jnp.float32(4)}
+    checkpoints.save(OldSweep(*state._replace(settings=before)), Progress(step=3))
+    checkpoints.wait()
+    like = begun.state._replace(statistics={"mean": jnp.zeros(2)})
+    assert_same(checkpoints.restore(3, like), state)
 
 
 def test_a_format_of_later_days_is_refused(begun, checkpoints, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from increlora_jax.errors import NonFiniteError
+from increlora_jax.methods.table import METHODS
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
@@ -18,9 +19,10 @@ from increlora_jax.runtime.signals import Preempted
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
-from increlora_jax.training.loop import LAG, Job, Loop
+from increlora_jax.training.loop import LAG, Job, Loop, jit_step
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import METRICS_FILE, RunLog
+from increlora_jax.training.stacked_state import Stacker
 from tests.tiny import assert_same, without
 
 STEPS, EVAL_STEPS = 14, 6
@@ -303,6 +305,55 @@ def test_patience_is_for_steps_in_a_row(train, run):
 
     with pytest.raises(NonFiniteError, match=r"step 6:.* 2 steps in a row.*--max-skipped-steps 1"):
         train(batch_at, patience=1)
+
+
+OTHER_NUMBERS = {
+    "max-steps": 33,
+    "warmup-steps": 5,
+    "learning-rate": 3e-3,
+    "weight-decay": 0.1,
+    "adam-beta1": 0.8,
+    "adam-beta2": 0.9,
+    "adam-epsilon": 1e-6,
+    "max-grad-norm": 0.5,
+    "lora-alpha": 8,
+    "reg-orth-coef": 0.5,
+    "beta1": 0.5,
+    "beta2": 0.6,
+    "target-total-rank": 20,
+    "top-h": 3,
+    "init-warmup": 2,
+    "incre-interval": 3,
+    "incre-rank-num": 2,
+    "score-window": 2,
+    "seed": 8,
+}
+WIDTHS = {"max-rank": 8, "target-rank": 2}
+
+
+def lower(words, settings, *, is_scored):
+    """The text of the step's program for a command."""
+    words = without(words, *(flag for name in settings if (flag := f"--{name}") in words))
+    words = [*words, *(str(word) for name in settings for word in (f"--{name}", settings[name]))]
+    run = prepare_run(plan_run(parse_run(words)))
+    state, layout = run.first_state(), run.plan.layout
+    state, batch = Stacker(layout, state).stack(state), layout.batch(run.batch_at(0))
+    jitted = jit_step(run.trainer, layout, state, run.evaluator.kind.count_tokens)
+    return jitted.lower(state, run.parts.base, batch, is_scored=is_scored).as_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "scaling"),
+    [(method, "rank") for method in METHODS]
+    + [(method, rule) for method in ("increlora", "lora") for rule in ("target", "rsqrt")],
+)
+def test_runs_of_other_numbers_are_the_same_program(short_words, method, scaling):
+    words = [*short_words, "--pad-to-max-length", "--method", method, "--scaling", scaling]
+    for is_scored in (False, True) if method == "increlora" else (False,):
+        first, other = (
+            lower(words, WIDTHS | numbers, is_scored=is_scored) for numbers in ({}, OTHER_NUMBERS)
+        )
+        assert first == other
 
 
 @pytest.fixture(scope="module")
