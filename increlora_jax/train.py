@@ -52,6 +52,7 @@ from increlora_jax.training.loop import Job, Loop, Outcome
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
+from increlora_jax.training.together import pick
 
 GOES_ON = "; the same command goes on from here"
 """Said when a signal has stopped the command."""
@@ -182,7 +183,7 @@ def _write_results(
 ) -> dict[str, Any]:
     """Write what every run has come to, and what all have: that comes last, and finishes them."""
     members = run.plan.members
-    each = [results_of(run, state.pick(i), outcome) for i, outcome in enumerate(outcomes)]
+    each = [results_of(run, pick(state, i), outcome) for i, outcome in enumerate(outcomes)]
     told = {member.name: results for member, results in zip(members, each, strict=True)}
     if len(members) > 1:
         told[""] = results_of_all(run.plan, each, outcomes)

@@ -14,6 +14,7 @@ from increlora_jax.run.sweep import members_of
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.tasks.classification import count_tokens
 from increlora_jax.training.loop import jit_step
+from increlora_jax.training.together import members
 
 
 class Timed:
@@ -22,7 +23,7 @@ class Timed:
     def __init__(self, config: RunConfig, *, is_scored: bool):
         run = prepare_run(plan_run(config))
         self._state, self._base = run.first_state(), run.parts.base
-        batch = run.plan.layout.batch(run.batch_at(0), axis=len(self._state.members))
+        batch = run.plan.layout.batch(run.batch_at(0), axis=len(members(self._state)))
         self._batch = jax.device_put(batch)  # once, and not with every step
         self.shape = self._batch["input_ids"].shape
         jitted = jit_step(run.trainer, run.plan.layout, self._state, count_tokens)

@@ -40,9 +40,10 @@ from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
-from increlora_jax.training.state import TrainState, stack
+from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Trainer, build_trainer
 from increlora_jax.training.timetable import Timetable
+from increlora_jax.training.together import join, members
 from increlora_jax.weights.folder import name_variables, read_config
 from increlora_jax.weights.hub import resolve_model
 from increlora_jax.weights.identity import identify_model, identify_tokenizer
@@ -147,8 +148,8 @@ class Run:
             self.trainer.init(parts, member.config.training.seed, member.settings)
             for parts, member in pairs
         ]
-        state = stack(states)
-        return self.plan.layout.place(state, len(state.members))
+        state = join(states)
+        return self.plan.layout.place(state, len(members(state)))
 
     @cached_property
     def batch_at(self) -> Batches:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.kind import Encoded, Kind, Metrics, Predictions, TaskData
 from increlora_jax.training.batches import describe_batch, shapes_of
 from increlora_jax.training.sharding import Layout
-from increlora_jax.training.state import TrainState, over_members
+from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
+from increlora_jax.training.together import over_members, split
 
 IN_FLIGHT = 4
 """Calls whose predictions are not yet read."""
@@ -51,7 +52,7 @@ class Evaluator:
                 whole = layout.gather(base)
                 return trainer.predict(state, whole, lambda model: data.kind.predict(model, batch))
 
-            return over_members(state, of_one)(state)
+            return over_members(state, of_one, out_axes=1)(state)
 
         self._predict: Any = predict
         self._programs: dict[Any, Callable[..., Predictions]] = {}
@@ -84,13 +85,10 @@ class Evaluator:
     ) -> list[dict[str, Predictions]]:
         """Predict every row of every split, in the split's order; one dictionary a run."""
         splits = {}
-        for split, encoded in self._encoded.items():
-            with counted("evaluating", len(encoded), f"{split} examples") as advance:
-                splits[split] = self._split(encoded, state, base, stop or Stop(), advance)
-        return [
-            {split: jax.tree.map(lambda leaf: leaf[index], tree) for split, tree in splits.items()}  # noqa: B023
-            for index in range(prod(state.members))
-        ]
+        for name, encoded in self._encoded.items():
+            with counted("evaluating", len(encoded), f"{name} examples") as advance:
+                splits[name] = self._split(encoded, state, base, stop or Stop(), advance)
+        return split(splits, state, axis=1)
 
     def _split(
         self,
@@ -100,14 +98,14 @@ class Evaluator:
         stop: Stop,
         advance: Callable[[int], None],
     ) -> Predictions:
-        """Predict a split; each leaf is [runs, rows, …]."""
-        runs, gathered = prod(state.members), None
-        for indices, told in self._dispatch(encoded, state, base, stop):
-            rows = jax.tree.map(lambda leaf: _by_run(leaf, state), told)
+        """Predict a split; each leaf is [rows, …]."""
+        gathered = None
+        for indices, predicted in self._dispatch(encoded, state, base, stop):
+            rows = jax.tree.map(np.asarray, predicted)
             if gathered is None:
-                gathered = jax.tree.map(lambda x: _empty(x, runs, len(encoded)), rows)
+                gathered = jax.tree.map(lambda x: _empty(x, len(encoded)), rows)
             for whole, part in zip(jax.tree.leaves(gathered), jax.tree.leaves(rows), strict=True):
-                whole[:, indices] = part[:, : len(indices)]
+                whole[indices] = part[: len(indices)]
             advance(len(indices))
         return gathered
 
@@ -138,11 +136,5 @@ class Evaluator:
         return self._programs[shapes]
 
 
-def _by_run(leaf: jax.Array, state: TrainState) -> np.ndarray:
-    """Return predictions [members…, rows, …] as [runs, rows, …]."""
-    axes = len(state.members)
-    return np.asarray(leaf).reshape(prod(state.members), *leaf.shape[axes:])
-
-
-def _empty(part: np.ndarray, runs: int, rows: int) -> np.ndarray:
-    return np.zeros((runs, rows, *part.shape[2:]), part.dtype)
+def _empty(part: np.ndarray, rows: int) -> np.ndarray:
+    return np.zeros((rows, *part.shape[1:]), part.dtype)

@@ -1,4 +1,4 @@
-"""The loop of runs that train together, be it one: dispatch steps, read late, evaluate, save."""
+"""The loop of a run: dispatch steps, read their numbers late, evaluate, save."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +10,6 @@ import numpy as np
 
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
-from increlora_jax.nn.report import ranks_of
 from increlora_jax.runtime.console import Bar, announced
 from increlora_jax.runtime.memory import return_freed_memory
 from increlora_jax.runtime.preemption import Stop
@@ -21,11 +20,13 @@ from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Journal
+from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.stacked_state import Stacker
-from increlora_jax.training.state import TrainState, over_members
+from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
-from increlora_jax.training.timetable import Timetable, wants_score
+from increlora_jax.training.timetable import Timetable
+from increlora_jax.training.together import Together, members, over_members, rows_axis
 
 LAG = 4
 """Calls in flight before the oldest one's numbers are read: no accelerator waits for the host.
@@ -82,13 +83,12 @@ class Loop:
         self._programs: dict[Any, Any] = {}
         self._pending: deque[tuple[range, Any]] = deque()
         self._calls = 0
-        before = job.journals[0].progress
+        self._runs = Together(job.journals, job.keep)
+        before = self._runs.progress[0]
         self._done = self._first = self._saved = before.step
         self._evaluated = before.evaluated
         job.clock.add_earlier(before.seconds, before.training_seconds)
-        for index, journal in enumerate(job.journals):
-            ranks = ranks_of(state.pick(index).slots)
-            journal.begin({name: ranks[name] for name in job.trainer.skeleton.modules})
+        self._runs.begin(state, job.trainer.skeleton.modules)
         self._stacker = Stacker(job.layout, state)
         self._state, self._base = self._stacker.stack(state), base
 
@@ -110,7 +110,7 @@ class Loop:
             self._keep_last()
             raise
         self._keep_last()
-        return self._whole(), [self._outcome(journal) for journal in self._job.journals]
+        return self._whole(), [self._outcome(progress) for progress in self._runs.progress]
 
     def _whole(self) -> TrainState:
         """The state by module."""
@@ -127,7 +127,7 @@ class Loop:
         """Evaluate and save where that is due after `done` steps, and has not been done."""
         if self._job.timetable.is_evaluated(done) and done > self._evaluated:
             self._evaluate(done)
-        is_new_best = done > 0 and any(j.progress.best_step == done for j in self._job.journals)
+        is_new_best = done > 0 and any(p.best_step == done for p in self._runs.progress)
         if is_new_best or self._job.timetable.is_saved(done, self._saved):
             self._save()
 
@@ -145,7 +145,7 @@ class Loop:
 
     def _batch(self, steps: range) -> dict[str, Any]:
         """The batches of the steps as a program takes them; of several steps they are stacked."""
-        axis = len(self._state.members) + int(self._job.trainer.accumulation > 1)
+        axis = rows_axis(self._state, self._job.trainer.accumulation)
         own = [self._job.batch_at(step) for step in steps]
         if len(own) == 1:
             return self._job.layout.batch(own[0], axis)
@@ -157,11 +157,7 @@ class Loop:
         """Return whether any run wants a step scored; the score changes nothing for the others."""
         block = self._job.timetable.block(steps.start)
         known = block.start - LAG * len(block)
-        return any(
-            wants_score(step, journal.progress, journal.method, known_before=known)
-            for journal in self._job.journals
-            for step in block
-        )
+        return self._runs.wants_score(block, known_before=known)
 
     def _program(self, batch: Any, is_scored: bool, *, is_block: bool) -> Any:
         """The compiled step for a batch's shape; nothing that grows can make another one."""
@@ -183,24 +179,18 @@ class Loop:
         # The clock of training starts after the first call.
         is_timed = steps.start > self._first
         for place, step in enumerate(steps):
-            self._read(step, _pick(told, place) if len(steps) > 1 else told, is_timed)
+            self._read(step, _at(place, told) if len(steps) > 1 else told, is_timed)
 
     def _read(self, step: int, told: Info, is_timed: bool) -> None:
-        each = [
-            _pick(told, index) if self._state.members else told
-            for index in range(len(self._job.journals))
-        ]
-        for journal, numbers in zip(self._job.journals, each, strict=True):
-            journal.read(step, numbers, is_timed=is_timed)
+        losses, ranks = self._runs.read(step, told, is_timed=is_timed)
         self._tell_news(f"step {step}")
-        losses, ranks = ([n[name].item() for n in each] for name in ("loss", "total_rank"))
-        speeds = map(self._tokens_per_second, self._job.journals)
+        speeds = map(self._tokens_per_second, self._runs.progress)
         self._job.bar.step(losses, ranks, sum(speeds))
 
     def _tell_news(self, when: str) -> None:
         """Say in one line the news of all runs."""
-        if news := [told for journal in self._job.journals for told in journal.take_news()]:
-            self._job.bar.say(f"{when}: {'; '.join(news)}")
+        if news := "; ".join(self._runs.take_news()):
+            self._job.bar.say(f"{when}: {news}")
 
     def _drain(self) -> None:
         while self._pending:
@@ -211,32 +201,26 @@ class Loop:
         with self._job.clock.paused():
             state = self._whole()
             metrics = self._job.evaluator.metrics_of_each(state, self._base, self._job.stop)
-            for index, journal in enumerate(self._job.journals):
-                if journal.note_metrics(done, metrics[index]):
-                    self._job.keep(index, state.pick(index), True)
+            self._runs.note_metrics(done, metrics, state)
             self._tell_news(f"step {done}")
         self._evaluated = done
 
     def _keep_last(self) -> None:
-        state = self._whole()
-        for index in range(len(self._job.journals)):
-            self._job.keep(index, state.pick(index), False)
+        self._runs.keep_last(self._whole())
 
     def _save(self) -> None:
         if self._saved == self._done:
             return
         self._drain()
         times = self._job.clock.seconds, self._job.clock.training_seconds
-        progress = [journal.close_at(self._done, *times) for journal in self._job.journals]
-        self._job.checkpoints.save(self._whole(), *progress)
+        self._job.checkpoints.save(self._whole(), *self._runs.close_at(self._done, *times))
         self._saved = self._done
 
-    def _tokens_per_second(self, journal: Journal) -> float:
+    def _tokens_per_second(self, progress: Progress) -> float:
         seconds = self._job.clock.training_seconds
-        return journal.progress.tokens / seconds if seconds else 0.0
+        return progress.tokens / seconds if seconds else 0.0
 
-    def _outcome(self, journal: Journal) -> Outcome:
-        progress = journal.progress
+    def _outcome(self, progress: Progress) -> Outcome:
         return Outcome(
             progress.metrics,
             progress.best_metrics,
@@ -245,7 +229,7 @@ class Loop:
             len(self._programs),
             self._job.clock.seconds,
             self._job.clock.to_first_step,
-            self._tokens_per_second(journal),
+            self._tokens_per_second(progress),
             1 - progress.tokens / progress.places if progress.places else None,
         )
 
@@ -254,8 +238,9 @@ def _name_program(batch: Batch, is_scored: bool) -> str:
     return f"compiling the {'scored ' if is_scored else ''}training step, {describe_batch(batch)}"
 
 
-def _pick(told: Info, index: int) -> Info:
-    return {name: value[index] for name, value in told.items()}
+def _at(place: int, info: Info) -> Info:
+    """Return the info of one step of a block."""
+    return {name: value[place] for name, value in info.items()}
 
 
 def jit_step(
@@ -291,5 +276,5 @@ def jit_step(
         static_argnames="is_scored",
         donate_argnames="state",
         # As it came, so that the next step takes it.
-        out_shardings=(layout.shardings(state, len(state.members)), layout.everywhere),
+        out_shardings=(layout.shardings(state, len(members(state))), layout.everywhere),
     )

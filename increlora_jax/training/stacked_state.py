@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 
 from increlora_jax.core.stacking import Groups
 from increlora_jax.training.sharding import Layout
-from increlora_jax.training.state import TrainState, over_members
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.together import members, over_members
 
 Dicts = list[dict[Hashable, PyTree]]
 """The parts of a state that have an entry for every module, or for every stack of modules."""
@@ -29,7 +30,7 @@ class Stacker:
     """
 
     def __init__(self, layout: Layout, state: TrainState):
-        axes = len(state.members)
+        axes = len(members(state))
         adapters = state.params.adapter
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype), adapters)
         groups = Groups(one, jax.tree.map(_division, layout.shardings(one)))

@@ -1,10 +1,7 @@
-"""The state that changes from step to step, of one run or of several together."""
+"""The state that changes from step to step, of one run."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -27,36 +24,7 @@ class TrainState(NamedTuple):
     statistics: dict[str, Array] = {}  # noqa: RUF012
 
     @property
-    def members(self) -> tuple[int, ...]:
-        """() for the state of one run; (n,) for those of n that train together, stacked."""
-        return self.step.shape
-
-    @property
     def total_rank(self) -> Int[Array, ""]:
         """Sum of the ranks of all modules."""
         ranks = [slots.rank.sum() for slots in self.slots.values()]
         return jnp.sum(jnp.stack(ranks)) if ranks else jnp.zeros((), jnp.int32)
-
-    def pick(self, index: int) -> Self:
-        """The state of one member; of a single run it is this one."""
-        return _pick(self, index) if self.members else self
-
-
-@partial(jax.jit, static_argnames="index")
-def _pick(stacked: Any, index: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], stacked)
-
-
-def stack(states: Sequence[TrainState]) -> TrainState:
-    """Put the states of runs that train together along a first axis; one alone stays as it is."""
-    if len(states) == 1:
-        return states[0]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def over_members(state: TrainState, function: Callable[..., Any], *axes: int | None) -> Callable:
-    """Map a function of a state, and of arguments with these `axes`, over the members of `state`.
-
-    For a single run it is the function itself, so that its programs are those of its own.
-    """
-    return jax.vmap(function, in_axes=(0, *axes)) if state.members else function

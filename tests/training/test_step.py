@@ -14,7 +14,7 @@ from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.errors import InputError
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
-from increlora_jax.training.state import stack
+from increlora_jax.training.together import join, pick
 from tests.tiny import (
     CLASSES,
     FEATURES,
@@ -426,7 +426,7 @@ def test_states_with_settings_of_their_own_train_together_as_they_do_alone(float
     flat |= {"max_grad_norm": CLIP, "reg_orth_coef": GAMMA}
     settings = [{name: changes.get(name, flat[name]) for name in VARIABLE} for changes in VARIANTS]
     init = partial(double.trainer.init, double.parts, 0)
-    state = stack([init(own) for own in settings])
+    state = join([init(own) for own in settings])
     step = jax.jit(jax.vmap(partial(double.trainer.step, is_scored=True), in_axes=(0, None, 0)))
     expected = [run(begun, 6, uneven_batch) for begun in alone]
     for at in range(6):
@@ -435,9 +435,9 @@ def test_states_with_settings_of_their_own_train_together_as_they_do_alone(float
         for index, history in enumerate(expected):
             own, told = history[at]
             assert_close({n: v[index] for n, v in info.items()}, told, rtol=1e-9, atol=1e-14)
-            assert_same(state.pick(index).slots, own.slots)
-            assert_close(state.pick(index).params, own.params, rtol=1e-7, atol=1e-12)
-    merged = double.trainer.merge(state.pick(0), double.parts.base)
+            assert_same(pick(state, index).slots, own.slots)
+            assert_close(pick(state, index).params, own.params, rtol=1e-7, atol=1e-12)
+    merged = double.trainer.merge(pick(state, 0), double.parts.base)
     kernels = alone[0].trainer.merge(expected[0][-1][0], alone[0].parts.base)
     assert_close(nnx.state(merged), nnx.state(kernels), rtol=1e-7, atol=1e-12)
 
