@@ -50,7 +50,8 @@ def test_settings_files(tmp_path, examples):
         assert read_run(path)
         assert parse_run(["--config", str(path)])
 
-    assert check_errors(files, path, read, examples) > examples / 100
+    # The more settings there are, the rarer a drawn file has no fault at all.
+    assert check_errors(files, path, read, examples) > examples / 400
 
 
 @AMOUNTS

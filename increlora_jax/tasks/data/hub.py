@@ -17,7 +17,8 @@ def download(repository: str, configuration: str | None, task: str) -> Any:
 
     try:
         return datasets.load_dataset(repository, configuration)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # A RuntimeError is httpx's word for a connection that older versions try again once closed.
         raise InputError(
             f"{task} cannot be had from {repository} on the Hugging Face hub "
             f"({type(error).__name__}: {error}). To work offline give --data-dir a folder that "
