@@ -22,9 +22,9 @@ from increlora_jax.runtime.memory import (
     keep_freed_memory,
     return_freed_memory,
 )
-from increlora_jax.training.prepare import prepare
+from increlora_jax.training.prepare import build_trainer, prepare
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Gradients, Trainer, build_trainer
+from increlora_jax.training.step import Gradients, Trainer
 from increlora_jax.weights.bundled import TINY_ENCODER
 
 __all__ = [

@@ -15,8 +15,9 @@ from increlora_jax.config import AdapterConfig, GrowthConfig, TrainingConfig
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.nn.skeleton import split
+from increlora_jax.training.prepare import build_trainer
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.step import Trainer
 
 RTOL = 5e-6
 """Elementwise, in float64. The four published traces agree to 1e-10, smallest entries included."""

@@ -12,8 +12,9 @@ from flax import nnx
 
 from increlora_jax.config import TrainingConfig
 from increlora_jax.nn.skeleton import Parts, split
+from increlora_jax.training.prepare import build_trainer
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.step import Trainer
 
 FEATURES, WIDTH, CLASSES, LAYERS = 6, 8, 3, 4
 MODULES = [f"layers.{i}" for i in range(LAYERS)]

@@ -28,9 +28,10 @@ from increlora_jax.quantization import Kind, store_like
 from increlora_jax.run.build import stack_layers
 from increlora_jax.tasks.classification import count_tokens, sequence_loss
 from increlora_jax.training.loop import jit_step
+from increlora_jax.training.prepare import build_trainer
 from increlora_jax.training.sharding import Layout, make_mesh
 from increlora_jax.training.stacked_state import Stacker
-from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.step import Trainer
 from increlora_jax.weights.folder import name_variables
 
 SHAPES: dict[str, dict[str, Any]] = {

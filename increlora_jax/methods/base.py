@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import Adapter, Score, Slots
 from increlora_jax.core.schedule import Number
+from increlora_jax.core.stacking import Group
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import parameter_selector
 from increlora_jax.nn.skeleton import Parts
@@ -23,28 +25,40 @@ from increlora_jax.nn.targets import (
     trains_nothing,
 )
 
-Adapters = dict[Any, Adapter]
-"""By module, or by group of modules."""
-SlotsOf = dict[Any, Slots]
-Evidence = dict[Any, Array]
+Adapters = dict[Group, Adapter]
+SlotsOf = dict[Group, Slots]
+Evidence = dict[Group, Array]
 Info = dict[str, Array]
 Settings = Mapping[str, Number]
 """The numbers of a run that are no shapes, by flag."""
 
 
 class Observation(NamedTuple):
-    """The result of one step, given to a method. By module, all arrays are stacks of one shape.
+    """The result of one step, which a method updates from.
+
+    Arrays by module are stacks of the modules of one shape (`core.stacking`).
 
     Attributes:
-      step: of the optimizer, from 0 [].
-      key: for whatever the method draws.
-      adapters: the parameters at which the gradients were taken.
-      moved: the same parameters after the optimizer.
-      slots: the masks and births of all slots.
-      state: the method's own, as `init` made it or the last `update` returned it.
-      gradients: ∂L/∂A, ∂L/∂λ, ∂L/∂B of the task loss, before the regularizer and before clipping.
-      evidence: the cotangents of `probes`; None on a step that was not scored.
-      settings: the numbers of this run, those of `Method.settings` among them.
+        step: of the optimizer, from 0 [].
+        key: for the method's random numbers [].
+        adapters: the parameters at which the gradients were taken.
+        moved: the same parameters after the optimizer.
+        slots: the masks and births of all slots.
+        state: the method's own, from `init` or the last `update`.
+        gradients: ∂L/∂A, ∂L/∂λ, ∂L/∂B of the task loss, before the regularizer and before clipping.
+        evidence: the cotangents of `probes`; None on a step that was not scored.
+        settings: the numbers of this run by flag, each []; default: none.
+
+    >>> import increlora_jax as il, jax, jax.numpy as jnp
+    >>> def update(seen: il.Observation) -> il.Updated:
+    ...     return il.Updated(seen.moved, seen.slots, seen.state, {"rate": seen.settings["rate"]})
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> method = il.lora(params)._replace(update=update, settings={"rate": 0.5})
+    >>> trainer, state, base = il.prepare(params, method, total_steps=10)
+    >>> differentiate = trainer.value_and_grad(lambda model, x: jnp.sum(x @ model["w"]))
+    >>> _, gradients = jax.eval_shape(differentiate, state, base, jnp.ones((2, 4)))
+    >>> jax.eval_shape(trainer.update, state, gradients)[1]["rate"].shape
+    ()
     """
 
     step: Array
@@ -52,53 +66,73 @@ class Observation(NamedTuple):
     adapters: Adapters
     moved: Adapters
     slots: SlotsOf
-    state: Any
+    state: PyTree
     gradients: Adapters
     evidence: Evidence | None
     settings: Settings = MappingProxyType({})
 
 
 class Updated(NamedTuple):
-    """The answer of a method to an `Observation`; `adapters` is `moved` with its changes."""
+    """The answer of a method to an `Observation`.
+
+    Attributes:
+        adapters: `Observation.moved` with the method's changes.
+        slots: the slots for the next step.
+        state: the method's own state for the next step.
+        info: arrays for the step's info. If ranks change, `rank` [modules] is in module order.
+
+    >>> import increlora_jax as il
+    >>> il.Updated({}, {}, (), {}).info
+    {}
+    """
 
     adapters: Adapters
     slots: SlotsOf
-    state: Any
+    state: PyTree
     info: Info
 
 
 class Method(NamedTuple):
     """A way of fine-tuning, as the trainer sees it.
 
-    Beside `name`, `description` and the `rank_budget` (None where ranks do not change):
+    `regularize` and `update` take and return stacks of the modules of one shape (`core.stacking`).
 
-    - `attach(model, rngs)` puts the method's parameters on a model; on an NNX module in place.
-    - `is_trained(path)` labels the model's own parameters that learn in full.
-    - `init(parts)` makes the state that `update` carries along.
-    - `probes(adapters, is_summed)` makes the zeros whose cotangents are the evidence `update` wants
-      of the task loss; `is_summed` when evidence of several micro-batches will be added up.
-    - `score` turns a dense gradient into a scalar probe's cotangent.
-    - `regularize(adapters, slots)` is what the method adds to the loss, before its coefficient
-      `regularization`.
-    - `update(observation)` acts after the gradient and the optimizer: it may grow, prune or restore
-      slots. All it gets and gives by module, as `regularize` too, are stacks of the modules of one
-      shape (`core.stacking`). If ranks change, its `info` holds `rank`, in module order.
-    - `is_finished(total_rank)` says, on the host, whether ranks have met their budget, from below
-      or from above. It may become false again.
-    - `is_scored(step, is_finished)` says, on the host, whether a step's evidence is wanted.
-    - `restart_warmup`: whether what is born late has a warmup of its own, or joins the run's.
-    - `settings`: the numbers that `update` reads, by flag, in `Observation.settings`. Each state
-      has its own; a number that `update` closes over would be a constant of the program.
-    - `steps`: of the run that growth was planned for; None if the method fits any run.
-    - `chosen`: the values, by flag, of settings that follow the run's length and could be `auto`.
+    Attributes:
+        name: of the method, as `--method` takes it.
+        description: one line for the user.
+        rank_budget: the total rank at the end; None if ranks do not change.
+        attach: (model, rngs) → the model with the method's parameters; an NNX module in place.
+        is_trained: path → whether a parameter of the model's own learns in full.
+        init: parts → the method's state before step 0.
+        probes: (adapters, is_summed) → zeros whose cotangents are the evidence for `update`.
+            `is_summed` says that the evidence of several micro-batches is added up.
+        score: (∂L/∂ΔW, update) → the cotangent of a scalar probe; None without such probes.
+        regularize: (adapters, slots) → the term that is added to the loss [].
+        regularization: the coefficient of that term.
+        update: observation → changes after the gradient and the optimizer. A method may grow, prune
+            or restore slots.
+        is_finished: total rank → whether ranks have met their budget, from below or from above.
+            The host asks after every step. The answer may become false again.
+        is_scored: (step, is_finished) → whether a step needs evidence; asked on the host.
+        restart_warmup: whether late parameters have a warmup of their own, or share the run's.
+        settings: the numbers that `update` reads in `Observation.settings`, by flag. A number that
+            `update` closes over is a constant of the program. Default: none.
+        chosen: values of settings that could be `auto`, by flag; default: none.
+        steps: of the run that growth was planned for; default None: the method fits any run.
+
+    >>> import increlora_jax as il, jax.numpy as jnp
+    >>> growth = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
+    >>> method = il.increlora({"w": jnp.ones((4, 4))}, steps=100, growth=growth)
+    >>> method.name, method.rank_budget, method.is_finished(1), method.is_scored(20, False)
+    ('increlora', 2, False, True)
     """
 
     name: str
     description: str
     rank_budget: int | None
-    attach: Callable[[Any, nnx.Rngs], Any]
+    attach: Callable[[PyTree, nnx.Rngs], PyTree]
     is_trained: Callable[[str], bool]
-    init: Callable[[Parts], Any]
+    init: Callable[[Parts], PyTree]
     probes: Callable[[Adapters, bool], Evidence]
     score: Score | None
     regularize: Callable[[Adapters, SlotsOf], Array]
@@ -108,21 +142,22 @@ class Method(NamedTuple):
     is_scored: Callable[[int, bool], bool]
     restart_warmup: bool
     settings: Mapping[str, int | float] = MappingProxyType({})
-    chosen: Mapping[str, Any] = MappingProxyType({})
+    chosen: Mapping[str, int | float] = MappingProxyType({})
     steps: int | None = None
 
 
 class Arguments(TypedDict, total=False):
     """The arguments that every method takes beside the model and the steps, so that methods swap.
 
-    - `targets`: the layers to adapt; default: `adapter.target_modules`, else all-linear.
-    - `exclude`: the targets to leave out; default: `adapter.exclude_modules`.
-    - `parameters`: how other parameters are matrices, by a regex for their path.
-    - `adapter`: α, dropout and scaling.
-    - `growth`: budget, rounds and importance.
-    - `is_trained`: a test of paths; default: `adapter.modules_to_save`. Targets that learn in full
-      are left out, and the description names them.
-    - `dtype`: of the adapters; default float32.
+    Attributes:
+        targets: the layers to adapt. Default: `adapter.target_modules`, or every linear layer.
+        exclude: the targets to leave out. Default: `adapter.exclude_modules`.
+        parameters: other parameters as matrices, by a regex for their path. Default: none.
+        adapter: α, dropout and scaling. Default: `AdapterConfig()`.
+        growth: budget, rounds and importance. Default: `GrowthConfig()`.
+        is_trained: path → whether a parameter learns in full. Targets that learn in full are left
+            out, and the description names them. Default: `adapter.modules_to_save`.
+        dtype: of the adapters. Default: float32.
     """
 
     targets: Targets | None
@@ -131,11 +166,11 @@ class Arguments(TypedDict, total=False):
     adapter: AdapterConfig
     growth: GrowthConfig
     is_trained: Callable[[str], bool] | None
-    dtype: Any
+    dtype: DTypeLike
 
 
 class Asked(NamedTuple):
-    """The arguments of a method, each with its default where it was not given."""
+    """The arguments of a method, with the defaults of the missing ones."""
 
     targets: Targets | None = None
     exclude: Targets | None = None
@@ -143,10 +178,10 @@ class Asked(NamedTuple):
     adapter: AdapterConfig = AdapterConfig()
     growth: GrowthConfig = GrowthConfig()
     is_trained: Callable[[str], bool] | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def places(self, model: Any) -> dict[str, Any]:
-        """Return the arguments of `plan_targets` and `attach` that say where adapters go."""
+    def places(self, model: PyTree) -> dict[str, Any]:
+        """Return the arguments of `plan_targets` and `attach` that name the places of adapters."""
         chosen = choose_places(model, self.targets, self.exclude, self.is_trained, self.adapter)
         return {**chosen._asdict(), "parameters": self.parameters}
 
@@ -169,16 +204,23 @@ class Chosen(NamedTuple):
 
 
 def choose_places(
-    model: Any,
+    model: PyTree,
     targets: Targets | None,
     exclude: Targets | None,
     is_trained: Callable[[str], bool] | None,
     adapter: AdapterConfig,
 ) -> Chosen:
-    """Return each argument that is given, else what the configuration names, else the default.
+    """Return the places by the arguments, or by the configuration, or the default places.
+
+    Args:
+        model: the model, which may be abstract.
+        targets: the layers to adapt; None for those of `adapter`.
+        exclude: the targets to leave out; None for those of `adapter`.
+        is_trained: path → whether a parameter learns in full; None for `adapter.modules_to_save`.
+        adapter: the configuration.
 
     Raises:
-        InputError: a place that argument and configuration name differently, or no such module.
+        InputError: argument and configuration differ, or there is no such module.
     """
     saved = adapter.modules_to_save
     if is_trained is not None and saved:
@@ -202,7 +244,7 @@ def _choose(name: str, given: Targets | None, field: str, adapter: AdapterConfig
 
 
 def as_targets(words: list[str] | None) -> Targets | None:
-    """Read a flag's words: a single one that is no plain name is a regex for the whole path."""
+    """Return the targets of a flag's words. A single word that is no name is a regex for paths."""
     if words is None or len(words) > 1:
         return words
     is_name = re.fullmatch(r"[\w.]+", words[0]) and words[0] != ALL_LINEAR
@@ -213,10 +255,17 @@ def fixed_method(
     name: str,
     description: str,
     *,
-    attach: Callable[[Any, nnx.Rngs], Any],
+    attach: Callable[[PyTree, nnx.Rngs], PyTree],
     is_trained: Callable[[str], bool],
 ) -> Method:
-    """A method that never changes what it has attached: nothing to score, to add or to grow."""
+    """Return a method that never changes its adapters: no score, no regularizer, no growth.
+
+    Args:
+        name: of the method.
+        description: one line for the user.
+        attach: (model, rngs) → the adapted model.
+        is_trained: path → whether a parameter of the model's own learns in full.
+    """
     return Method(
         name=name,
         description=description,

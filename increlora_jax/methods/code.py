@@ -9,7 +9,7 @@ from increlora_jax.errors import InputError
 def load_code(flag: str, reference: str) -> Any:
     """Import the module of `package.module:name` and return its object of that name.
 
-    The import runs the module. A command calls this only for a name that its user gave by a flag.
+    The import runs the module's code. Commands call this function only for names from a flag.
 
     Raises:
         InputError: the module cannot be imported, or has no such name.
@@ -20,7 +20,7 @@ def load_code(flag: str, reference: str) -> Any:
     except Exception as error:
         raise InputError(
             f"{flag} {reference}: {module} cannot be imported ({type(error).__name__}: {error}). "
-            "Check the name, and that the module lies in this folder or on PYTHONPATH"
+            "Check the name, and that the module is in this folder or on PYTHONPATH"
         ) from error
     if not hasattr(found, name):
         raise InputError(f"{flag} {reference}: {module} has no {name}. Check the name")

@@ -1,22 +1,30 @@
 """Full fine-tuning: every parameter of the model learns."""
 
-from typing import Any, Unpack
+from typing import Unpack
+
+from jaxtyping import PyTree
 
 from increlora_jax.methods import base
 
 
 def full(
-    model: Any = None,
+    model: PyTree = None,
     *,
     steps: int | None = None,
     **given: Unpack[base.Arguments],
 ) -> base.Method:
-    """Attach nothing, train everything.
+    """Return full fine-tuning: no adapters, every parameter learns.
 
-    The arguments are those of `increlora`, so that methods swap; none of them changes anything.
+    Args:
+        model: an NNX module, which may be abstract, a `LinenModel` or a pytree; default None.
+        steps: optimizer steps of the run, which are not used; default None.
+        **given: targets and settings, which are only checked; see `methods.base.Arguments`.
+
+    Returns:
+        The method; nothing is attached yet.
 
     Raises:
-        InputError: modules to save that `model` does not have.
+        InputError: `model` has no such modules to save.
 
     >>> import increlora_jax as il
     >>> il.full().description

@@ -1,6 +1,8 @@
-"""The head alone on a frozen base: what the pretrained features give without adapting them."""
+"""The head alone on a frozen base: the worth of the pretrained features without adapters."""
 
-from typing import Any, Unpack
+from typing import Unpack
+
+from jaxtyping import PyTree
 
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
@@ -8,17 +10,23 @@ from increlora_jax.nn.targets import trains_nothing
 
 
 def head(
-    model: Any,
+    model: PyTree,
     *,
     steps: int | None = None,
     **given: Unpack[base.Arguments],
 ) -> base.Method:
-    """Attach nothing, train only `is_trained(path)`, or the configuration's `modules_to_save`.
+    """Return the training of a head alone: no adapters, and a frozen base.
 
-    The other arguments are those of `increlora`, so that methods swap; they change nothing.
+    Args:
+        model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
+        steps: optimizer steps of the run, which are not used; default None.
+        **given: `is_trained` or `adapter` with `modules_to_save`; see `methods.base.Arguments`.
+
+    Returns:
+        The method; nothing is attached yet.
 
     Raises:
-        InputError: nothing would be trained, or modules to save that `model` does not have.
+        InputError: nothing would be trained, or `model` has no such modules to save.
 
     >>> import increlora_jax as il
     >>> import jax.numpy as jnp

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from increlora_jax.config import LARGEST, AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import Adapter, Slots, effective_update, over_stack
@@ -34,19 +34,22 @@ from increlora_jax.nn.skeleton import Parts
 
 
 def increlora(
-    model: Any,
+    model: PyTree,
     *,
     steps: int,
     importance: ImportanceFunction | None = None,
     **given: Unpack[base.Arguments],
 ) -> base.Method:
-    """Plan the growth of `model` over `steps`, and make the method; nothing is attached yet.
+    """Return IncreLoRA for a model, with its growth planned over the steps of the run.
 
     Args:
         model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
         steps: optimizer steps of the run.
-        importance: a score of your own; default: the one that `growth.importance` names.
-        **given: targets and settings, as in `methods.base.Arguments`.
+        importance: a score of the user's own; default: the score that `growth.importance` names.
+        **given: targets and settings; see `methods.base.Arguments`.
+
+    Returns:
+        The method; nothing is attached yet.
 
     Raises:
         InputError: targets that match nothing, or a plan that cannot finish; named.
@@ -67,10 +70,10 @@ def increlora(
 
 
 def _choose_importance(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
-    """Return the score that is given, else the named one, which is imported if it is a user's.
+    """Return the given score, or the named one. A name `package.module:name` is imported.
 
     Raises:
-        InputError: there is no such score, it is no `ImportanceFunction`, or takes other arguments.
+        InputError: there is no such score, or it is no `ImportanceFunction` that can be called.
     """
     where = "importance" if given else f"--importance {name}"
     function: Any = given or IMPORTANCE_FUNCTIONS.get(name)
@@ -141,7 +144,7 @@ class _Growth(NamedTuple):
 
     @property
     def window(self) -> int:
-        """The number of steps scored before a round; by default all that can bear on it."""
+        """Count the steps scored before a round; by default all that averages remember."""
         if self.config.score_window is not None:
             return self.config.score_window
         is_smoothed = self.function.is_smoothed
@@ -163,11 +166,11 @@ class _Growth(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths of adapters, in module order (jax sorts dictionaries); a stack is one path."""
+        """The paths of adapters, in module order (JAX sorts dictionaries). A stack is one path."""
         return tuple(dict.fromkeys(map(path_of, self.plan.max_ranks)))
 
     def adapter_settings(self) -> dict[str, Any]:
-        """The settings of adapters that `attach` takes."""
+        """Return the settings of adapters that `attach` takes."""
         return {
             "max_rank": self.plan.max_ranks,
             "initial_rank": self.config.initial_rank,
@@ -186,12 +189,12 @@ class _Growth(NamedTuple):
         return total_rank >= self.plan.budget
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
-        """The last `window` steps up to every round, until the budget is spent."""
+        """Return true for the last `window` steps up to a round, until the budget is spent."""
         if is_finished or not self.plan.rounds:
             return False
         return bool(_is_near_round(step, self.settings | {"score_window": self.window}))
 
-    def probes(self, adapters: dict[str, Adapter], is_summed: bool) -> dict[str, Array]:
+    def probes(self, adapters: base.Adapters, is_summed: bool) -> base.Evidence:
         def zero(adapter: Adapter) -> Array:
             dense = (*adapter.A.shape[:-1], adapter.B.shape[-1])
             # |ΔW ∘ G| of a sum of micro-batches needs their summed G, not their summed scores.

@@ -6,6 +6,8 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, Adapter, Scaling, Slots
@@ -16,16 +18,23 @@ from increlora_jax.nn.initial import start_small
 
 
 def lora(
-    model: Any,
+    model: PyTree,
     *,
     steps: int | None = None,
     **given: Unpack[base.Arguments],
 ) -> base.Method:
-    """y = x·W + s · x·A·B with A ~ U(±1/√in), B = 0 and r = `target_rank` slots, all active.
+    """Return LoRA of rank r: y = x·W + s · x·A·B, with A ~ U(±1/√in) and B = 0.
 
-    It is IncreLoRA's layer with λ held at 1. The arguments are those of `increlora`, so that
-    methods swap; `steps` and the rest of `growth` change nothing. s is α/r, and α/√r if
-    `adapter.scaling` is `rsqrt`: the present rank and the target rank are one.
+    The layer is IncreLoRA's, with λ held at 1 and all r slots active. s is α/r. If
+    `adapter.scaling` is `rsqrt`, s is α/√r.
+
+    Args:
+        model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
+        steps: optimizer steps of the run, which are not used; default None.
+        **given: targets and settings; r is `growth.target_rank`; see `methods.base.Arguments`.
+
+    Returns:
+        The method; nothing is attached yet.
 
     Raises:
         InputError: targets that match nothing, or a rank that is not whole.
@@ -51,7 +60,7 @@ def _check_rank(sizes: Mapping[str, tuple[int, int]], rank: int) -> None:
     for name, (inputs, outputs) in sizes.items():
         if rank > min(inputs, outputs):
             raise InputError(
-                f"target_rank {rank} of {name} exceeds its {inputs} × {outputs} kernel; lower "
+                f"target_rank {rank} of {name} exceeds its {inputs} × {outputs} kernel. Lower "
                 f"--target-rank, or leave {name} out with --exclude-modules"
             )
 
@@ -60,7 +69,9 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
     """Return what `attach` is given of the adapters."""
     rank = int(growth.target_rank)
     if rank != growth.target_rank:
-        raise InputError(f"--target-rank {growth.target_rank} must be whole for --method lora")
+        raise InputError(
+            f"--target-rank {growth.target_rank} must be whole for --method lora. Round it"
+        )
     return {
         "max_rank": rank,
         "initial_rank": rank,
@@ -78,7 +89,7 @@ def _scaling_of(adapter: AdapterConfig, rank: int) -> Scaling:
 
 
 def _start(
-    rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: Any
+    rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: DTypeLike
 ) -> tuple[Adapter, Slots]:
     """Draw A, and put B to 0 and λ to 1, for good."""
     adapter, slots = start_small(rngs, shape, max_rank, initial_rank, dtype)

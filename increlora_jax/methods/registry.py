@@ -1,9 +1,11 @@
-"""From a configuration to the method it names: one of the table, or a function of a user's own."""
+"""The method that a configuration names: from the table, or a function of the user's own."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
+
+from jaxtyping import PyTree
 
 from increlora_jax.config import AdapterConfig, RunConfig
 from increlora_jax.errors import InputError, suggest
@@ -14,20 +16,27 @@ from increlora_jax.values import convert
 
 
 def build_method(
-    model: Any,
+    model: PyTree,
     config: RunConfig,
     *,
     steps: int,
     default_targets: str,
     default_modules_to_save: list[str],
 ) -> Method:
-    """Make the method for `model`, which may be abstract; nothing is attached yet.
+    """Build the method that a configuration names; nothing is attached yet.
 
-    A method that is `package.module:function` is imported, which runs its code.
+    A name `package.module:function` is imported, which runs its code.
+
+    Args:
+        model: the model, which may be abstract.
+        config: the configuration of the run.
+        steps: optimizer steps of the run.
+        default_targets: a regex for the targets, if the configuration names none.
+        default_modules_to_save: modules to train in full, if the configuration names none.
 
     Raises:
-        InputError: targets that match nothing, a growth plan that cannot finish, or a function that
-            is not there or returns no `Method`.
+        InputError: targets match nothing, a growth plan cannot finish, or a function is missing or
+            returns no `Method`.
     """
     name = config.adapter.method
     given: dict[str, Any] = {
@@ -41,6 +50,10 @@ def build_method(
     }
     if ":" in name:
         return _build_from_outside(name, model, config.adapter, given)
+    return _build_from_table(name, model, config, given)
+
+
+def _build_from_table(name: str, model: PyTree, config: RunConfig, given: dict[str, Any]) -> Method:
     if name not in METHODS:
         listed = f"choose from {', '.join(METHODS)}, or package.module:function"
         raise InputError(f"--method {name}: unknown; {listed}{suggest(name, METHODS)}")
@@ -52,18 +65,19 @@ def build_method(
 
 
 def _build_from_outside(
-    name: str, model: Any, adapter: AdapterConfig, given: dict[str, Any]
+    name: str, model: PyTree, adapter: AdapterConfig, given: dict[str, Any]
 ) -> Method:
     build = load_code("--method", name)
     if not callable(build):
-        raise InputError(f"--method {name}: it cannot be called. Name a function")
+        raise InputError(f"--method {name}: the object cannot be called. Name a function")
     own = _own_settings(name, build, adapter.method_options or [])
     try:
         inspect.signature(build).bind(model, **given, **own)
     except TypeError as error:
         taken = ", ".join([*given, *own])
         raise InputError(
-            f"--method {name}: the function must take (model, *, {taken}): {error}. Mend it"
+            f"--method {name}: the function must take (model, *, {taken}): {error}. Correct its "
+            "arguments"
         ) from None
     method = build(model, **given, **own)
     if not isinstance(method, Method):

@@ -7,9 +7,9 @@ class Entry(NamedTuple):
     """A method as the table holds it.
 
     Attributes:
-      build: `package.module:function`; the function takes the arguments of `il.increlora`.
-      reads: the groups of `RunConfig` that the method reads, or single settings as `growth.beta1`.
-        A whole group beside `adapter` and `growth` is the method's own, the argument `config`.
+        build: `package.module:function`; the function takes the arguments of `il.increlora`.
+        reads: the groups of `RunConfig` that the method reads, or settings as `growth.beta1`.
+            A whole group beside `adapter` and `growth` is the method's own, the argument `config`.
     """
 
     build: str

@@ -39,9 +39,10 @@ from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import Batches
 from increlora_jax.training.evaluation import Evaluator
+from increlora_jax.training.prepare import build_trainer
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Trainer, build_trainer
+from increlora_jax.training.step import Trainer
 from increlora_jax.training.timetable import Timetable
 from increlora_jax.training.together import join, members
 from increlora_jax.weights.folder import name_variables, read_config

@@ -1,4 +1,4 @@
-"""The training batches of one run, or of several that train together."""
+"""The training batches of a run, or of several runs that train together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from increlora_jax.tasks.packing import count_rows, pack_lengths
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Makes the batch of a step, of the rows that fall to this process.
+    """Maker of the batch of a step, from the rows of this process.
 
-    Those of several runs are stacked, and under accumulation there is an axis of micro-batches
-    before that of the rows. The batches of all runs and of a block of steps are of one shape.
+    The batches of several runs are stacked. With accumulation, an axis of micro-batches is in front
+    of the rows. The batches of all runs in a block of steps have one shape.
 
     Attributes:
-      encoded: the training split.
-      seeds: of the data order of each run.
-      batch_size: examples of a micro-batch.
-      accumulation: micro-batches of an optimizer step.
-      buckets: the lengths that batches are padded to.
-      own_rows: of a micro-batch, ascending.
-      block: the steps, one given among them, whose batches are of one shape.
-      pack: builds batches whose examples share rows (`Kind.pack`); None if none do.
+        encoded: the training split.
+        seeds: of the data order of each run.
+        batch_size: examples of a micro-batch.
+        accumulation: micro-batches of an optimizer step.
+        buckets: the lengths that batches are padded to.
+        own_rows: of a micro-batch, ascending.
+        block: the steps, one given among them, whose batches are of one shape.
+        pack: builds batches by sequence packing (`Kind.pack`); None for padded batches.
     """
 
     encoded: Encoded
@@ -57,7 +57,7 @@ class Batches:
         return self.batch_size * self.accumulation
 
     def _pad_each(self, step: int) -> list[Batch]:
-        """One batch a run, of all its micro-batches."""
+        """Return a padded batch for each run, of all its micro-batches."""
         lengths = self._lengths(step)
         begins = self.batch_size * np.arange(self.accumulation)
         rows = (begins[:, None] + self.own_rows).ravel()
@@ -85,7 +85,7 @@ class Batches:
         return {name: max(lengths[name] for lengths in each) for name in each[0]}
 
     def _pack_each(self, step: int, pack: Callable[..., Batch]) -> list[Batch]:
-        """One batch a run and micro-batch."""
+        """Return a packed batch for each run and micro-batch."""
         length = choose_bucket(int(self.encoded.lengths.max()), self.buckets)
         parts = {at: self._micro_batches(at) for at in self.block(step)}
         spread = {
@@ -100,7 +100,7 @@ class Batches:
         ]
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
-        """The examples of every micro-batch of every run."""
+        """Return the examples of every micro-batch of every run."""
         chosen = (
             choose_examples(self.encoded, seed=seed, step=step, batch_size=self._size)
             for seed in self.seeds
@@ -109,7 +109,11 @@ class Batches:
         return [examples[at : at + self.batch_size] for examples in chosen for at in begins]
 
 
-def shapes_of(batch: Batch) -> tuple[tuple[str, tuple[int, ...]], ...]:
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""The names and shapes of a batch's arrays, sorted."""
+
+
+def shapes_of(batch: Batch) -> Shapes:
     """Return the names and shapes of a batch's arrays: the key of a compiled program."""
     return tuple(sorted((name, array.shape) for name, array in batch.items()))
 

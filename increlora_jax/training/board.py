@@ -32,7 +32,7 @@ class Board:
         start = event.SessionLog(status=event.SessionLog.START)
         self._write(event.Event(step=step, session_log=start))
 
-    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write scalars by name; they are on disk then."""
         event, summary = self._package.proto.event_pb2, self._package.proto.summary_pb2
         values = [summary.Summary.Value(tag=n, simple_value=float(v)) for n, v in numbers.items()]

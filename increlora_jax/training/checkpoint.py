@@ -41,7 +41,7 @@ _OF_A_SAVE = (
     "commit_success.txt",
     aside_of(Path(MANIFEST)).name,
 )
-"""All that a folder holds whose save, or removal, was cut short."""
+"""The only names in a folder whose save or removal was cut short."""
 
 _SAVED = Path("saved", "metadata")
 """Where Orbax puts the JSON of the item `saved`."""
@@ -62,7 +62,7 @@ class Keep(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The part of a checkpoint beside the state: the progress of every run that trains."""
+    """The part of a checkpoint beside the state: the progress of every run, and the identity."""
 
     progress: tuple[Progress, ...]
     identity: dict[str, str]
@@ -73,7 +73,7 @@ class Checkpoints:
 
     A checkpoint counts once its manifest is there: the SHA-256 of every file, and of the manifest
     itself. Among several processes all must make the same calls, on a folder that all see.
-    A context manager, which waits for what is being written.
+    A context manager, which waits until the last checkpoint is written.
     """
 
     def __init__(self, folder: Path, keep: Keep, identity: dict[str, str]):
@@ -96,7 +96,7 @@ class Checkpoints:
         try:
             self.wait()
         except WriteError:
-            if error is None:  # else there is something worse to tell
+            if error is None:  # an earlier error is worse
                 raise
 
     def save(self, state: TrainState, *progress: Progress) -> None:
@@ -105,7 +105,7 @@ class Checkpoints:
         The settings of a state are not written: a resumed run has them from its configuration.
 
         Raises:
-          WriteError: this or the last checkpoint could not be written; the one before is intact.
+            WriteError: this or the last checkpoint could not be written; the one before is intact.
         """
         self.wait()
         step, told = progress[0].step, [each.to_json() for each in progress]
@@ -123,43 +123,43 @@ class Checkpoints:
         self._pending = self._sealer.submit(self._seal, step, best)
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
-          WriteError: it is not, and why.
+            WriteError: the checkpoint could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def newest(self) -> tuple[int | None, list[str]]:
-        """Find the newest sound checkpoint, and what is wrong with those after it.
+        """Find the newest sound checkpoint, and the problems of newer ones.
 
-        Those go into a folder of their own, unfinished ones away; nothing unsound stays in line.
-        Whatever else is in the folder is left alone, and named.
+        Damaged checkpoints move to a folder of their own, and unfinished ones are removed. Other
+        files in the folder stay, and are named.
 
         Raises:
-          WriteError: the folder cannot be read or tidied.
+            WriteError: the folder cannot be read or tidied.
         """
         step, notes = -1, list[str]()
         if jax.process_index() == 0:
             try:
                 step, notes = self._newest()
             except OSError as error:
-                raise WriteError(f"{self._folder} cannot be used: {error}; mend it") from error
+                raise WriteError(f"{self._folder} cannot be used: {error}. Repair it") from error
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         return (None if step < 0 else step), notes
 
     def read(self, step: int) -> Saved:
-        """Read what a checkpoint says of its run, as `read_saved` does."""
+        """Read the progress and the identity in a checkpoint, as `read_saved` does."""
         return read_saved(self._path(step))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Read a state onto the devices that `like` lies on, however many wrote it.
+        """Read a state onto the devices of `like`, from however many processes wrote it.
 
         Raises:
-          InputError: it is a state of other arrays than `like`.
+            InputError: the saved state has other arrays than `like`.
         """
         saved = like._replace(settings=self._saved_settings(step, like))
         wanted = {
@@ -171,7 +171,7 @@ class Checkpoints:
             leaves = self._writer.restore(self._path(step), args=items)["state"]
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"{self._path(step)} does not fit this run: {error}; choose another --output-dir"
+                f"{self._path(step)} does not fit this run: {error}. Choose another --output-dir"
             ) from error
         # In buffers of its own: a step may be given them to overwrite.
         values = [jnp.copy(leaves[name]) for name in wanted]
@@ -225,10 +225,10 @@ class Checkpoints:
         return -1, notes
 
     def _set_aside(self, step: int) -> str:
-        """Move what is called like a checkpoint out of the way; remove only what is of a save.
+        """Move a folder with a checkpoint's name out of the way; remove only the rest of a save.
 
         Returns:
-            what has become of it, for a note.
+            The end of a note: the new place of the folder.
         """
         path, aside = self._path(step), self._folder / DAMAGED / str(step)
         try:
@@ -245,7 +245,7 @@ class Checkpoints:
 
     @contextmanager
     def _naming(self, step: int) -> Iterator[None]:
-        """Whatever the libraries below raise, say which file it was about."""
+        """Turn any error of the libraries below into a `WriteError` that names the checkpoint."""
         try:
             yield
         except Exception as error:
@@ -253,37 +253,37 @@ class Checkpoints:
                 raise
             reason = str(error).rpartition('": ')[2]  # TensorStore wraps the system's own words
             raise WriteError(
-                f"the checkpoint {self._path(step)} could not be written: {reason}; those "
-                "before it are as they were: make room or mend the folder, and start the same "
+                f"the checkpoint {self._path(step)} could not be written: {reason}. Earlier "
+                "checkpoints are intact. Make room or repair the folder, and start the same "
                 "command again"
             ) from error
 
 
 def find_last(folder: Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end, without a look at its content."""
+    """Find the newest checkpoint that was written completely; do not read its content."""
     sealed = [path for path in _list(folder) if _is_folder(path, _STEP) and _is_sealed(path)]
     return max(sealed, key=lambda path: int(path.name), default=None)
 
 
 def find_sound(folder: Path) -> Path | None:
-    """Find the checkpoint that a run goes on from; touches nothing."""
+    """Find the checkpoint that a run resumes from; change nothing."""
     steps = (path for path in _list(folder) if _is_folder(path, _STEP))
     newest_first = sorted(steps, key=lambda path: int(path.name), reverse=True)
     return next((path for path in newest_first if find_problem(path) is None), None)
 
 
 def read_saved(checkpoint: Path) -> Saved:
-    """Read what a checkpoint says of its run.
+    """Read the progress and the identity in a checkpoint.
 
     Raises:
-      InputError: it is of another version, or no checkpoint of ours.
+        InputError: another version wrote the checkpoint, or it is none.
     """
     file = checkpoint / _SAVED
     saved = read_json_object(file, allow_nan=True)
     if saved.get("format") != FORMAT:
         raise InputError(
             f"{file} has format {saved.get('format')}, this version of "
-            f"increlora_jax reads {FORMAT}; resume with the version that wrote it"
+            f"increlora_jax reads {FORMAT}. Resume with the version that wrote it"
         )
     check_keys(file, saved, _SAVED_KINDS)
     each = list(map(Progress.upgrade, saved["progress"]))
@@ -296,7 +296,7 @@ def clear_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a folder, and the folder where nothing else is in it.
 
     Raises:
-      OSError: something cannot be removed.
+        OSError: something cannot be removed.
     """
     for path in _list(folder):
         if path.name == DAMAGED or _is_folder(path, _STEP) or _is_folder(path, _UNFINISHED):
@@ -306,7 +306,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint, by its manifest; None if nothing is."""
+    """Return the problem of a checkpoint by its manifest; None if it is sound."""
     try:
         files, found = _read_manifest(checkpoint), _hash_files(checkpoint)
     except OSError as error:
@@ -369,13 +369,13 @@ def _is_sealed(checkpoint: Path) -> bool:
 
 
 def _is_of_a_save(path: Path) -> bool:
-    """Return whether a save, or a removal, that was cut short can have left a folder so."""
+    """Return whether a save or a removal that was cut short can have left such a folder."""
     is_folder = path.is_dir() and not path.is_symlink()
     return is_folder and all(inner.name in _OF_A_SAVE for inner in path.iterdir())
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take the manifest first: what is half removed does not count."""
+    """Remove a checkpoint, its manifest first: half a checkpoint then counts as none."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
@@ -385,7 +385,7 @@ def _raw_key(state: TrainState) -> TrainState:
 
 
 def _named_leaves(state: TrainState) -> dict[str, jax.Array]:
-    """Every array of a state by its place and path; flat, so that Orbax meets no container."""
+    """Return every array of a state by its place and path: flat, without containers for Orbax."""
     return {
         f"{place}.{jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.')}": leaf
         for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(_raw_key(state)))

@@ -4,16 +4,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import ceil
-from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled, Wrapped
 
 from increlora_jax.runtime.console import announced, counted
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.tasks.batching import evaluation_batches
-from increlora_jax.tasks.kind import Encoded, Kind, Metrics, Predictions, TaskData
-from increlora_jax.training.batches import describe_batch, shapes_of
+from increlora_jax.tasks.kind import Batch, Encoded, Kind, Metrics, Predictions, TaskData
+from increlora_jax.training.batches import Shapes, describe_batch, shapes_of
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
@@ -24,7 +24,7 @@ IN_FLIGHT = 4
 
 
 class Evaluator:
-    """Scores states on the development splits of a task; compiled once a shape of batches."""
+    """Scorer of states on the dev splits of a task, with one program for each shape of batches."""
 
     def __init__(
         self,
@@ -38,15 +38,17 @@ class Evaluator:
     ):
         self._data = data
         self._encoded = encoded
-        # No batch has more rows than the largest split, up to what the mesh divides them by.
+        # No batch has more rows than the largest split, up to a multiple of the devices.
         largest = max(map(len, encoded.values()), default=1)
         batch_size = min(batch_size, ceil(largest / layout.blocks) * layout.blocks)
         rows = layout.own_rows(batch_size)
-        self._batching: Any = {"batch_size": batch_size, "buckets": buckets, "rows": rows}
+        self._batches_of = partial(
+            evaluation_batches, batch_size=batch_size, buckets=buckets, rows=rows
+        )
         self._layout = layout
 
         @partial(jax.jit, out_shardings=layout.everywhere)
-        def predict(state: TrainState, base: Base, batch: Any) -> Predictions:
+        def predict(state: TrainState, base: Base, batch: Batch) -> Predictions:
             def of_one(state: TrainState) -> Predictions:
                 state = state._replace(params=layout.gather(state.params))
                 whole = layout.gather(base)
@@ -54,8 +56,8 @@ class Evaluator:
 
             return over_members(state, of_one, out_axes=1)(state)
 
-        self._predict: Any = predict
-        self._programs: dict[Any, Callable[..., Predictions]] = {}
+        self._predict: Wrapped = predict
+        self._programs: dict[Shapes, Compiled] = {}
 
     @property
     def kind(self) -> Kind:
@@ -66,7 +68,7 @@ class Evaluator:
         """Compute every metric of the task on its dev splits, of a single run's state.
 
         Raises:
-          Preempted: `stop` was asked for; there are no metrics then.
+            Preempted: a stop was requested; there are no metrics.
         """
         (metrics,) = self.metrics_of_each(state, base, stop)
         return metrics
@@ -74,7 +76,7 @@ class Evaluator:
     def metrics_of_each(
         self, state: TrainState, base: Base, stop: Stop | None = None
     ) -> list[Metrics]:
-        """Compute the same of every run that trains together."""
+        """Compute the metrics of every run that trains together."""
         return [
             self._data.kind.score(each, self._encoded, self._data.dev)
             for each in self.predictions(state, base, stop)
@@ -83,7 +85,7 @@ class Evaluator:
     def predictions(
         self, state: TrainState, base: Base, stop: Stop | None = None
     ) -> list[dict[str, Predictions]]:
-        """Predict every row of every split, in the split's order; one dictionary a run."""
+        """Predict every row of every split, in the order of the split; one dictionary a run."""
         splits = {}
         for name, encoded in self._encoded.items():
             with counted("evaluating", len(encoded), f"{name} examples") as advance:
@@ -121,13 +123,11 @@ class Evaluator:
             stop.check()
         yield from pending
 
-    def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Any]]:
-        for indices, own in evaluation_batches(encoded, **self._batching):
+    def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Batch]]:
+        for indices, own in self._batches_of(encoded):
             yield indices, self._layout.batch(own)
 
-    def _program(
-        self, state: TrainState, base: Base, batch: Any, stop: Stop
-    ) -> Callable[..., Predictions]:
+    def _program(self, state: TrainState, base: Base, batch: Batch, stop: Stop) -> Compiled:
         stop.check()
         shapes = shapes_of(batch)
         if shapes not in self._programs:

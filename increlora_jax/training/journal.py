@@ -1,13 +1,12 @@
-"""The host's notes on one run as its numbers come; each run that trains has a journal."""
+"""The notes of the host on one run, as its numbers arrive."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from increlora_jax.errors import NonFiniteError
-from increlora_jax.methods.base import Method
+from increlora_jax.methods.base import Info, Method
 from increlora_jax.tasks.kind import larger_is_better
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
@@ -15,7 +14,7 @@ from increlora_jax.training.timetable import Timetable
 
 
 class Journal:
-    """Keeps `progress` and the log of a run by `method`; one of several runs has a name."""
+    """Keeper of the progress and the log of a run; one of several runs has a name."""
 
     def __init__(
         self,
@@ -37,11 +36,11 @@ class Journal:
         self._news: list[str] = []
 
     def begin(self, ranks: dict[str, int]) -> None:
-        """Take down the ranks, in module order, from which growth is told."""
+        """Note the ranks, in module order, that growth is counted from."""
         self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()))
 
-    def read(self, step: int, numbers: Any, *, is_timed: bool) -> None:
-        """Note what a step came to; `is_timed` if its tokens count for speed and padding.
+    def read(self, step: int, numbers: Info, *, is_timed: bool) -> None:
+        """Note the numbers of a step; if `is_timed`, its tokens count for speed and padding.
 
         Raises:
             NonFiniteError: too many steps in a row were not finite.
@@ -63,7 +62,7 @@ class Journal:
             self._log.write(step, "train", shown)
 
     def note_metrics(self, done: int, metrics: dict[str, float]) -> bool:
-        """Note the metrics on dev after `done` steps; tell whether they are the best so far."""
+        """Note the metrics on dev after `done` steps; return whether they are the best so far."""
         progress, first = self.progress, next(iter(metrics))
         self._log.write(done, "dev", metrics)
         told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -78,13 +77,13 @@ class Journal:
         return is_best
 
     def close_at(self, step: int, seconds: float, training_seconds: float) -> Progress:
-        """Bring the log to disk, and give the progress that goes with a checkpoint of `step`."""
+        """Write the log to disk; return the progress for the checkpoint of `step`."""
         progress = self.progress
         progress.step, progress.log_bytes = step, self._log.sync()
         progress.seconds, progress.training_seconds = seconds, training_seconds
         return progress
 
-    def _note_skipped(self, step: int, numbers: Any) -> None:
+    def _note_skipped(self, step: int, numbers: Info) -> None:
         progress, most = self.progress, self._timetable.max_skipped_steps
         progress.skipped.append(step)
         progress.skipped_in_a_row += 1
@@ -98,23 +97,24 @@ class Journal:
                 "--dtype float32"
             )
 
-    def _note_growth(self, step: int, numbers: Any) -> None:
+    def _note_growth(self, step: int, numbers: Info) -> None:
         total = int(numbers["total_rank"])
         if self.method.is_finished(total) != self.progress.is_finished(step + 1):
             self.progress.finished.append(step)
         if "rank" not in numbers:
             return
-        growth = numbers["rank"] - self._ranks
+        ranks = np.asarray(numbers["rank"])
+        growth = ranks - self._ranks
         if numbers["is_finite"] and growth.any():
             grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
             self.progress.rounds[step] = grown
-            self._ranks = numbers["rank"]
+            self._ranks = ranks
             budget = self.method.rank_budget
             goal = "" if budget is None else f" of {budget}"
             self._note(f"{_name_change(growth.sum())} total rank {total}{goal}")
 
     def take_news(self) -> list[str]:
-        """Return what is new since the last call, to be said in one line with other runs' news."""
+        """Return the news since the last call. The loop prints the news of all runs in one line."""
         news, self._news = self._news, []
         return news
 
@@ -130,7 +130,7 @@ class Journal:
 
 
 def _name_change(growth: int) -> str:
-    """Return what the ranks of all modules do together, as the first words of a note."""
+    """Return the first words of a note on a change of the total rank."""
     if growth == 0:
         return "moves slots at"
     return "grows to" if growth > 0 else "shrinks to"

@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.stages import Compiled, Wrapped
 
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
@@ -15,7 +16,7 @@ from increlora_jax.runtime.memory import return_freed_memory
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.tasks.kind import Batch
-from increlora_jax.training.batches import describe_batch, shapes_of
+from increlora_jax.training.batches import Shapes, describe_batch, shapes_of
 from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
@@ -29,15 +30,15 @@ from increlora_jax.training.timetable import Timetable
 from increlora_jax.training.together import Together, members, over_members, rows_axis
 
 LAG = 4
-"""Calls in flight before the oldest one's numbers are read: no accelerator waits for the host.
+"""Calls in flight before the numbers of the oldest are read: no accelerator waits for the host.
 
-What the host decides by those numbers it decides LAG calls late, never earlier, whether or not it
-has seen them sooner: so a resumed run decides as one that was never stopped.
+Decisions of the host use numbers that are exactly LAG calls old, so that a resumed run decides the
+same.
 """
 
 
 class Outcome(NamedTuple):
-    """The outcome of a run beside its state; times are of all that trained together."""
+    """The outcome of a run beside its state; times are of all runs that trained together."""
 
     metrics: dict[str, float]
     best_metrics: dict[str, float]
@@ -52,14 +53,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that a loop works with; several runs that train together have their arrays stacked.
+    """The parts of a run that a loop uses; runs that train together have their arrays stacked.
 
     Attributes:
-      trainer, layout, evaluator, timetable, checkpoints: of all runs.
-      batch_at: makes the batch of a step; those of a block (`Timetable.block`) have one shape.
-      keep: saves, by (index, state, is_best), the last or the best adapter of a run.
-      journals: one for each run.
-      bar, clock, stop: of the process.
+        trainer, layout, evaluator, timetable, checkpoints: of all runs.
+        batch_at: makes the batch of a step; batches of a block (`Timetable.block`) have one shape.
+        keep: saves, by (index, state, is_best), the last or the best adapter of a run.
+        journals: one for each run.
+        bar, clock, stop: of the process.
     """
 
     trainer: Trainer
@@ -76,12 +77,12 @@ class Job:
 
 
 class Loop:
-    """Trains the runs of a job from where their journals stand; overwrites `state`."""
+    """Training of a job from the step that its journals have reached; donates `state`."""
 
     def __init__(self, job: Job, state: TrainState, base: Base):
         self._job = job
-        self._programs: dict[Any, Any] = {}
-        self._pending: deque[tuple[range, Any]] = deque()
+        self._programs: dict[tuple[Shapes, bool], Compiled] = {}
+        self._pending: deque[tuple[range, Info]] = deque()
         self._calls = 0
         self._runs = Together(job.journals, job.keep)
         before = self._runs.progress[0]
@@ -96,8 +97,8 @@ class Loop:
         """Train to the last step; keep the best and last adapters.
 
         Raises:
-            NonFiniteError: after keeping the adapters without the steps that went wrong.
-            Preempted: after saving a checkpoint of what was reached.
+            NonFiniteError: too many steps were not finite; the adapters without them are kept.
+            Preempted: a stop was requested; a checkpoint is saved.
             WriteError: a checkpoint or a log cannot be written.
         """
         try:
@@ -113,7 +114,7 @@ class Loop:
         return self._whole(), [self._outcome(progress) for progress in self._runs.progress]
 
     def _whole(self) -> TrainState:
-        """The state by module."""
+        """Return the state by module."""
         return self._stacker.unstack(self._state)
 
     def _train_all(self) -> None:
@@ -124,7 +125,7 @@ class Loop:
             self._after(self._done)
 
     def _after(self, done: int) -> None:
-        """Evaluate and save where that is due after `done` steps, and has not been done."""
+        """Evaluate and save if either is due after `done` steps."""
         if self._job.timetable.is_evaluated(done) and done > self._evaluated:
             self._evaluate(done)
         is_new_best = done > 0 and any(p.best_step == done for p in self._runs.progress)
@@ -143,8 +144,8 @@ class Loop:
         while len(self._pending) > LAG:
             self._read_oldest()
 
-    def _batch(self, steps: range) -> dict[str, Any]:
-        """The batches of the steps as a program takes them; of several steps they are stacked."""
+    def _batch(self, steps: range) -> Batch:
+        """Return the batch of a step on the devices, or the stacked batches of a block."""
         axis = rows_axis(self._state, self._job.trainer.accumulation)
         own = [self._job.batch_at(step) for step in steps]
         if len(own) == 1:
@@ -159,8 +160,8 @@ class Loop:
         known = block.start - LAG * len(block)
         return self._runs.wants_score(block, known_before=known)
 
-    def _program(self, batch: Any, is_scored: bool, *, is_block: bool) -> Any:
-        """The compiled step for a batch's shape; nothing that grows can make another one."""
+    def _program(self, batch: Batch, is_scored: bool, *, is_block: bool) -> Compiled:
+        """Return the compiled step for the shape of a batch; growth needs no other program."""
         key = (shapes_of(batch), is_scored)
         if key not in self._programs:
             self._drain()
@@ -188,7 +189,7 @@ class Loop:
         self._job.bar.step(losses, ranks, sum(speeds))
 
     def _tell_news(self, when: str) -> None:
-        """Say in one line the news of all runs."""
+        """Print the news of all runs in one line."""
         if news := "; ".join(self._runs.take_news()):
             self._job.bar.say(f"{when}: {news}")
 
@@ -247,20 +248,44 @@ def jit_step(
     trainer: Trainer,
     layout: Layout,
     state: TrainState,
-    count_tokens: Callable[[Batch], tuple[Any, Any]],
+    count_tokens: Callable[[Batch], tuple[jax.Array, jax.Array]],
     *,
     is_block: bool = False,
-) -> Any:
+) -> Wrapped:
     """Return the jitted step over a mesh. It donates its state, and shards the new one alike.
 
-    The step's info is replicated, and includes the counts of tokens and of places for them. In a
-    block, batches and info have a first axis of steps.
+    The step's info is replicated, and includes the counts of tokens and of places for them.
+
+    Args:
+        trainer: the fixed parts of the step.
+        layout: the shardings of all arrays.
+        state: a state, or its shapes; the form by module or in stacks is kept.
+        count_tokens: batch → (real tokens [], places for tokens []).
+        is_block: whether batches and info have a first axis of steps; default False.
     """
+    step = _step_of(trainer, layout, count_tokens, is_block=is_block)
+    return jax.jit(
+        step,
+        static_argnames="is_scored",
+        donate_argnames="state",
+        # The sharding of the state that came in, so that the next step accepts it.
+        out_shardings=(layout.shardings(state, len(members(state))), layout.everywhere),
+    )
+
+
+def _step_of(
+    trainer: Trainer,
+    layout: Layout,
+    count_tokens: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    *,
+    is_block: bool,
+) -> Callable[..., tuple[TrainState, Info]]:
+    """Return the function of `jit_step`."""
 
     def step(
-        state: TrainState, base: Base, batch: Any, *, is_scored: bool
+        state: TrainState, base: Base, batch: Batch, *, is_scored: bool
     ) -> tuple[TrainState, Info]:
-        def of_one(state: TrainState, base: Base, batch: Any) -> tuple[TrainState, Info]:
+        def of_one(state: TrainState, base: Base, batch: Batch) -> tuple[TrainState, Info]:
             whole = state._replace(params=layout.gather(state.params))
             new, info = trainer.step(whole, layout.gather(base), batch, is_scored=is_scored)
             tokens, places = count_tokens(batch)
@@ -271,10 +296,4 @@ def jit_step(
             return jax.lax.scan(lambda state, batch: step_all(state, base, batch), state, batch)
         return step_all(state, base, batch)
 
-    return jax.jit(
-        step,
-        static_argnames="is_scored",
-        donate_argnames="state",
-        # As it came, so that the next step takes it.
-        out_shardings=(layout.shardings(state, len(members(state))), layout.everywhere),
-    )
+    return step

@@ -1,48 +1,60 @@
-"""From a model and a method to a trainer and its first state, for a loop of one's own."""
+"""A trainer and its first state from a model and a method, for a loop of the user's own.
 
-from typing import Any
+A loop calls `Trainer.value_and_grad` and `Trainer.update`, or `Trainer.step` if the trainer has a
+loss. At the end, `Trainer.merge` returns a plain model.
+"""
+
+from functools import partial
 
 import jax.numpy as jnp
+import optax
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from increlora_jax.config import TrainingConfig
+from increlora_jax.core.optimizer import build_optimizer
+from increlora_jax.core.pace import choose_warmup
+from increlora_jax.core.schedule import SHAPES, Shape, rate_at
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Method
+from increlora_jax.methods.base import Method, Settings
 from increlora_jax.nn.any_model import split
+from increlora_jax.nn.rules import Rules
+from increlora_jax.nn.skeleton import Skeleton
 from increlora_jax.training.state import TrainState
-from increlora_jax.training.step import Base, Loss, Trainer, build_trainer, no_loss
+from increlora_jax.training.step import Base, Loss, Rate, Trainer, no_loss
 
 
 def prepare(
-    model: Any,
+    model: PyTree,
     method: Method,
     config: TrainingConfig = TrainingConfig(),
     *,
     total_steps: int,
     loss: Loss = no_loss,
     seed: int = 0,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     is_called_once: bool = False,
 ) -> tuple[Trainer, TrainState, Base]:
-    """Attach `method` to `model`, and make its trainer, the state before step 0, and its base.
-
-    A loop calls `trainer.value_and_grad(loss)` and `trainer.update`, or with `loss` given here
-    `trainer.step`; in the end `trainer.merge`.
+    """Attach a method to a model; return its trainer, its first state, and its base.
 
     Args:
         model: an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
-        method: what `il.increlora` and its like return for this model.
-        config: learning rate, warmup and the optimizer's other settings.
+        method: the method for this model, as `il.increlora` or `il.lora` returns it.
+        config: learning rate, warmup and other settings of the optimizer; default: its defaults.
         total_steps: optimizer steps of the run.
-        loss: (model, batch) → (sum of the losses [], sum of their weights []).
-        seed: of adapters, dropout and whatever else is drawn.
-        dtype: of learning rates and the optimizer's other numbers.
-        is_called_once: a loss calls each adapted NNX layer once: one dense gradient is held then.
+        loss: (model, batch) → (sum of the losses [], sum of their weights []); default: none.
+        seed: of all random numbers; default 0.
+        dtype: of the settings that are not whole, and of learning rates; default float32.
+        is_called_once: whether a loss calls each adapted NNX layer once, which saves memory.
+
+    Returns:
+        The trainer, the state before step 0, and the frozen base weights by path.
 
     Raises:
         InputError: the model cannot have the targets or ranks, or `method` is for other steps.
 
-    >>> import increlora_jax as il
+    >>> import increlora_jax as il, jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 4))}
     >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)
     >>> int(state.total_rank), sorted(base)
@@ -59,5 +71,102 @@ def _check_steps(method: Method, total_steps: int) -> None:
     if method.steps not in (None, total_steps):
         raise InputError(
             f"total_steps={total_steps}, but {method.name}'s growth was planned for {method.steps} "
-            "steps; give both the same number"
+            "steps. Give both the same number"
         )
+
+
+def build_trainer(
+    skeleton: Skeleton,
+    method: Method,
+    loss: Loss,
+    config: TrainingConfig,
+    *,
+    total_steps: int,
+    dtype: DTypeLike = jnp.float32,
+) -> Trainer:
+    """Build the trainer of a model taken apart; `il.prepare` is the short way.
+
+    Args:
+        skeleton: the model without its arrays, from `il.split`.
+        method: the method that the model was adapted with.
+        loss: (model, batch) → (sum of the losses [], sum of their weights []).
+        config: settings of the optimizer and the learning rate.
+        total_steps: optimizer steps of the run.
+        dtype: of the settings that are not whole, and of learning rates; default float32.
+
+    >>> import increlora_jax as il, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> method = il.lora({"w": jnp.ones((4, 4))})
+    >>> adapted = method.attach({"w": jnp.ones((4, 4))}, nnx.Rngs(0))
+    >>> skeleton, parts = il.split(adapted, method.is_trained)
+    >>> loss = lambda model, x: (jnp.sum(x @ model["w"]), x.shape[0])
+    >>> config = il.TrainingConfig(learning_rate=0.5)
+    >>> trainer = il.build_trainer(skeleton, method, loss, config, total_steps=10)
+    >>> float(trainer.init(parts, seed=0).settings["learning_rate"])
+    0.5
+    """
+    settings = {
+        **_numbers_of(config, total_steps),
+        **_numbers_of_scale(skeleton.rules),
+        "reg_orth_coef": float(method.regularization),
+        **method.settings,
+    }
+    accumulation = config.gradient_accumulation_steps
+    rate = partial(_rate_of, SHAPES[config.lr_scheduler_type], method.restart_warmup, dtype)
+    optimizer = partial(_optimizer_of, rate)
+    return Trainer(skeleton, method, loss, rate, optimizer, accumulation, settings, dtype)
+
+
+def _rate_of(
+    shape: Shape,
+    restart_warmup: bool,
+    dtype: DTypeLike,
+    settings: Settings,
+    step: Array,
+    born: Array,
+) -> Array:
+    """Return the learning rate by a state's settings."""
+    return rate_at(
+        step,
+        born,
+        learning_rate=settings["learning_rate"],
+        warmup_steps=settings["warmup_steps"],
+        total_steps=settings["total_steps"],
+        restart_warmup=restart_warmup,
+        shape=shape,
+        dtype=dtype,
+    )
+
+
+def _optimizer_of(rate: Rate, settings: Settings) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer of a state's settings."""
+    return build_optimizer(
+        partial(rate, settings),
+        max_grad_norm=settings["max_grad_norm"],
+        b1=settings["adam_beta1"],
+        b2=settings["adam_beta2"],
+        eps=settings["adam_epsilon"],
+        weight_decay=settings["weight_decay"],
+    )
+
+
+def _numbers_of(config: TrainingConfig, total_steps: int) -> dict[str, int | float]:
+    """Return the numbers of schedule and optimizer, by flag."""
+    return {
+        "learning_rate": float(config.learning_rate),
+        "warmup_steps": choose_warmup(config.warmup_steps, total_steps),
+        "total_steps": int(total_steps),
+        "max_grad_norm": float(config.max_grad_norm),
+        "adam_beta1": float(config.adam_beta1),
+        "adam_beta2": float(config.adam_beta2),
+        "adam_epsilon": float(config.adam_epsilon),
+        "weight_decay": float(config.weight_decay),
+    }
+
+
+def _numbers_of_scale(rules: Rules | None) -> dict[str, float]:
+    """Return the numbers of the rule for s, by flag; none without adapters."""
+    if rules is None:
+        return {}
+    alpha, _, target_rank = rules.scaling
+    return {"lora_alpha": float(alpha), "target_rank": float(target_rank)}

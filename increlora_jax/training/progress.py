@@ -6,21 +6,21 @@ from typing import Any, Self
 
 @dataclass
 class Progress:
-    """Plain numbers, saved with every checkpoint; steps are counted in batches given out.
+    """Plain numbers that every checkpoint holds; steps are counted in batches.
 
     Attributes:
-      step: Batches given out so far.
-      evaluated: The step of the last evaluation.
-      metrics, best_metrics: Of the last and of the best evaluation.
-      best_step: The step of the best evaluation.
-      rounds: Step → module → slots it grew by.
-      skipped: The steps whose loss or gradient was not finite.
-      skipped_in_a_row: How many of them up to now without a good one between.
-      finished: The steps after which the method was finished, or was no longer, by turns.
-      tokens: Real tokens in the training steps that `training_seconds` spans.
-      places: All tokens in them, padding too.
-      seconds, training_seconds: Wall time of the whole run, and of its training steps.
-      log_bytes: The length of `metrics.jsonl`.
+        step: Batches given out so far.
+        evaluated: The step of the last evaluation.
+        metrics, best_metrics: Of the last and of the best evaluation.
+        best_step: The step of the best evaluation.
+        rounds: step → module → slots that it grew by.
+        skipped: The steps whose loss or gradient was not finite.
+        skipped_in_a_row: How many of them up to now without a good one between.
+        finished: The steps after which the method was finished, or was no longer, by turns.
+        tokens: Real tokens in the training steps that `training_seconds` spans.
+        places: All tokens in them, padding too.
+        seconds, training_seconds: Wall time of the whole run, and of its training steps.
+        log_bytes: The length of `metrics.jsonl`.
     """
 
     step: int = 0
@@ -39,7 +39,7 @@ class Progress:
     log_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it, where keys are strings."""
+        """Return the progress as JSON, where keys are strings."""
         return asdict(self) | {"rounds": {str(step): r for step, r in self.rounds.items()}}
 
     def is_finished(self, before: int) -> bool:
@@ -57,5 +57,5 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Build the progress from the result of `to_json`."""
         return cls(**saved | {"rounds": {int(step): r for step, r in saved["rounds"].items()}})

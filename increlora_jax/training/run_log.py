@@ -3,11 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.training.board import Board
@@ -16,11 +16,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes the numbers of a run to its files as they come; a context manager.
+    """Writer of the numbers of a run to its files; a context manager.
 
-    A run that goes on from `step` keeps the first `kept_bytes` of its file: what was written after
-    them will be written again. The file holds nothing that depends on the clock. `is_silent` is
-    for processes that leave the telling to another.
+    The file holds nothing that depends on the clock.
+
+    Args:
+        folder: of the run.
+        tensorboard: whether TensorBoard files are written too.
+        step: the step that a run resumes from; default 0.
+        kept_bytes: the length of the file at that step. Later lines are removed, since the run
+            writes them again. Default 0.
+        is_silent: whether this process writes nothing, since another does; default False.
     """
 
     def __init__(
@@ -51,11 +57,11 @@ class RunLog:
         if self._board is not None:
             self._board.close()
 
-    def write(self, step: int, split: str, numbers: dict[str, Any]) -> None:
+    def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """Write the numbers of a training step, or the metrics on dev after so many steps."""
         if self._lines is None:
             return
-        # JSON has no word for what is not finite.
+        # JSON has no word for numbers that are not finite.
         plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         with self._naming():
             self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
@@ -64,7 +70,7 @@ class RunLog:
             self._board.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
 
     def sync(self) -> int:
-        """Bring every line onto the disk, and give the length of the file in bytes."""
+        """Write every line to disk; return the length of the file in bytes."""
         if self._lines is None:
             return 0
         with self._naming():
@@ -78,7 +84,7 @@ class RunLog:
             if (found := lines.seek(0, os.SEEK_END)) < kept_bytes:
                 raise InputError(
                     f"{self._path} has {found} bytes, fewer than the {kept_bytes} it had when the "
-                    "checkpoint was saved; put the file back, or begin anew with "
+                    "checkpoint was saved. Put the file back, or begin anew with "
                     "--overwrite-output-dir"
                 )
             lines.seek(kept_bytes)

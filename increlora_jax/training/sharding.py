@@ -1,25 +1,28 @@
-"""Where every array of a run lies: a mesh of devices, and the layout of the arrays over it."""
+"""The mesh of devices, and the sharding of every array of a run over it."""
 
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import DictKey, GetAttrKey
+from jax.tree_util import DictKey, GetAttrKey, KeyPath
+from jaxtyping import PyTree
 
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.kind import Batch
 
 Axes = tuple[str | None, ...]
-"""The axis of the mesh that divides each axis of an array, if any; those not named are whole."""
+"""The axis of the mesh that shards each axis of an array; None, or no entry, if none does."""
+
+Leaf = jax.Array | jax.ShapeDtypeStruct
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
-"""What the rows of a batch are divided over; the devices along `tensor` share them."""
+"""The axes of the mesh that shard the rows of a batch; devices along `tensor` share rows."""
 
 
 def make_mesh(text: str | None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -38,7 +41,7 @@ def make_mesh(text: str | None, devices: Sequence[jax.Device] | None = None) -> 
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if prod(shape) != len(found):
         raise InputError(
-            f"--mesh {text} is a mesh of {prod(shape)} devices, and there are {len(found)}; the "
+            f"--mesh {text} is a mesh of {prod(shape)} devices, and there are {len(found)}. The "
             "product of its sizes must be the number of devices of all processes together"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
@@ -50,7 +53,7 @@ def _parse_mesh(text: str) -> dict[str, int]:
         axis, _, size = (word.strip() for word in part.partition("="))
         if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise InputError(
-                f"--mesh {text}: {part.strip()!r} is not understood; give each of "
+                f"--mesh {text}: {part.strip()!r} is not understood. Give each of "
                 f"{', '.join(AXES)} at most once, with a size of at least 1, as data=4,fsdp=2"
             )
         sizes[axis] = int(size)
@@ -59,13 +62,13 @@ def _parse_mesh(text: str) -> dict[str, int]:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Says of every array of a run over which axes of `mesh` it is divided.
+    """The shardings of all arrays of a run over `mesh`.
 
-    A parameter lies as the table `rules` says of its path, and so do its moments. Of an adapter, A
-    has its kernel's inputs where the kernel has them, and B its outputs. Of a quantised kernel, the
-    values lie as the kernel would, the scales as its outputs. A stack (`core.groups`) lies as the
-    first of it would. All else (slots, λ, a method's state, key,
-    counts) is the same on every device: so each of them computes the same growth.
+    The table `rules` shards a parameter by its path, and its moments alike. A shards its inputs as
+    the kernel does, and B its outputs. The values of a quantised kernel are sharded as the kernel
+    would be, and its scales as the outputs. A stack (`core.stacking`) is sharded as its first
+    module. All other arrays (slots, λ, a method's state, settings, key, counts) are replicated, so
+    that every device computes the same growth.
     """
 
     mesh: Mesh
@@ -76,8 +79,8 @@ class Layout:
         """The whole of an array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def loading(self) -> AbstractContextManager[Any]:
-        """Make arrays in the host's memory while this lasts: one device may not hold them all."""
+    def loading(self) -> AbstractContextManager[object]:
+        """Make new arrays in the host's memory meanwhile: one device may not hold them all."""
         if self.mesh.size == 1:
             return nullcontext()
         try:
@@ -85,35 +88,34 @@ class Layout:
         except RuntimeError as error:
             raise InputError(
                 f"--mesh needs JAX's CPU backend beside the accelerator's, to load the model on "
-                f"({error}); leave JAX_PLATFORMS unset, or add cpu to it, as JAX_PLATFORMS=cuda,cpu"
+                f"({error}). Leave JAX_PLATFORMS unset, or add cpu to it, as JAX_PLATFORMS=cuda,cpu"
             ) from error
         return jax.default_device(host)
 
-    def shardings(self, tree: Any, stack: int = 0) -> Any:
-        """Where the arrays of a state, of its parameters or of the base lie; shapes will do.
+    def shardings(self, tree: PyTree, stack: int = 0) -> PyTree:
+        """Return the shardings of a state, of its parameters or of the base; shapes are enough.
 
-        Of arrays with `stack` axes of runs that train together, those axes are not divided.
+        The first `stack` axes, which are of runs that train together, are not sharded.
 
         Raises:
             InputError: a parameter that no rule names, or that an axis of the mesh cannot divide.
         """
 
-        def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        def sharding(path: KeyPath, leaf: Leaf) -> NamedSharding:
             own = self._sharding(path, jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype))
             return NamedSharding(self.mesh, PartitionSpec(*(None,) * stack, *own.spec))
 
         return jax.tree.map_with_path(sharding, tree)
 
-    def place(self, tree: Any, stack: int = 0) -> Any:
-        """Put the arrays, which every process has whole, where they belong."""
+    def place(self, tree: PyTree, stack: int = 0) -> PyTree:
+        """Shard the arrays, which every process has whole."""
         return jax.tree.map(_put, tree, self.shardings(tree, stack))
 
-    def gather(self, tree: Any) -> Any:
-        """Inside a program: undo the division over `fsdp`, right before parameters are used.
+    def gather(self, tree: PyTree) -> PyTree:
+        """Undo the sharding over `fsdp` inside a program, right before parameters are used.
 
-        The compiler would find out by itself that it must. But the CPU's of jaxlib 0.10 gives
-        wrong products where an activation's rows and a kernel's inputs lie on the same axis of a
-        mesh of three.
+        XLA would do so by itself. But XLA for CPU of jaxlib 0.10 computes wrong products if an axis
+        of a mesh of three shards both an activation's rows and a kernel's inputs.
         """
 
         def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -123,20 +125,20 @@ class Layout:
 
         return jax.tree.map(whole, tree, self.shardings(tree))
 
-    def make_readable(self, tree: Any) -> Any:
+    def make_readable(self, tree: PyTree) -> PyTree:
         """Bring whole arrays to every process; all of them must call this."""
         return jax.jit(lambda arrays: arrays, out_shardings=self.everywhere)(tree)
 
     def check_rows(self, flag: str, rows: int) -> None:
-        """See that batches can be divided over the devices.
+        """Check that batches can be sharded over the devices.
 
         Raises:
-            InputError: they cannot, and why.
+            InputError: the number of rows is not divisible.
         """
         if rows % self.blocks:
             raise InputError(
                 f"{flag} {rows} cannot be divided over {self.blocks} devices (data × fsdp of "
-                "--mesh); give a multiple of it, or another mesh"
+                "--mesh). Give a multiple of it, or another mesh"
             )
 
     def own_rows(self, rows: int) -> np.ndarray:
@@ -145,10 +147,10 @@ class Layout:
         slices = {index[0].indices(rows) for index in owned.values() if index is not None}
         return np.unique(np.concatenate([np.arange(*bounds) for bounds in slices]))
 
-    def batch(self, own: dict[str, np.ndarray], axis: int = 0) -> dict[str, Any]:
-        """Make the batch of all processes of the rows that each has; `axis` is the rows'.
+    def batch(self, own: Batch, axis: int = 0) -> Batch:
+        """Make the batch of all processes from the rows of each, which are along `axis`.
 
-        For one device it stays as it is: a program puts it there when called, at less cost.
+        On one device the batch stays on the host: a call of a program transfers it at less cost.
         """
         if self.mesh.size == 1:
             return own
@@ -156,21 +158,21 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Among how many groups of devices the rows of a batch are divided."""
+        """The number of groups of devices that the rows of a batch are sharded over."""
         return prod(self.mesh.shape[axis] for axis in ROWS)
 
     def _of_rows(self, axis: int) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, ROWS))
 
-    def _sharding(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def _sharding(self, path: KeyPath, leaf: Leaf) -> NamedSharding:
         for place, key in enumerate(path):
-            if isinstance(key, DictKey) and isinstance(key.key, tuple):  # of what lies alike
+            if isinstance(key, DictKey) and isinstance(key.key, tuple):  # of a stack
                 one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
                 first = (*path[:place], DictKey(key.key[0]), *path[place + 1 :])
-                return NamedSharding(self.mesh, PartitionSpec(None, *self._lie(first, one).spec))
-        return self._lie(path, leaf)
+                return NamedSharding(self.mesh, PartitionSpec(None, *self._shard(first, one).spec))
+        return self._shard(path, leaf)
 
-    def _lie(self, path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def _shard(self, path: KeyPath, leaf: Leaf) -> NamedSharding:
         match path:
             case (*_, DictKey(key=str(module)), GetAttrKey(name="A" | "B" as name)):
                 inputs, outputs = (*self._axes_of(f"{module}.kernel"), None, None)[:2]
@@ -203,12 +205,12 @@ class Layout:
             if axis is not None and size % self.mesh.shape[axis]:
                 raise InputError(
                     f"--mesh {axis}={self.mesh.shape[axis]} does not divide {name} "
-                    f"{list(shape)}; give a size of {axis} that divides {size}"
+                    f"{list(shape)}. Give a size of {axis} that divides {size}"
                 )
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -3,28 +3,47 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import optax
+from jaxtyping import Array, Int, PyTree
 
 from increlora_jax.core.adapter import Slots
 from increlora_jax.core.optimizer import Trainable
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes; the frozen base is not part of it."""
+    """The arrays of a run that a step takes and returns; the frozen base is not part of it.
 
-    step: Int[Array, ""]  # the optimizer's: steps that were skipped do not count
+    Attributes:
+        step: optimizer steps so far []; skipped steps do not count.
+        skipped: steps that were not finite [].
+        key: of the run []; each step folds in its number.
+        params: everything trainable.
+        slots: the masks and births of adapters, by module or in stacks (`core.stacking`).
+        method: the state of the method.
+        opt_state: the state of the optimizer.
+        settings: the numbers of the run by flag, each []: learning rate, α, budget and others.
+        statistics: values that the forward pass writes, such as a BatchNorm's, by path.
+
+    >>> import increlora_jax as il, jax.numpy as jnp
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> _, state, _ = il.prepare(params, il.lora(params), total_steps=10)
+    >>> int(state.step), int(state.total_rank), float(state.settings["lora_alpha"])
+    (0, 2, 16.0)
+    """
+
+    step: Int[Array, ""]
     skipped: Int[Array, ""]
-    key: Array  # of the run; a step's own key is folded in from its number
+    key: Array
     params: Trainable
-    slots: dict[str, Slots]
-    method: Any
-    opt_state: Any
-    settings: dict[str, Array]  # of the run's, those that have another value here
-    # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
+    slots: dict[Any, Slots]
+    method: PyTree
+    opt_state: optax.OptState
+    settings: dict[str, Array]
+    # Nothing changes the default.
     statistics: dict[str, Array] = {}  # noqa: RUF012
 
     @property
     def total_rank(self) -> Int[Array, ""]:
-        """Sum of the ranks of all modules."""
+        """The sum of the ranks of all modules []."""
         ranks = [slots.rank.sum() for slots in self.slots.values()]
         return jnp.sum(jnp.stack(ranks)) if ranks else jnp.zeros((), jnp.int32)

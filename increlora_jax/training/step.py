@@ -1,40 +1,55 @@
 """One training step as a pure function of (state, base, batch)."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from increlora_jax.config import VARIABLE, TrainingConfig
-from increlora_jax.core.optimizer import Trainable, births, build_optimizer, mask_unborn
-from increlora_jax.core.pace import choose_warmup
-from increlora_jax.core.schedule import SHAPES, Number, rate_at
+from increlora_jax.config import VARIABLE
+from increlora_jax.core.optimizer import Trainable, births, mask_unborn
+from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Groups, by_name, is_stacked
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Evidence, Info, Method, Observation, Settings
-from increlora_jax.nn.rules import Rules, make_rules
+from increlora_jax.methods.base import Adapters, Evidence, Info, Method, Observation, Settings
+from increlora_jax.nn.rules import make_rules
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
 Batch = dict[str, Array]
 Base = dict[str, Array]
-Loss = Callable[[Any, Batch], tuple[Array, Array]]
+Statistics = dict[str, Array]
+Loss = Callable[[PyTree, Batch], tuple[Array, Array]]
 """(model, batch) → (sum of the losses [], sum of their weights [])."""
 
 Rate = Callable[[Settings, Array, Array], Array]
 """(settings, step [], step of birth [...]) → learning rate [...]."""
 
+T = TypeVar("T")
+
 
 class Gradients(NamedTuple):
-    """The gradients of one step, and what its method reads of them.
+    """The gradients of one step, as `Trainer.value_and_grad` returns them.
 
-    Those of several micro-batches may be averaged like arrays where the configuration's
-    `gradient_accumulation_steps` is above 1: their evidence is then dense, and scored as a whole.
+    If `gradient_accumulation_steps` is above 1, the gradients of micro-batches may be averaged like
+    arrays. Their evidence is dense then, and `Trainer.update` scores its mean.
+
+    Attributes:
+        loss: the mean loss [].
+        params: ∂L/∂parameter of everything trainable.
+        evidence: the cotangents of the method's probes; None on a step that is not scored.
+        statistics: the values that the forward pass wrote, by path; default: none.
+
+    >>> import jax, increlora_jax as il, jax.numpy as jnp
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)
+    >>> differentiate = trainer.value_and_grad(lambda model, x: jnp.sum(x @ model["w"]))
+    >>> loss, gradients = jax.eval_shape(differentiate, state, base, jnp.ones((2, 4)))
+    >>> isinstance(gradients, il.Gradients), gradients.params.adapter["w"].A.shape
+    (True, (4, 2))
     """
 
     loss: Array
@@ -44,19 +59,42 @@ class Gradients(NamedTuple):
     statistics: dict[str, Array] = {}  # noqa: RUF012
 
 
-def no_loss(model: Any, batch: Any) -> Any:
-    """The loss of a trainer whose user differentiates one of his own."""
+def no_loss(model: PyTree, batch: Batch) -> tuple[Array, Array]:
+    """Refuse a step: the trainer has no loss of its own.
+
+    Raises:
+        InputError: always.
+    """
     raise InputError(
-        "this trainer was made without a loss, which its `step` needs: give prepare(…, loss=…), "
-        "or call value_and_grad(loss) and update"
+        "Trainer.step: the trainer was made without a loss. Give prepare(…, loss=…), or call "
+        "value_and_grad(loss) and update"
     )
 
 
 class Trainer(NamedTuple):
     """The fixed parts of a run's step; everything that changes is in `TrainState`.
 
-    `settings` are the numbers of its configuration, by flag. A state holds them as arrays, so that
-    a step's program has no constants of them: runs that differ in numbers share one program.
+    A state may hold its modules by name or in stacks (`core.stacking`). A step keeps that form.
+
+    Attributes:
+        skeleton: the model without its arrays.
+        method: the way of fine-tuning.
+        loss: (model, batch) → (sum of the losses [], sum of their weights []).
+        rate: (settings, step [], step of birth [...]) → learning rate [...].
+        optimizer: settings → the optimizer.
+        accumulation: micro-batches of an optimizer step.
+        settings: the numbers of the configuration, by flag. A state holds them as arrays, so that
+            no program has a constant of them: runs that differ in numbers share their programs.
+        dtype: of the settings that are not whole, and of learning rates.
+
+    >>> import jax, increlora_jax as il, jax.numpy as jnp
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)
+    >>> differentiate = trainer.value_and_grad(lambda model, x: jnp.sum(x @ model["w"]))
+    >>> _, gradients = jax.eval_shape(differentiate, state, base, jnp.ones((2, 4)))
+    >>> state, info = jax.eval_shape(trainer.update, state, gradients)
+    >>> sorted(info)[:3]
+    ['grad_norm', 'is_finite', 'learning_rate']
     """
 
     skeleton: Skeleton
@@ -69,9 +107,16 @@ class Trainer(NamedTuple):
     dtype: DTypeLike
 
     def init(self, parts: Parts, seed: int, settings: Settings | None = None) -> TrainState:
-        """The state before step 0, in buffers of its own: a step may be given them to overwrite.
+        """Return the state before step 0, in buffers of its own, which a step may be donated.
 
-        `settings` are those of `config.VARIABLE` that are to have another value in this state.
+        Args:
+            parts: the arrays of the model.
+            seed: of dropout and the method's random numbers.
+            settings: numbers of this state that differ from the trainer's, of `config.VARIABLE`;
+                default: none.
+
+        Raises:
+            InputError: a setting that cannot differ between states.
         """
         _check_variable(settings or {})
         numbers = {**self.settings, **(settings or {})}
@@ -92,32 +137,44 @@ class Trainer(NamedTuple):
     def step(
         self, state: TrainState, base: Base, batch: Batch, *, is_scored: bool
     ) -> tuple[TrainState, Info]:
-        """Move one optimizer step; with accumulation, `batch` has a leading axis of micro-batches.
+        """Return the state after one optimizer step, and the step's info.
 
-        A loss, gradient or score that is not finite changes nothing but the count of such steps.
+        If the loss, a gradient or a score is not finite, only the count of skipped steps changes.
+
+        Args:
+            state: the state before the step.
+            base: the frozen weights by path.
+            batch: the arrays of the loss. With accumulation, a leading axis is of micro-batches.
+            is_scored: whether modules are scored; see `Method.is_scored`.
         """
         if self.accumulation > 1:
             return self.update(state, self._of_sums(state, base, batch, is_scored))
 
-        def mean(model: Any, batch: Batch) -> Array:
+        def mean(model: PyTree, batch: Batch) -> Array:
             loss, weight = self.loss(model, batch)
             return loss / weight
 
         _, gradients = self.value_and_grad(mean)(state, base, batch, is_scored=is_scored)
         return self.update(state, gradients)
 
-    def value_and_grad(self, loss: Callable[..., Any], *, has_aux: bool = False) -> Any:
-        """Differentiate `loss(model, *args)` [] as `jax.value_and_grad` does, dropout on.
+    def value_and_grad(
+        self, loss: Callable[..., PyTree], *, has_aux: bool = False
+    ) -> Callable[..., tuple[PyTree, Gradients]]:
+        """Differentiate `loss(model, *args)` [] as `jax.value_and_grad` does, with dropout.
 
-        The function returned takes `(state, base, *args)` and gives the loss, or (loss, aux), and
-        the `Gradients` that `update` wants. `is_scored=False` saves the score of a step where
-        `method.is_scored` says that it is not wanted.
+        The result takes `(state, base, *args)`. It returns the loss, or (loss, aux), and the
+        `Gradients` for `update`. If `method.is_scored` is false for a step, `is_scored=False` saves
+        the cost of its score.
         """
 
-        def differentiate(state: TrainState, base: Base, *args: Any, is_scored: bool = True) -> Any:
+        def differentiate(
+            state: TrainState, base: Base, *args: PyTree, is_scored: bool = True
+        ) -> tuple[PyTree, Gradients]:
             key, _ = _step_keys(state)
 
-            def of_whole_model(params: Trainable, probes: Evidence) -> Any:
+            def of_whole_model(
+                params: Trainable, probes: Evidence
+            ) -> tuple[Array, tuple[PyTree, Statistics]]:
                 moved = state._replace(params=params)
                 result, statistics = self._call(loss, moved, base, key, probes, *args)
                 mean, aux = result if has_aux else (result, None)
@@ -132,7 +189,7 @@ class Trainer(NamedTuple):
         return differentiate
 
     def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
-        """Gradient in; regularizer, optimizer, score and growth done."""
+        """Apply regularizer, optimizer and method; return the new state and the step's info."""
         if is_stacked(state.params.adapter):
             return self._update(state, gradients)
         groups = Groups(state.params.adapter)
@@ -176,12 +233,12 @@ class Trainer(NamedTuple):
         }
         return kept, info
 
-    def predict(self, state: TrainState, base: Base, call: Callable[[Any], Any]) -> Any:
+    def predict(self, state: TrainState, base: Base, call: Callable[[PyTree], T]) -> T:
         """Return `call` of the whole model, without dropout."""
         return call(self.skeleton.assemble(self.parts(state, base)))
 
     def parts(self, state: TrainState, base: Base) -> Parts:
-        """The model of a state taken apart, as reports and files want it."""
+        """Return the model of a state taken apart, for reports and files."""
         params, rules = state.params, self.skeleton.rules
         scales = {}
         if rules is not None:
@@ -194,8 +251,8 @@ class Trainer(NamedTuple):
         adapters, slots = by_name(params.adapter), by_name(state.slots)
         return Parts(adapters, slots, params.head, base, state.statistics, rules, by_name(scales))
 
-    def merge(self, state: TrainState, base: Base) -> Any:
-        """The user's own kind of model, without adapters, every update in its kernel."""
+    def merge(self, state: TrainState, base: Base) -> PyTree:
+        """Return a plain model of the user's kind, with every update added to its kernel."""
         return self.skeleton.merge(self.parts(state, base))
 
     def _as_array(self, name: str, value: Number) -> Array:
@@ -205,14 +262,14 @@ class Trainer(NamedTuple):
 
     def _call(
         self,
-        loss: Callable[..., Any],
+        loss: Callable[..., T],
         state: TrainState,
         base: Base,
         key: Array,
         probes: Evidence,
-        *args: Any,
-    ) -> tuple[Any, dict[str, Array]]:
-        """Call a loss with the model of a state, for training; returns the statistics beside."""
+        *args: PyTree,
+    ) -> tuple[T, Statistics]:
+        """Call a loss with the model of a state, for training; also return its statistics."""
         parts, skeleton = self.parts(state, base), self.skeleton
         model = skeleton.assemble(parts, key, by_name(probes), self.method.score)
         before = skeleton.snapshot(model)
@@ -222,21 +279,21 @@ class Trainer(NamedTuple):
         return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}
 
     def _of_sums(self, state: TrainState, base: Base, batch: Batch, is_scored: bool) -> Gradients:
-        """Add up micro-batches and divide once: the mean over the whole batch, exactly."""
+        """Return the gradients of the mean over all micro-batches: sums, divided once."""
         key, _ = _step_keys(state)
         keys = jax.random.split(key, self.accumulation)
         probes = self._probes(state, is_scored)
 
         def total(
-            params: Trainable, probes: Evidence, statistics: Any, batch: Batch, key: Array
-        ) -> Any:
+            params: Trainable, probes: Evidence, statistics: Statistics, batch: Batch, key: Array
+        ) -> tuple[Array, tuple[Array, Statistics]]:
             moved = state._replace(params=params, statistics=statistics)
             (loss, weight), after = self._call(self.loss, moved, base, key, probes, batch)
             return loss, (weight, after)
 
         differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
 
-        def add(carried: Any, micro: Any) -> tuple[Any, None]:
+        def add(carried: PyTree, micro: PyTree) -> tuple[PyTree, None]:
             sums, before = carried
             (loss, (weight, after)), gradients = differentiate(state.params, probes, before, *micro)
             return (jax.tree.map(jnp.add, sums, (loss, weight, gradients)), after), None
@@ -251,9 +308,9 @@ class Trainer(NamedTuple):
         return Gradients(loss / weight, params, evidence if is_scored else None, statistics)
 
     def _regularization(self, state: TrainState) -> tuple[Array, Trainable]:
-        """The regularizer's value and the gradient of its weighted form; the head has no part."""
+        """Return the regularizer's value [] and its weighted gradient, 0 for the head."""
 
-        def weighted(adapters: Any) -> tuple[Array, Array]:
+        def weighted(adapters: Adapters) -> tuple[Array, Array]:
             value = self.method.regularize(adapters, state.slots)
             return state.settings["reg_orth_coef"] * value, value
 
@@ -262,12 +319,12 @@ class Trainer(NamedTuple):
 
 
 def _carry(after: dict[str, Array], before: dict[str, Array]) -> dict[str, Array]:
-    """Take the statistics of the forward pass; averaged ones of micro-batches in their dtype."""
+    """Return the statistics after a forward pass, in the dtypes that they had before."""
     return {name: after.get(name, value).astype(value.dtype) for name, value in before.items()}
 
 
 def _observe(state: TrainState, key: Array, moved: Trainable, gradients: Gradients) -> Observation:
-    """Return what a method is given of a step."""
+    """Return the observation that a method updates from."""
     return Observation(
         step=state.step,
         key=key,
@@ -282,7 +339,7 @@ def _observe(state: TrainState, key: Array, moved: Trainable, gradients: Gradien
 
 
 def _step_keys(state: TrainState) -> tuple[Array, Array]:
-    """The keys of a step: of its forward pass, and of its method."""
+    """Return the random keys of a step: of its forward pass, and of its method."""
     own = jax.random.fold_in(state.key, state.step + state.skipped)
     forward, method = jax.random.split(own)
     return forward, method
@@ -291,79 +348,11 @@ def _step_keys(state: TrainState) -> tuple[Array, Array]:
 def _check_variable(settings: Settings) -> None:
     if wrong := sorted(settings.keys() - set(VARIABLE)):
         raise InputError(
-            f"{wrong[0]} cannot differ between states of one trainer; what can is "
+            f"{wrong[0]} cannot differ between states of one trainer. Choose from "
             f"{', '.join(VARIABLE)}"
         )
 
 
-def _is_finite(values: Any) -> Array:
+def _is_finite(values: PyTree) -> Array:
     """Return whether all numbers of a tree are finite []."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values)]).all()
-
-
-def build_trainer(
-    skeleton: Skeleton,
-    method: Method,
-    loss: Loss,
-    config: TrainingConfig,
-    *,
-    total_steps: int,
-    dtype: Any = jnp.float32,
-) -> Trainer:
-    """Put optimizer and schedule of a configuration together with model, method and loss."""
-
-    def rate(settings: Settings, step: Array, born: Array) -> Array:
-        return rate_at(
-            step,
-            born,
-            learning_rate=settings["learning_rate"],
-            warmup_steps=settings["warmup_steps"],
-            total_steps=settings["total_steps"],
-            restart_warmup=method.restart_warmup,
-            shape=SHAPES[config.lr_scheduler_type],
-            dtype=dtype,
-        )
-
-    settings = {
-        **_numbers_of(config, total_steps),
-        **_numbers_of_scale(skeleton.rules),
-        "reg_orth_coef": float(method.regularization),
-        **method.settings,
-    }
-    accumulation = config.gradient_accumulation_steps
-    optimizer = partial(_optimizer_of, rate)
-    return Trainer(skeleton, method, loss, rate, optimizer, accumulation, settings, dtype)
-
-
-def _optimizer_of(rate: Rate, settings: Settings) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of a state's settings."""
-    return build_optimizer(
-        partial(rate, settings),
-        max_grad_norm=settings["max_grad_norm"],
-        b1=settings["adam_beta1"],
-        b2=settings["adam_beta2"],
-        eps=settings["adam_epsilon"],
-        weight_decay=settings["weight_decay"],
-    )
-
-
-def _numbers_of(config: TrainingConfig, total_steps: int) -> dict[str, int | float]:
-    """Return the numbers of schedule and optimizer, by flag."""
-    return {
-        "learning_rate": float(config.learning_rate),
-        "warmup_steps": choose_warmup(config.warmup_steps, total_steps),
-        "total_steps": int(total_steps),
-        "max_grad_norm": float(config.max_grad_norm),
-        "adam_beta1": float(config.adam_beta1),
-        "adam_beta2": float(config.adam_beta2),
-        "adam_epsilon": float(config.adam_epsilon),
-        "weight_decay": float(config.weight_decay),
-    }
-
-
-def _numbers_of_scale(rules: Rules | None) -> dict[str, float]:
-    """Return the numbers of the rule for s, by flag; none without adapters."""
-    if rules is None:
-        return {}
-    alpha, _, target_rank = rules.scaling
-    return {"lora_alpha": float(alpha), "target_rank": float(target_rank)}

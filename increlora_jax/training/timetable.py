@@ -24,7 +24,7 @@ class Timetable(NamedTuple):
     def next_steps(self, done: int) -> range:
         """Return the steps of the next call: a whole block, or one step if a block is cut.
 
-        It depends on nothing that a resumed run may change, so that the same programs compute it.
+        The steps depend on nothing that may differ in a resumed run, which uses the same programs.
         """
         block = self.block(done)
         is_cut = block.stop > self.total_steps or any(self.is_evaluated(at) for at in block[1:])
@@ -40,7 +40,14 @@ class Timetable(NamedTuple):
 
 
 def wants_score(step: int, progress: Progress, method: Method, *, known_before: int) -> bool:
-    """Return whether a run wants a step scored, by its progress before the step `known_before`."""
+    """Return whether a run wants a step scored.
+
+    Args:
+        step: in batches, skipped ones among them.
+        progress: of the run.
+        method: of the run.
+        known_before: progress is used up to this step only, so that a resumed run decides the same.
+    """
     is_finished = progress.is_finished(known_before)
     counted = step - sum(at < known_before for at in progress.skipped)
     # Steps in flight may be skipped: the optimizer is at one of these, and a round that is not

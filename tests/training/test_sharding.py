@@ -24,8 +24,8 @@ RTOL = 1e-9
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data=4,fsdp=2", "--mesh data=4,fsdp=2 is a mesh of 8 devices, and there are 1;"),
-        ("data=2,data=2", "'data=2' is not understood; give each of data, fsdp, tensor at most"),
+        ("data=4,fsdp=2", "--mesh data=4,fsdp=2 is a mesh of 8 devices, and there are 1."),
+        ("data=2,data=2", "'data=2' is not understood. Give each of data, fsdp, tensor at most"),
         ("model=1", "'model=1' is not understood"),
         ("data=0", "'data=0' is not understood"),
         ("data=-1", "'data=-1' is not understood"),
@@ -70,7 +70,7 @@ def test_a_parameter_has_exactly_one_rule(name, message):
     [("layers.0.kernel", (6, 8), "fsdp"), ("layers.1.kernel", (6, 8), "tensor")],
 )
 def test_an_axis_that_does_not_divide_a_parameter_is_named(name, sizes, axis):
-    message = rf"--mesh {axis}=4 does not divide {name} \[6, 8\]; give a size .* divides 6"
+    message = rf"--mesh {axis}=4 does not divide {name} \[6, 8\]. Give a size .* divides 6"
     with pytest.raises(InputError, match=message):
         abstract(**{axis: 4}).shardings({name: shape(*sizes)})
 
