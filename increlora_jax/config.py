@@ -24,20 +24,9 @@ if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
     from increlora_jax.core.adapter import Scaling
 
 TaskName = Literal[
-    "cola",
-    "mnli",
-    "mrpc",
-    "qnli",
-    "qqp",
-    "rte",
-    "sst2",
-    "stsb",
-    "wnli",
-    "text",
-    "demo",
-    "squad",
-    "squad_v2",
-]
+    "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli",
+    "text", "demo", "squad", "squad_v2",
+]  # fmt: skip
 Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
 ]
@@ -107,7 +96,11 @@ VARIABLE = (
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Settings of the task, its data and the base model."""
+    """Settings of the task, its data and the base model.
+
+    >>> TaskConfig(task="mrpc").max_seq_length
+    128
+    """
 
     sections: ClassVar[dict[str, str]] = {"task": "task, data and base model"}
 
@@ -165,7 +158,11 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Settings of the method, and of the places of its adapters."""
+    """Settings of the method, and of the places of its adapters.
+
+    >>> AdapterConfig(lora_alpha=8.0, target_modules=["query"]).scaling
+    'rank'
+    """
 
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
@@ -203,7 +200,11 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """Settings of growth, under the paper's names."""
+    """Settings of growth, under the paper's names.
+
+    >>> GrowthConfig(target_rank=4).top_h
+    'auto'
+    """
 
     sections: ClassVar[dict[str, str]] = {"growth": "growth"}
 
@@ -255,7 +256,11 @@ class GrowthConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of steps, optimizer, evaluation and output."""
+    """Settings of steps, optimizer, evaluation and output.
+
+    >>> TrainingConfig(learning_rate=5e-4).train_batch_size
+    32
+    """
 
     sections: ClassVar[dict[str, str]] = {
         "output_dir": "output, seeds and sweeps",
@@ -352,14 +357,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All of it: a field for every group of settings."""
+    """The settings of a run, with a field for every group.
+
+    >>> RunConfig(task=TaskConfig(task="mrpc")).output_dir
+    'runs/mrpc-increlora-42'
+    """
 
     task: TaskConfig = field(default_factory=TaskConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     unsaid: frozenset[str] = field(default=frozenset(), compare=False)
-    """Settings that nobody gave, which are fitted to the run: its steps, the model's positions."""
+    """Settings without a value of the user, which are fitted to the run and the model."""
 
     def __post_init__(self) -> None:
         """Check that every number is one to compute with, and that no text is blank."""

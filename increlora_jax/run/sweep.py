@@ -12,10 +12,13 @@ _NUMBERS = {name: kinds_in(KINDS[name])[0] for name in ("seed", *VARIABLE)}
 
 
 class Member(NamedTuple):
-    """One of the runs, with the configuration with which it would train alone.
+    """One of the runs that train together.
 
-    `name` is that of its folder within the whole's, empty where there is one run only. `settings`
-    are those that `--sweep` gives it, and `variant` is its name without the seed.
+    Attributes:
+        name: of its folder within the folder of all; empty if there is one run only.
+        config: the configuration with which it would train alone.
+        variant: its name without the seed.
+        settings: its values of the settings in `--sweep`.
     """
 
     name: str
@@ -28,7 +31,7 @@ def members_of(config: RunConfig) -> tuple[Member, ...]:
     """List the runs, one for every combination, the first seed's first; one alone is `config`.
 
     Raises:
-        InputError: `--seeds` or `--sweep` cannot be understood, or asks for what cannot differ.
+        InputError: `--seeds` or `--sweep` cannot be parsed, or names a setting that cannot differ.
     """
     axes = _parse_axes(config)
     if not axes:
@@ -48,7 +51,7 @@ def swept_names(seeds: str | None, sweep: list[str] | None) -> dict[str, str]:
         if name not in VARIABLE:
             raise InputError(
                 f"--sweep {word}: {name!r} cannot differ between runs that train together"
-                f"{suggest(name, VARIABLE)}; what can is {', '.join(VARIABLE)}, and the seed by "
+                f"{suggest(name, VARIABLE)}. Choose from {', '.join(VARIABLE)}, and the seed by "
                 "--seeds"
             )
         if name in flags:
@@ -76,7 +79,7 @@ def _split(flag: str, name: str, values: str) -> list[str]:
     except ValueError as error:
         raise InputError(f"{flag}: {error}; give numbers with commas between them") from None
     if len(set(numbers)) < len(numbers):
-        raise InputError(f"{flag}: one of them stands there twice")
+        raise InputError(f"{flag}: a value is given twice. Leave one out")
     return texts
 
 

@@ -139,7 +139,7 @@ def test_the_issues_command_is_understood():
         (["stray"], "stray: unexpected; settings are given by flags"),
         (["@words.txt"], "@words.txt: unexpected"),
         (["--tensorboard", "stray"], "--tensorboard: 'stray' must be true or false"),
-        (["--seeds", "1,1"], "--seeds 1,1: one of them stands there twice"),
+        (["--seeds", "1,1"], "--seeds 1,1: a value is given twice"),
     ],
 )
 def test_wrong_flags_are_named(words, message):
