@@ -44,10 +44,10 @@ class Evaluation(NamedTuple):
     """A run's scores.
 
     Attributes:
-      metrics: the task's own, as `results.json` has them.
-      data: `run` if the data is the run's dev data by content, `other`, or `unknown`.
-      splits: of each split every figure (see `Kind.examine`).
-      notes: what the user should know.
+        metrics: the task's own, as `results.json` has them.
+        data: `run` if the data is the run's dev data by content, `other`, or `unknown`.
+        splits: of each split every figure (see `Kind.examine`).
+        notes: what the user should know.
     """
 
     metrics: dict[str, float]

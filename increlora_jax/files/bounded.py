@@ -12,7 +12,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Read a file of at most `max_bytes`.
 
     Raises:
-      InputError: it is larger, no plain file, or cannot be read.
+        InputError: it is larger, no plain file, or cannot be read.
     """
     try:
         with open_plain(path) as file:
@@ -28,7 +28,7 @@ def open_plain(path: Path) -> BufferedReader:
     """Open for reading what is a file and no device or pipe, which might never end.
 
     Raises:
-      OSError: it is none, or cannot be opened.
+        OSError: it is none, or cannot be opened.
     """
     # A pipe that nobody writes to would keep an ordinary open waiting.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")

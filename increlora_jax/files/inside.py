@@ -11,7 +11,7 @@ def inside(folder: Path, name: object, said_by: str | Path) -> Path:
     In a snapshot of the Hugging Face cache links may lead to the blobs beside the snapshots.
 
     Raises:
-      InputError: it would lie elsewhere, or the name is none.
+        InputError: it would lie elsewhere, or the name is none.
     """
     if not isinstance(name, str) or not _stays(name):
         raise InputError(

@@ -19,8 +19,8 @@ def read_json_object(
     """Read a file that holds one JSON object.
 
     Raises:
-      InputError: it holds anything else, the same key twice, or, unless allowed, a number that is
-        not finite; with file and line.
+        InputError: it holds anything else, the same key twice, or, unless allowed, a number that is
+            not finite; with file and line.
     """
     return parse_json_object(read_bounded(path, max_bytes), path, allow_nan=allow_nan)
 

@@ -46,7 +46,7 @@ def check_keys(
     """See that an object has the keys of `kinds`, of these kinds, and no others unless they may be.
 
     Raises:
-      InputError: it has not, and which key is wrong.
+        InputError: it has not, and which key is wrong.
     """
     for name in (*kinds, *content):
         if name not in content:

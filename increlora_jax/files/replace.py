@@ -36,7 +36,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Give the path of a file to write, which then takes the place of `path`.
 
     Raises:
-      WriteError: it cannot be written; what was there before is as it was.
+        WriteError: it cannot be written; what was there before is as it was.
     """
     aside = aside_of(path)
     with _naming(path):
@@ -51,7 +51,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """Give the path of an empty folder to fill, which then takes the place of `path`.
 
     Raises:
-      WriteError: it cannot be written; what was there before is as it was.
+        WriteError: it cannot be written; what was there before is as it was.
     """
     aside, old = aside_of(path), old_of(path)
     with _naming(path):
@@ -74,7 +74,7 @@ def remove(path: Path) -> None:
     """Remove a file or folder, and whatever a kill may have left beside it.
 
     Raises:
-      OSError: it cannot be removed.
+        OSError: it cannot be removed.
     """
     for one in (path, old_of(path), aside_of(path)):
         _remove(one)

@@ -39,7 +39,7 @@ def read_claims(path: Path) -> dict[str, Claim]:
     than NumPy has, shapes like [0, 2**62]; and the header's length is held against the file's.
 
     Raises:
-      InputError: the file is damaged or malicious.
+        InputError: the file is damaged or malicious.
     """
     with _explain(path):
         header = parse_json_object(_read_header(path), path)
@@ -53,7 +53,7 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
     """Open a file whose claims are known to be sound, to read from it.
 
     Raises:
-      InputError: it cannot be read, now or later.
+        InputError: it cannot be read, now or later.
     """
     with _explain(path), safe_open(path, framework="numpy") as reader:
         yield reader
@@ -63,7 +63,7 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Write a file, with the metadata by which PyTorch's readers know it.
 
     Raises:
-      OSError: it cannot be written.
+        OSError: it cannot be written.
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})

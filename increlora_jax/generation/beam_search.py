@@ -50,8 +50,8 @@ class BeamSearch:
     """Follows the `num_beams` likeliest open sequences of every example.
 
     Attributes:
-      options: how tokens are chosen.
-      start: how many tokens of history stand before the first new one.
+        options: how tokens are chosen.
+        start: how many tokens of history stand before the first new one.
     """
 
     options: GenerationOptions

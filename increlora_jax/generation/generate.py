@@ -25,8 +25,8 @@ class GenerativeModel(Protocol):
     are repeated and reordered by indexing it.
 
     Attributes:
-      continues_prompt: the new tokens follow those of the prompt in one sequence, as a causal
-        model's do, and not in a decoder's own.
+        continues_prompt: the new tokens follow those of the prompt in one sequence, as a causal
+            model's do, and not in a decoder's own.
     """
 
     continues_prompt: bool
@@ -63,9 +63,9 @@ class TokenSearch:
     """Writes one token after the other: the likeliest, or one that is drawn.
 
     Attributes:
-      options: how tokens are chosen.
-      start: how many tokens of history stand before the first new one.
-      key: what is drawn with; None takes the likeliest.
+        options: how tokens are chosen.
+        start: how many tokens of history stand before the first new one.
+        key: what is drawn with; None takes the likeliest.
     """
 
     options: GenerationOptions
@@ -113,7 +113,7 @@ def generate(
     Returns the new tokens only, each row padded after its end.
 
     Raises:
-      InputError: a draw is asked for without a key, or there is no room for so many tokens.
+        InputError: a draw is asked for without a key, or there is no room for so many tokens.
     """
     if options.do_sample and key is None:
         raise InputError("do_sample needs a key to draw with; give key=jax.random.key(seed)")

@@ -18,25 +18,25 @@ class GenerationOptions:
     """Settings of the choice of new tokens, under Hugging Face's names.
 
     Attributes:
-      max_new_tokens: how many tokens are written at most, and how wide the result is.
-      num_beams: 1 follows one sequence; more is a beam search.
-      do_sample: draw each token instead of taking the likeliest.
-      temperature: divides the scores before a draw.
-      top_k: a draw is among the k likeliest tokens; 0 is all of them.
-      top_p: a draw is among the fewest tokens that have this probability together.
-      length_penalty: a beam's log probability is divided by its length to this power.
-      early_stopping: end a beam search when there are as many ended beams as beams (True), when
-        the best open beam would be worse if it ended now (False), or when no open beam could get
-        better ("never").
-      eos_token_id: the token, or tokens, that end a sequence; None goes on to the last.
-      pad_token_id: what follows the end; None repeats the (first) end.
-      min_new_tokens: no end before so many tokens.
-      no_repeat_ngram_size: no n tokens in a row come twice, prompt included; 0 lets them.
-      forced_bos_token_id: what the first new token is.
-      forced_eos_token_id: what the last token is, of a sequence that has not ended before.
+        max_new_tokens: how many tokens are written at most, and how wide the result is.
+        num_beams: 1 follows one sequence; more is a beam search.
+        do_sample: draw each token instead of taking the likeliest.
+        temperature: divides the scores before a draw.
+        top_k: a draw is among the k likeliest tokens; 0 is all of them.
+        top_p: a draw is among the fewest tokens that have this probability together.
+        length_penalty: a beam's log probability is divided by its length to this power.
+        early_stopping: end a beam search when there are as many ended beams as beams (True), when
+            the best open beam would be worse if it ended now (False), or when no open beam could
+            get better ("never").
+        eos_token_id: the token, or tokens, that end a sequence; None goes on to the last.
+        pad_token_id: what follows the end; None repeats the (first) end.
+        min_new_tokens: no end before so many tokens.
+        no_repeat_ngram_size: no n tokens in a row come twice, prompt included; 0 lets them.
+        forced_bos_token_id: what the first new token is.
+        forced_eos_token_id: what the last token is, of a sequence that has not ended before.
 
     Raises:
-      InputError: a value is out of its range, or two do not go together.
+        InputError: a value is out of its range, or two do not go together.
     """
 
     max_new_tokens: int

@@ -79,7 +79,7 @@ class BartModel(nnx.Module):
         """Encode the source and make of it what the decoder looks at.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         is_source = attention_mask > 0
         source = self.encoder(self._embed(self.encoder, input_ids), is_source)
@@ -95,7 +95,7 @@ class BartModel(nnx.Module):
         """Decode all tokens at once, each from those before it; make the states of some or all.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         return self.decoder(self._embed(self.decoder, ids), is_token, cache, take)
 

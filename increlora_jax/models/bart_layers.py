@@ -162,7 +162,7 @@ class BartStack(nnx.Module):
         """Refuse what is longer than the table of positions.
 
         Raises:
-          InputError: it is.
+            InputError: it is.
         """
         limit = self.embed_positions.num_embeddings - FIRST_POSITION
         if length > limit:
@@ -189,7 +189,7 @@ class BartEncoder(BartStack):
         """Apply every layer in turn.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         self.check_length(words.shape[1])
         hidden = self.add_positions(words)
@@ -215,7 +215,7 @@ class BartDecoder(BartStack):
         """Decode all tokens at once, each from those before it; make the states of some or all.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         self.check_length(words.shape[1])
         hidden, _ = self._run(self.add_positions(words), see_earlier(is_token), cache, take)
@@ -233,7 +233,7 @@ class BartDecoder(BartStack):
         """Decode one more token.
 
         Raises:
-          InputError: there is room for more tokens than the model has positions.
+            InputError: there is room for more tokens than the model has positions.
         """
         position, room = cache.next_slot()
         self.check_length(room)

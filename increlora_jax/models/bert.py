@@ -75,7 +75,7 @@ class BertEmbeddings(nnx.Module):
         """Embed the tokens; those of each of the `sequences` of a row have positions of their own.
 
         Raises:
-          InputError: the sequence is longer than the position table.
+            InputError: the sequence is longer than the position table.
         """
         length = input_ids.shape[-1]
         if length > self.max_length:
@@ -306,7 +306,7 @@ def check_config(config: "EncoderConfig") -> None:
     """Refuse what this encoder does not do.
 
     Raises:
-      InputError: names the entry of `config.json`.
+        InputError: names the entry of `config.json`.
     """
     position = getattr(config, "position_embedding_type", None) or "absolute"
     if position != "absolute":

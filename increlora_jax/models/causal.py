@@ -25,9 +25,9 @@ class Span(NamedTuple):
     """Consecutive tokens that a model reads at once, among all tokens so far.
 
     Attributes:
-      positions: each token's place in its sequence, padding not counted.
-      is_token: which of all slots hold tokens, those of the span included.
-      first: the slot of the span's first token.
+        positions: each token's place in its sequence, padding not counted.
+        is_token: which of all slots hold tokens, those of the span included.
+        first: the slot of the span's first token.
     """
 
     positions: Int[Array, "batch length"]
@@ -79,7 +79,7 @@ class CausalBody(Protocol):
     """A model's body as the heads need it.
 
     Attributes:
-      words: the table of word embeddings.
+        words: the table of word embeddings.
     """
 
     words: nnx.Embed
@@ -127,7 +127,7 @@ class CausalLM(CausalModel):
         """Score what may follow each token; `attention_mask` is 1 on tokens, 0 on padding.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         hidden, _ = self.body(input_ids, Span.from_start(attention_mask))
         return self.score_words(hidden)
@@ -161,7 +161,7 @@ class CausalLM(CausalModel):
         """Read one more token in every row.
 
         Raises:
-          InputError: prompt and new tokens together are more than the model has positions.
+            InputError: prompt and new tokens together are more than the model has positions.
         """
         slot = cache.used[0]
         is_token = cache.is_token.at[:, slot].set(True)

@@ -58,7 +58,7 @@ class DebertaEmbeddings(nnx.Module):
         """Embed the tokens; padding becomes 0. `sequences` of a row have positions of their own.
 
         Raises:
-          InputError: the sequence is longer than the table of absolute positions.
+            InputError: the sequence is longer than the table of absolute positions.
         """
         summed = self.word_embeddings(input_ids)
         if self.position_embeddings is not None:

@@ -27,8 +27,8 @@ class Memory(NamedTuple):
     """The keys and values of a decoder layer, beside the tokens that it is given.
 
     Attributes:
-      target: the tokens so far, with room for those to come; None where all are given at once.
-      source: what the encoder made of the source.
+        target: the tokens so far, with room for those to come; None where all are given at once.
+        source: what the encoder made of the source.
     """
 
     target: KeyValue | None
@@ -39,10 +39,10 @@ class Cache(NamedTuple):
     """The state of a decoder beside its tokens; every array has a leading batch axis.
 
     Attributes:
-      layers: one memory a decoder layer.
-      is_source: `[batch, source]`, which tokens of the source are not padding.
-      position: `[batch]`, where the next token goes, the same in every row; None where all tokens
-        are given at once.
+        layers: one memory a decoder layer.
+        is_source: `[batch, source]`, which tokens of the source are not padding.
+        position: `[batch]`, where the next token goes, the same in every row; None where all tokens
+            are given at once.
     """
 
     layers: tuple[Memory, ...]
@@ -118,7 +118,7 @@ class EncoderDecoderBody(Protocol):
     """A model's body as the heads need it.
 
     Attributes:
-      start_token_id: with which the decoder starts.
+        start_token_id: with which the decoder starts.
     """
 
     start_token_id: int
@@ -179,7 +179,7 @@ class Seq2SeqLM(EncoderDecoderModel):
         """Score what follows each decoder token; masks are 1 on tokens and 0 on padding.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         cache = self.body.read(input_ids, attention_mask)
         is_token = decoder_attention_mask > 0
@@ -194,7 +194,7 @@ class Seq2SeqLM(EncoderDecoderModel):
         """Read the source; score the first new token, and make room for `max_new_tokens`.
 
         Raises:
-          InputError: the source or `max_new_tokens` is longer than the model has positions.
+            InputError: the source or `max_new_tokens` is longer than the model has positions.
         """
         cache = make_room(self.body.read(input_ids, attention_mask), max_new_tokens)
         return self.advance(jnp.full(input_ids.shape[0], self.body.start_token_id), cache)

@@ -37,8 +37,8 @@ class FusableAttention(nnx.Module):
     """An attention that either XLA or the kernels here compute.
 
     Attributes:
-      attn_implementation: which of them.
-      is_interpreted: whether Pallas's interpreter runs the kernels, on any device and slowly.
+        attn_implementation: which of them.
+        is_interpreted: whether Pallas's interpreter runs the kernels, on any device and slowly.
     """
 
     attn_implementation: AttentionImplementation = "xla"
@@ -49,7 +49,7 @@ def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
     """See that there are kernels for a model's attention, and one device that can run them.
 
     Raises:
-      InputError: there are none, or not such a device.
+        InputError: there are none, or not such a device.
     """
     flag = "--attn-implementation pallas"
     if not any(isinstance(module, FusableAttention) for _, module in nnx.iter_modules(model)):

@@ -143,7 +143,7 @@ class GPT2Model(nnx.Module):
         """Read tokens after the past; return some states, and the past with all tokens in it.
 
         Raises:
-          InputError: all tokens together are more than the position table has rows.
+            InputError: all tokens together are more than the position table has rows.
         """
         slots, limit = span.is_token.shape[-1], self.wpe.num_embeddings
         if slots > limit:

@@ -46,10 +46,10 @@ class HeadedModel(nnx.Module):
     norms 1 and 0.
 
     Attributes:
-      body_name: under which the body is found.
-      make_body: makes it, of the configuration and the factory of its layers.
-      scale_name: the entry of the configuration that is σ.
-      add_head: makes the head's layers, of the same and the head's own arguments.
+        body_name: under which the body is found.
+        make_body: makes it, of the configuration and the factory of its layers.
+        scale_name: the entry of the configuration that is σ.
+        add_head: makes the head's layers, of the same and the head's own arguments.
     """
 
     body_name: ClassVar[str]
@@ -110,8 +110,8 @@ class Scorer(HeadedModel):
         With `firsts` the sequences are packed (see `Tokens`).
 
         Raises:
-          InputError: the sequences are longer than the model has positions, or packed, and this
-            head does not read such.
+            InputError: the sequences are longer than the model has positions, or packed, and this
+                head does not read such.
         """
         if firsts is not None and not self.can_pack:
             raise InputError(f"this {type(self).__name__} does not read packed sequences")
@@ -128,8 +128,8 @@ class SequenceClassifier(Scorer):
     """A head that scores the labels of each sequence by one token; one label is regression.
 
     Attributes:
-      rate_names: entries of the configuration for the dropout of the head; the first that is set
-        counts, and without any there is none.
+        rate_names: entries of the configuration for the dropout of the head; the first that is set
+            counts, and without any there is none.
     """
 
     rate_names: ClassVar[tuple[str, ...]] = ("classifier_dropout", "hidden_dropout_prob")
@@ -177,7 +177,7 @@ class QuestionAnswerer(HeadedModel):
         """Score each token, padding too, as the answer's first and as its last.
 
         Raises:
-          InputError: the sequences are longer than the model has positions.
+            InputError: the sequences are longer than the model has positions.
         """
         hidden = self.encode(Tokens(input_ids, attention_mask, token_type_ids))
         return split_span_logits(self.qa_outputs(hidden))

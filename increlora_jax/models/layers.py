@@ -46,7 +46,7 @@ def get_activation(name: str) -> Activation:
     """Look up an activation by the name that `config.json` gives it.
 
     Raises:
-      InputError: the name is not in `ACTIVATIONS`.
+        InputError: the name is not in `ACTIVATIONS`.
     """
     if name not in ACTIVATIONS:
         raise InputError(
@@ -61,10 +61,10 @@ class LayerFactory:
     """Makes the layers of one model, all with the same dtypes, initial scale and random streams.
 
     Attributes:
-      initializer_range: standard deviation of new kernels and embeddings; new biases are 0.
-      dtype: what the layers compute in (layer norm statistics: float32 at least).
-      param_dtype: what the parameters are stored in.
-      rngs: the streams `params` and `dropout`.
+        initializer_range: standard deviation of new kernels and embeddings; new biases are 0.
+        dtype: what the layers compute in (layer norm statistics: float32 at least).
+        param_dtype: what the parameters are stored in.
+        rngs: the streams `params` and `dropout`.
     """
 
     initializer_range: float

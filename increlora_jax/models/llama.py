@@ -57,12 +57,12 @@ class Layout:
     """In what the architectures of this file differ, read off a configuration.
 
     Attributes:
-      heads, shared_heads, size: how many heads of queries, of keys and values, and their width.
-      has_input_bias: biases on query, key and value.
-      has_output_bias: a bias on attention's output.
-      has_mlp_bias: biases in the feed-forward half.
-      has_head_norm: queries and keys are normalised, head by head.
-      windows: how many tokens back each layer sees, itself included; None is all.
+        heads, shared_heads, size: how many heads of queries, of keys and values, and their width.
+        has_input_bias: biases on query, key and value.
+        has_output_bias: a bias on attention's output.
+        has_mlp_bias: biases in the feed-forward half.
+        has_head_norm: queries and keys are normalised, head by head.
+        windows: how many tokens back each layer sees, itself included; None is all.
     """
 
     heads: int
@@ -79,7 +79,7 @@ class Layout:
         """Read a configuration.
 
         Raises:
-          InputError: its numbers do not go together.
+            InputError: its numbers do not go together.
         """
         kind, heads = config.model_type, config.num_attention_heads
         has_bias = kind in ("llama", "qwen3") and config.attention_bias
@@ -138,7 +138,7 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
     """Compute the angle per position of each pair, `theta^(−2i/size)`, scaled as configured.
 
     Raises:
-      InputError: a kind of scaling that is not done here.
+        InputError: a kind of scaling that is not done here.
     """
     # Whatever the age of `config.json`: transformers reads "rope_theta" and "rope_scaling" into it.
     rope = config.rope_parameters

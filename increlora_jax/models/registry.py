@@ -54,7 +54,7 @@ def find_spec(config: "PretrainedConfig") -> ModelSpec:
     """Look up the architecture of a configuration.
 
     Raises:
-      InputError: it is not one of `MODELS`.
+        InputError: it is not one of `MODELS`.
     """
     if config.model_type not in MODELS:
         where = f"model {config.name_or_path}".strip()
@@ -85,7 +85,8 @@ def abstract_model(
     `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
 
     Raises:
-      InputError: the architecture, its head, or something the configuration asks for, is not done.
+        InputError: the architecture, its head, or something the configuration asks for, is not
+            done.
     """
     build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
     return _build_abstract(build, find_spec(config), quantize)
@@ -112,8 +113,8 @@ def load_model(
     Dropout is on, as in any new NNX module; `model.eval()` turns it off.
 
     Raises:
-      InputError: the folder holds no model of a known architecture with such a head, or the
-        weights do not fit it.
+        InputError: the folder holds no model of a known architecture with such a head, or the
+            weights do not fit it.
     """
     config = read_config(folder)
     spec = find_spec(config)

@@ -22,10 +22,10 @@ class RepeatedLayer(nnx.Module):
     """One of the repeated layers of a model.
 
     Attributes:
-      apply: computes the layer, of the states that it changes and of what it looks at. Once its
-        tokens have seen each other it goes on with those that `take` takes.
-      remat: what of that is computed again.
-      is_scanned: whether it may be one pass of a loop over layers (`layer_loop`).
+        apply: computes the layer, of the states that it changes and of what it looks at. Once its
+            tokens have seen each other it goes on with those that `take` takes.
+        remat: what of that is computed again.
+        is_scanned: whether it may be one pass of a loop over layers (`layer_loop`).
     """
 
     apply: ClassVar[Callable[..., Any]]

@@ -31,7 +31,8 @@ def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
     or None.
 
     Raises:
-      InputError: the file cannot be read, is no YAML, or holds anything else; with file, line, key.
+        InputError: the file cannot be read, is no YAML, or holds anything else; with file, line,
+            key.
     """
     settings: dict[str, Setting] = {}
     for key, node in _list_entries(path):

@@ -42,9 +42,9 @@ class Scored(NamedTuple):
     """Data to score.
 
     Attributes:
-      data: the splits under `dev`, with no training examples.
-      origin: `run` for the run's own dev data by content, `other`, or `unknown`.
-      notes: what the user should know of it.
+        data: the splits under `dev`, with no training examples.
+        origin: `run` for the run's own dev data by content, `other`, or `unknown`.
+        notes: what the user should know of it.
     """
 
     data: TaskData

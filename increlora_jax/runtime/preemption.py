@@ -82,7 +82,7 @@ class Stop:
         """Stop here if asked to; several processes must agree first (`check_call`).
 
         Raises:
-          Preempted: a signal has come.
+            Preempted: a signal has come.
         """
         if self._signum is not None and jax.process_count() == 1:
             raise Preempted(self._signum)
@@ -98,7 +98,7 @@ class Stop:
         """Compile a lowered program; a signal does not wait for it.
 
         Raises:
-          Preempted: a signal has come; the compiler's thread is left to itself.
+            Preempted: a signal has come; the compiler's thread is left to itself.
         """
         program: Future[Any] = Future()
         threading.Thread(target=_compile_into, args=(program, lowered), daemon=True).start()

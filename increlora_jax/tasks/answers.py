@@ -21,8 +21,8 @@ class Found(NamedTuple):
     """The best answer to a question.
 
     Attributes:
-      text: The best text that is not empty; "" if there is none.
-      null_odds: By how much no answer scores higher than this text; without one, than 0.
+        text: The best text that is not empty; "" if there is none.
+        null_odds: By how much no answer scores higher than this text; without one, than 0.
     """
 
     text: str
@@ -41,12 +41,12 @@ def find_answer(
     """Find the best answer to a question over all its rows.
 
     Args:
-      predictions: See `question_answering.predict`; arrays [rows, …].
-      windows: The rows.
-      example: The question.
-      context: Its context.
-      n_best_size: How many candidates are kept.
-      max_answer_length: Tokens of an answer at most.
+        predictions: See `question_answering.predict`; arrays [rows, …].
+        windows: The rows.
+        example: The question.
+        context: Its context.
+        n_best_size: How many candidates are kept.
+        max_answer_length: Tokens of an answer at most.
     """
     rows = windows.of(example)
     found = [

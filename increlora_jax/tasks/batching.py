@@ -106,14 +106,14 @@ def collate(
     """Build a batch of the chosen rows of `encoded`, padded to `lengths`.
 
     Args:
-      encoded: The rows.
-      chosen: At least one index, at most `batch_size`.
-      batch_size: The rows of the batch; those beyond `chosen` repeat its first, at weight 0.
-      lengths: The length of each ragged field.
-      rows: The rows of the batch to build, ascending; default: all.
+        encoded: The rows.
+        chosen: At least one index, at most `batch_size`.
+        batch_size: The rows of the batch; those beyond `chosen` repeat its first, at weight 0.
+        lengths: The length of each ragged field.
+        rows: The rows of the batch to build, ascending; default: all.
 
     Returns:
-      Every ragged field [rows, length] and fixed field [rows, …], and `weight` float32 [rows].
+        Every ragged field [rows, length] and fixed field [rows, …], and `weight` float32 [rows].
     """
     rows = np.arange(batch_size) if rows is None else rows
     is_real = rows < len(chosen)
@@ -135,7 +135,7 @@ def choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:
     """Choose the shortest bucket that holds an example.
 
     Raises:
-      InputError: none does.
+        InputError: none does.
     """
     holding = [bucket for bucket in buckets if bucket >= longest]
     if not holding:

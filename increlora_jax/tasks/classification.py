@@ -39,14 +39,14 @@ def load_texts(
     """Load a task's examples.
 
     Args:
-      name: One of `TASKS`.
-      data_dir: The folder of its files. GLUE tasks come from the hub without one; `text` needs
-        one; `demo` has its own.
-      problem_type: For `text`, one of `telling.PROBLEM_TYPES`.
-      columns: The names of the files' columns; default: the task's own.
+        name: One of `TASKS`.
+        data_dir: The folder of its files. GLUE tasks come from the hub without one; `text` needs
+            one; `demo` has its own.
+        problem_type: For `text`, one of `telling.PROBLEM_TYPES`.
+        columns: The names of the files' columns; default: the task's own.
 
     Raises:
-      InputError: Saying what is wrong, where, and what to do.
+        InputError: Saying what is wrong, where, and what to do.
     """
     columns = columns or Columns()
     _check_arguments(name, data_dir, problem_type, columns)
@@ -104,7 +104,7 @@ def sequence_loss(model: Any, batch: Batch, *, is_regression: bool) -> tuple[Arr
     """Sum cross-entropies of classes, or squared errors of scores; rows of weight 0 do not count.
 
     Returns:
-      The sum of the losses [], and of their weights [].
+        The sum of the losses [], and of their weights [].
     """
     logits = call_model(model, batch)
     if is_regression:

@@ -12,15 +12,15 @@ def describe_split(task: TextTask, logits: np.ndarray, split: Texts) -> dict[str
     """Compute every figure of a split.
 
     Args:
-      task: The task.
-      logits: [n, num_labels].
-      split: The n examples with their labels.
+        task: The task.
+        logits: [n, num_labels].
+        split: The n examples with their labels.
 
     Returns:
-      `rows` and `loss` (mean cross-entropy in nats, or mean squared error). Of classes also
-      `accuracy`, `macro_f1` over the classes that occur in labels or predictions, `per_class` and
-      `confusion` (labels named; rows are the true ones). Of scores `mse`, `mae`, `pearson` and
-      `spearmanr`.
+        `rows` and `loss` (mean cross-entropy in nats, or mean squared error). Of classes also
+        `accuracy`, `macro_f1` over the classes that occur in labels or predictions, `per_class` and
+        `confusion` (labels named; rows are the true ones). Of scores `mse`, `mae`, `pearson` and
+        `spearmanr`.
     """
     predictions = predict_labels(logits, task)
     if task.labels is None:

@@ -22,10 +22,10 @@ def encode_texts(split: Texts, tokenizer: Any, max_length: int, name: str = "") 
     under the split's `name`.
 
     Returns:
-      One row an example, with the fields of `token_fields` and `labels` [rows].
+        One row an example, with the fields of `token_fields` and `labels` [rows].
 
     Raises:
-      InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
+        InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
     """
     needed = tokenizer.num_special_tokens_to_add(split.second is not None) + 1
     check_tokenizer(tokenizer, needed + (split.second is not None), max_length)
@@ -65,7 +65,7 @@ def check_tokenizer(tokenizer: Any, needed: int, max_length: int) -> None:
     """Check that a tokenizer is a fast one, and that `needed` tokens fit.
 
     Raises:
-      InputError: One of both is not so.
+        InputError: One of both is not so.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -120,9 +120,9 @@ def _choose_kept(sequence_ids: list[int | None], max_length: int, side: str) -> 
     """Choose the positions to keep of an example: all special tokens, and a part of each text.
 
     Args:
-      sequence_ids: For each token the text it is of, 0 or 1; None for a special token.
-      max_length: How many to keep.
-      side: Where a text is cut, `right` or `left`.
+        sequence_ids: For each token the text it is of, 0 or 1; None for a special token.
+        max_length: How many to keep.
+        side: Where a text is cut, `right` or `left`.
     """
     texts = np.array([-1 if text is None else text for text in sequence_ids])
     special, first, second = (np.flatnonzero(texts == text) for text in (-1, 0, 1))

@@ -61,7 +61,7 @@ def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) 
     """Load a GLUE task from a folder, or from the hub where none is given.
 
     Raises:
-      InputError: Naming file and line, or how to work without the hub.
+        InputError: Naming file and line, or how to work without the hub.
     """
     task = GLUE_TASKS[name]
     if data_dir is None:
@@ -75,7 +75,7 @@ def list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
     If the user names columns, those are the layout.
 
     Raises:
-      InputError: The task has another number of texts than the user names.
+        InputError: The task has another number of texts than the user names.
     """
     if columns != Columns():
         columns.check_number(f"--task {task.name}", len(task.columns))
@@ -92,7 +92,7 @@ def load_hub(task: TextTask, repository: str) -> TextData:
     """Load the configuration of a hub data set that has the task's name.
 
     Raises:
-      InputError: If it cannot be had (the message says how to work offline), or is not the task.
+        InputError: If it cannot be had (the message says how to work offline), or is not the task.
     """
     splits, notes = load_hub_splits(task, repository, ("train", *task.dev_splits))
     return TextData(task, splits.pop("train"), splits, notes)
@@ -104,7 +104,7 @@ def load_hub_splits(
     """Load splits by their names, this package's or the hub's; and notes for the user.
 
     Raises:
-      InputError: As `load_hub`; or the hub has no such split, or hides its labels.
+        InputError: As `load_hub`; or the hub has no such split, or hides its labels.
     """
     source = download(repository, task.name, task.name)
     where = f"{repository}'s {task.name}"

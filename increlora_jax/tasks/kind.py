@@ -23,9 +23,9 @@ class Split(Protocol):
     """The examples of one split, in the order of their source; a kind adds its own fields.
 
     Attributes:
-      source: The file's name, or the hub's name of the split.
-      num_lines: The lines of the file; None for a source without lines.
-      is_labelled: Whether the source has what the model is to predict.
+        source: The file's name, or the hub's name of the split.
+        num_lines: The lines of the file; None for a source without lines.
+        is_labelled: Whether the source has what the model is to predict.
     """
 
     @property
@@ -69,9 +69,9 @@ class Ragged(NamedTuple):
     """A field of every row, whose lengths differ: all rows end to end.
 
     Attributes:
-      values: [total]; row i is `values[offsets[i]:offsets[i + 1]]`.
-      offsets: int64 [rows + 1].
-      fill: The value that pads a row.
+        values: [total]; row i is `values[offsets[i]:offsets[i + 1]]`.
+        offsets: int64 [rows + 1].
+        fill: The value that pads a row.
     """
 
     values: np.ndarray
@@ -89,10 +89,10 @@ class Encoded:
     """A split as rows of numbers; an example may be several rows.
 
     Attributes:
-      ragged: Fields of rows of any length, by their names in a batch.
-      fixed: Fields of rows of one shape [rows, …], by their names in a batch.
-      beside: Whatever else scoring needs of the rows; no batch holds it.
-      notes: What the user should know of the encoding.
+        ragged: Fields of rows of any length, by their names in a batch.
+        fixed: Fields of rows of one shape [rows, …], by their names in a batch.
+        beside: Whatever else scoring needs of the rows; no batch holds it.
+        notes: What the user should know of the encoding.
     """
 
     ragged: dict[str, Ragged]
@@ -164,10 +164,10 @@ class TaskData:
     """A task with its examples.
 
     Attributes:
-      kind: The task's kind; for the user's own data, with the labels found in training.
-      train: The training examples; None if the data is only to be scored.
-      dev: One split for each of `kind.dev_splits`, in that order.
-      notes: What the user should know of how the data was read, one counted report each.
+        kind: The task's kind; for the user's own data, with the labels found in training.
+        train: The training examples; None if the data is only to be scored.
+        dev: One split for each of `kind.dev_splits`, in that order.
+        notes: What the user should know of how the data was read, one counted report each.
     """
 
     kind: Kind

@@ -24,7 +24,7 @@ def load_folder(task: TextTask, data_dir: Path, layouts: Sequence[Layout]) -> Te
     A file may give a class by its name or by its id.
 
     Raises:
-      InputError: Naming the folder, or file and line.
+        InputError: Naming the folder, or file and line.
     """
     paths = [find_split(data_dir, split) for split in ("train", *task.dev_splits)]
     ids = index_labels(task)
@@ -38,9 +38,9 @@ def assemble_data(task: TextTask, tables: Sequence[Table], ids: Mapping[str, int
     """Turn the tables of the training and of each development split into a task's data.
 
     Args:
-      task: The task.
-      tables: The training table, then one for each of `task.dev_splits`.
-      ids: The id of each text a label may have; not read for a regression.
+        task: The task.
+        tables: The training table, then one for each of `task.dev_splits`.
+        ids: The id of each text a label may have; not read for a regression.
     """
     train, *dev = [make_split(task, table, ids) for table in tables]
     splits = zip(tables, (train, *dev), strict=True)
@@ -124,7 +124,7 @@ def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
     """Turn a table into a split; without labels its ids are -1, its scores NaN.
 
     Raises:
-      InputError: A label is none of the task's, or every row has an empty text.
+        InputError: A label is none of the task's, or every row has an empty text.
     """
     texts = len(table.layout.texts)
     first, *second = table.columns[:texts]

@@ -14,12 +14,12 @@ class TextTask:
     """One thing to learn: which texts, which labels, judged by which metrics.
 
     Attributes:
-      name: What `--task` calls it.
-      columns: The names of its one or two text columns.
-      labels: The class names, in the order of their ids; None for a regression.
-      metrics: Names known to `metrics.METRICS`; the best adapter is chosen by the first.
-      dev_splits: The splits it is judged on; the best adapter is chosen on the first.
-      score_range: The lowest and highest label of a regression, where it has bounds.
+        name: What `--task` calls it.
+        columns: The names of its one or two text columns.
+        labels: The class names, in the order of their ids; None for a regression.
+        metrics: Names known to `metrics.METRICS`; the best adapter is chosen by the first.
+        dev_splits: The splits it is judged on; the best adapter is chosen on the first.
+        score_range: The lowest and highest label of a regression, where it has bounds.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Texts:
     """The examples of one split.
 
     Attributes:
-      first: The text, or the first of each pair.
-      second: The second of each pair; None for a task of single texts.
-      labels: int32 class ids, or float32 scores; -1 or NaN if the source has no labels.
-      source, num_lines, is_labelled: See `kind.Split`.
+        first: The text, or the first of each pair.
+        second: The second of each pair; None for a task of single texts.
+        labels: int32 class ids, or float32 scores; -1 or NaN if the source has no labels.
+        source, num_lines, is_labelled: See `kind.Split`.
     """
 
     first: list[str]
@@ -87,10 +87,10 @@ class TextData(NamedTuple):
     """A task with its examples.
 
     Attributes:
-      task: The task; for the user's own data, with the labels found in training.
-      train: The training examples.
-      dev: One split for each of `task.dev_splits`, in that order.
-      notes: What the user should know of how the data was read, one counted report each.
+        task: The task; for the user's own data, with the labels found in training.
+        train: The training examples.
+        dev: One split for each of `task.dev_splits`, in that order.
+        notes: What the user should know of how the data was read, one counted report each.
     """
 
     task: TextTask

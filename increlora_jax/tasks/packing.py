@@ -14,7 +14,8 @@ def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
     """Spread examples over rows, the longest first, each into the first row that has room.
 
     Returns:
-      The examples of each row; first-fit decreasing needs at most 11/9 of the fewest rows, and one.
+        The examples of each row; first-fit decreasing needs at most 11/9 of the fewest rows, and
+            one.
     """
     rows: list[list[int]] = []
     room: list[int] = []

@@ -78,7 +78,7 @@ def span_loss(model: Any, batch: Batch) -> tuple[Array, Array]:
     """Sum the mean cross-entropy of start and end over the tokens of a row, without padding.
 
     Returns:
-      The sum of the losses [], and of the weights [].
+        The sum of the losses [], and of the weights [].
     """
     losses, weight = _row_losses(_call_model(model, batch), batch), batch["weight"]
     return jnp.sum(losses * weight), jnp.sum(weight)
@@ -88,8 +88,8 @@ def predict(model: Any, batch: Batch, *, n_best_size: int) -> Predictions:
     """Return of each row the best starts and ends, the score of no answer, and the loss.
 
     Returns:
-      `start`, `end` float32 and `start_index`, `end_index` int32 [rows, n_best_size], best first;
-      `null`, `loss` float32 [rows].
+        `start`, `end` float32 and `start_index`, `end_index` int32 [rows, n_best_size], best first;
+        `null`, `loss` float32 [rows].
     """
     scores = _call_model(model, batch)
     null = batch["null_position"][:, None]

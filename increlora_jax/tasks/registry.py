@@ -17,7 +17,7 @@ def find_reader(task: str) -> Reader:
     """Return the reader of a task.
 
     Raises:
-      InputError: No kind has such a task.
+        InputError: No kind has such a task.
     """
     for reader in READERS:
         if task in reader.tasks:
@@ -30,7 +30,7 @@ def load_task(config: TaskConfig) -> TaskData:
     """Load the examples of a configuration's task.
 
     Raises:
-      InputError: Saying what is wrong, where, and what to do.
+        InputError: Saying what is wrong, where, and what to do.
     """
     data = find_reader(config.task).load(config)
     shared = note_shared(data.train, data.dev) if data.train else []
@@ -41,10 +41,10 @@ def restore_kind(saved: Mapping[str, Any], config: TaskConfig) -> Kind:
     """Return the kind of a trained adapter, bound to the task that its file describes.
 
     Args:
-      saved: What `adapter_config.json` holds.
-      config: The settings of the run.
+        saved: What `adapter_config.json` holds.
+        config: The settings of the run.
 
     Raises:
-      InputError: The task is unknown, or is described otherwise here.
+        InputError: The task is unknown, or is described otherwise here.
     """
     return find_reader(saved["task"]).restore(saved, config)

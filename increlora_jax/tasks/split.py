@@ -25,12 +25,12 @@ def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] =
     """Return the task of a trained adapter, without any data.
 
     Args:
-      name: The task's name, as `--task` calls it.
-      labels: The class names in the order of their ids; None for a regression.
-      columns: For `text`, its text columns; without any, those that a file is found to have.
+        name: The task's name, as `--task` calls it.
+        labels: The class names in the order of their ids; None for a regression.
+        columns: For `text`, its text columns; without any, those that a file is found to have.
 
     Raises:
-      InputError: If no task has the name, or a GLUE task has other labels.
+        InputError: If no task has the name, or a GLUE task has other labels.
     """
     if name == "text":
         return describe_task(tuple(columns), None if labels is None else tuple(labels))
@@ -53,17 +53,17 @@ def load_split(
     """Read one file, or the file of one split of a folder.
 
     Args:
-      task: The task, with its labels (see `known_task`).
-      source: A file, or a folder.
-      split: The split to look for in a folder: `train`, `dev`, `dev_matched`, `test` and so on.
-      columns: The names of the file's columns; default: the task's own.
-      needs_labels: Whether a file without a label column, or whose labels are all -1, is refused.
+        task: The task, with its labels (see `known_task`).
+        source: A file, or a folder.
+        split: The split to look for in a folder: `train`, `dev`, `dev_matched`, `test` and so on.
+        columns: The names of the file's columns; default: the task's own.
+        needs_labels: Whether a file without a label column, or whose labels are all -1, is refused.
 
     Returns:
-      The split, whose `is_labelled` is false if it has no labels; and notes for the user.
+        The split, whose `is_labelled` is false if it has no labels; and notes for the user.
 
     Raises:
-      InputError: Naming file and line.
+        InputError: Naming file and line.
     """
     path = Path(source)
     if path.is_dir():

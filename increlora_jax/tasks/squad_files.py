@@ -64,12 +64,12 @@ def find_questions(data_dir: Path, split: str, version: str) -> Path:
     """Find the one file of a split: its name has the split's as a word, as `train-v1.1.json`.
 
     Args:
-      data_dir: The folder.
-      split: `train`, `dev` and so on; `validation` is `dev` too.
-      version: `v1.1` or `v2.0`, by which one of several files is chosen.
+        data_dir: The folder.
+        split: `train`, `dev` and so on; `validation` is `dev` too.
+        version: `v1.1` or `v2.0`, by which one of several files is chosen.
 
     Raises:
-      InputError: There is no such file, or more than one.
+        InputError: There is no such file, or more than one.
     """
     words = {split.lower(), name_hub_split(split.lower()), name_own_split(split.lower())}
     is_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(map(re.escape, words))})(?:$|[^a-z])")
@@ -90,7 +90,7 @@ def read_questions(path: Path) -> Questions:
     """Read a file of questions: SQuAD's articles, or rows of `FIELDS`, as JSON or JSON Lines.
 
     Raises:
-      InputError: Naming file, line and the place in an article.
+        InputError: Naming file, line and the place in an article.
     """
     if kind_of(path.name) not in _READERS:
         raise InputError(f"{path}: questions are read from .json and .jsonl files; give one")

@@ -47,13 +47,13 @@ def find_best_threshold(
     """Find the threshold below whose null odds it is best to answer.
 
     Args:
-      scores: Of each question the score of its answer.
-      is_answerable: Whether each question has an answer; if not, saying so scores 1.
-      is_answered: Whether the answer to each question has any characters.
-      null_odds: Of each question, how much more likely no answer is.
+        scores: Of each question the score of its answer.
+        is_answerable: Whether each question has an answer; if not, saying so scores 1.
+        is_answered: Whether the answer to each question has any characters.
+        null_odds: Of each question, how much more likely no answer is.
 
     Returns:
-      100·(best mean score), and the threshold; a question is answered up to it.
+        100·(best mean score), and the threshold; a question is answered up to it.
     """
     current = best = float(len(is_answerable) - sum(is_answerable))
     threshold = 0.0

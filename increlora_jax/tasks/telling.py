@@ -42,12 +42,12 @@ def tell_task(train: Table, problem_type: str) -> TextTask:
     """Tell a task from the training table, whose labels are not empty.
 
     Args:
-      train: The table.
-      problem_type: One of `PROBLEM_TYPES`. `auto` is a regression if every label is a number and
-        at least one of them is not an integer literal.
+        train: The table.
+        problem_type: One of `PROBLEM_TYPES`. `auto` is a regression if every label is a number and
+            at least one of them is not an integer literal.
 
     Raises:
-      InputError: Naming file and line of labels that cannot be right.
+        InputError: Naming file and line of labels that cannot be right.
     """
     columns, labels = train.layout.texts, set(train.columns[-1])
     if problem_type == "auto":

@@ -30,12 +30,12 @@ def load_text(
     """Load the user's own data; what was told from the training file stands in the notes.
 
     Args:
-      data_dir: Holds train and dev files.
-      problem_type: See `telling.tell_task`.
-      columns: The names of the columns; default: one of `TEXT_COLUMNS`, and `label` or `labels`.
+        data_dir: Holds train and dev files.
+        problem_type: See `telling.tell_task`.
+        columns: The names of the columns; default: one of `TEXT_COLUMNS`, and `label` or `labels`.
 
     Raises:
-      InputError: Naming file and line.
+        InputError: Naming file and line.
     """
     columns = columns or Columns()
     paths = [find_split(data_dir, split) for split in ("train", "dev")]

@@ -20,10 +20,10 @@ class Windows(NamedTuple):
     """The rows that questions were cut into: windows of their contexts.
 
     Attributes:
-      example: int64 [rows]; the question of each row, ascending.
-      spans: int32 [tokens, 2]; the characters of the context that a token is, from and to; -1, -1
-        for tokens of no context.
-      offsets: int64 [rows + 1]; row i has the tokens `offsets[i]` to `offsets[i + 1]`.
+        example: int64 [rows]; the question of each row, ascending.
+        spans: int32 [tokens, 2]; the characters of the context that a token is, from and to; -1, -1
+            for tokens of no context.
+        offsets: int64 [rows + 1]; row i has the tokens `offsets[i]` to `offsets[i + 1]`.
     """
 
     example: np.ndarray
@@ -45,12 +45,12 @@ def encode_windows(
     window's last token, whose start the recipe misplaces, it is that token here.
 
     Returns:
-      The rows with their tokens; `start_positions`, `end_positions` and `null_position` int32
-      [rows]: the first and the last token of the answer, both the null position if it is not in
-      the row; and `Windows` beside.
+        The rows with their tokens; `start_positions`, `end_positions` and `null_position` int32
+        [rows]: the first and the last token of the answer, both the null position if it is not in
+        the row; and `Windows` beside.
 
     Raises:
-      InputError: The tokenizer is not a fast one, or a question leaves no room for a context.
+        InputError: The tokenizer is not a fast one, or a question leaves no room for a context.
     """
     check_tokenizer(tokenizer, tokenizer.num_special_tokens_to_add(pair=True) + 2, max_length)
     chosen = max_length // 3 if isinstance(stride, str) else stride

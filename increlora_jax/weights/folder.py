@@ -39,11 +39,11 @@ class LoadReport:
     """A report of what loading did beyond copying.
 
     Attributes:
-      new_parameters: dotted paths that the file did not fill; they start from their initializer.
-      replaced_parameters: those of them for which the file has another shape or other labels.
-      replaced_keys: their keys in the file.
-      ignored_keys: keys of the file that the model has no use for.
-      head_note: which rows of the file's head are used, and why; empty if the file has no head.
+        new_parameters: dotted paths that the file did not fill; they start from their initializer.
+        replaced_parameters: those of them for which the file has another shape or other labels.
+        replaced_keys: their keys in the file.
+        ignored_keys: keys of the file that the model has no use for.
+        head_note: which rows of the file's head are used, and why; empty if the file has no head.
     """
 
     new_parameters: tuple[str, ...]
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
     """Read a folder's `config.json`; code that the folder may bring is never run.
 
     Raises:
-      InputError: the file is missing, damaged, or of a type unknown to transformers.
+        InputError: the file is missing, damaged, or of a type unknown to transformers.
     """
     file = folder / CONFIG_NAME
     _check_plain(file, read_json_object(file))
@@ -107,8 +107,9 @@ def load_weights(
     rows of the file's output layer are used; without it all are, as they are.
 
     Raises:
-      InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a file
-        cannot be read. Nothing has been filled then, unless it was the reading that failed.
+        InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a
+            file cannot be read. Nothing has been filled then, unless it was the reading that
+            failed.
     """
     variables = name_variables(model, nnx.Param)
     places = {path: table.find_place(path) for path in variables}
@@ -140,8 +141,8 @@ def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
     The folder is made if need be; its `config.json` is the caller's to write.
 
     Raises:
-      InputError: the table does not name one of the parameters.
-      WriteError: the file cannot be written; the one before is as it was.
+        InputError: the table does not name one of the parameters.
+        WriteError: the file cannot be written; the one before is as it was.
     """
     tensors = {}
     for path, variable in name_variables(model, nnx.Param).items():

@@ -33,8 +33,8 @@ class HeadRows(NamedTuple):
     """The rows of a checkpoint's output layer, by a task's labels.
 
     Attributes:
-      order: for each label of the task the row that scores it; None if the layer starts anew.
-      note: what is done and why, for the user.
+        order: for each label of the task the row that scores it; None if the layer starts anew.
+        note: what is done and why, for the user.
     """
 
     order: tuple[int, ...] | None

@@ -40,12 +40,12 @@ def resolve_model(model: str, revision: str | None = None, subfolder: str | None
     else PyTorch's file; never both, and never another framework's.
 
     Args:
-      model: A local folder, or an id of the hub.
-      revision: Of the hub: a branch, tag or commit; default: the newest.
-      subfolder: Where in the folder or repository the model is.
+        model: A local folder, or an id of the hub.
+        revision: Of the hub: a branch, tag or commit; default: the newest.
+        subfolder: Where in the folder or repository the model is.
 
     Raises:
-      InputError: there is no such folder, the hub does not know the id or cannot be reached.
+        InputError: there is no such folder, the hub does not know the id or cannot be reached.
     """
     local = Path(model).expanduser()
     if subfolder is not None and {"..", ".", "/"} & {*PurePosixPath(subfolder).parts, subfolder}:

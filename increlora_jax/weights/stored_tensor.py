@@ -39,7 +39,7 @@ class StoredTensor:
         """Read the tensor, or some of its rows.
 
         Raises:
-          InputError: it holds no floating-point numbers, or the file cannot be read.
+            InputError: it holds no floating-point numbers, or the file cannot be read.
         """
         if self.dtype not in FLOAT_DTYPES:
             raise InputError(
@@ -52,7 +52,7 @@ class StoredTensor:
         """Read into an array of the same shape, a few rows at a time, so that memory holds it once.
 
         Raises:
-          InputError: as `read` does.
+            InputError: as `read` does.
         """
         if not self.shape:
             array[...] = self.read()

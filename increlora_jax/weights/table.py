@@ -37,16 +37,18 @@ class WeightTable:
     """The names of one model's weights. All patterns are regexes that must match as a whole.
 
     Attributes:
-      rules: from the model's parameter paths to today's keys; exactly one rule a parameter.
-      renames: from old or bare keys to today's, applied one after the other to every key of a file.
-      ignored: renamed keys that the model has no use for.
-      stand_ins: from a key that a file lacks to a renamed key that may hold the same weight, the
-        first that is there: how tied weights are found under whichever of their names was saved.
-      may_be_missing: parameter paths that a file may lack; they start anew.
-      outputs: parameter paths of the layer with a row for each label; it starts anew where the
-        file has another shape or other labels.
-      body: renamed keys of the model without its heads; a key that is left over is an error there,
-        and elsewhere a note.
+        rules: from the model's parameter paths to today's keys; exactly one rule a parameter.
+        renames: from old or bare keys to today's, applied one after the other to every key of a
+            file.
+        ignored: renamed keys that the model has no use for.
+        stand_ins: from a key that a file lacks to a renamed key that may hold the same weight, the
+            first that is there: how tied weights are found under whichever of their names was
+            saved.
+        may_be_missing: parameter paths that a file may lack; they start anew.
+        outputs: parameter paths of the layer with a row for each label; it starts anew where the
+            file has another shape or other labels.
+        body: renamed keys of the model without its heads; a key that is left over is an error
+            there, and elsewhere a note.
     """
 
     rules: tuple[Rule, ...]
@@ -61,7 +63,7 @@ class WeightTable:
         """Tell where the parameter at a dotted path lies on disk.
 
         Raises:
-          InputError: no rule, or more than one, speaks of this path.
+            InputError: no rule, or more than one, speaks of this path.
         """
         found = [(rule, match) for rule in self.rules if (match := re.fullmatch(rule.path, path))]
         if len(found) != 1:

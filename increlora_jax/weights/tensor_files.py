@@ -26,7 +26,7 @@ def list_tensors(folder: Path) -> Tensors:
     """List the tensors of a folder by their keys; safetensors go before PyTorch's own files.
 
     Raises:
-      InputError: there are none, a file is damaged, or shards and index disagree.
+        InputError: there are none, a file is damaged, or shards and index disagree.
     """
     name = find_weights(folder)
     if name is None:
@@ -43,7 +43,7 @@ def list_weights(folder: Path) -> list[Path]:
     """List the files that a folder's weights are read from: one or the shards, and their index.
 
     Raises:
-      InputError: there are none, or the index is damaged.
+        InputError: there are none, or the index is damaged.
     """
     name = find_weights(folder)
     if name is None:

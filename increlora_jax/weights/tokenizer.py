@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load a folder's tokenizer; nothing is downloaded and no code of the folder is run.
 
     Raises:
-      InputError: there is no vocabulary, it cannot be read, or it is larger than the model's.
+        InputError: there is no vocabulary, it cannot be read, or it is larger than the model's.
     """
     if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
         raise InputError(

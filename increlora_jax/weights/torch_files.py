@@ -38,7 +38,7 @@ def list_torch_file(file: Path) -> dict[str, StoredTensor]:
     """List the tensors of a file that `torch.save` has written, by their keys.
 
     Raises:
-      InputError: the file is damaged, asks to import something, or holds more than tensors.
+        InputError: the file is damaged, asks to import something, or holds more than tensors.
     """
     with _explain(file), file.open("rb") as handle:
         is_zip = handle.read(len(_ZIP_START)) == _ZIP_START

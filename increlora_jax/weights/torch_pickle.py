@@ -85,8 +85,8 @@ def interpret(source: BinaryIO) -> Pickled:
     """Interpret one pickle, and leave `source` behind it.
 
     Raises:
-      ForbiddenImportError: it asks for anything but tensors and dictionaries.
-      ValueError, IndexError, KeyError, TypeError: it is damaged, or no pickle of tensors.
+        ForbiddenImportError: it asks for anything but tensors and dictionaries.
+        ValueError, IndexError, KeyError, TypeError: it is damaged, or no pickle of tensors.
     """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(source):

@@ -16,7 +16,7 @@ def find_split(data_dir: Path, split: str) -> Path:
     """Find the one file of a split, in any case: `dev.tsv`, `dev.csv.gz`, `VALIDATION.JSON`, ….
 
     Raises:
-      InputError: If there is no such file, or more than one.
+        InputError: If there is no such file, or more than one.
     """
     names = list_names(data_dir)
     stems = list(dict.fromkeys((split, name_hub_split(split), name_own_split(split))))
@@ -46,7 +46,7 @@ def list_names(data_dir: Path) -> list[str]:
     """List the names in a folder, sorted, without hidden ones.
 
     Raises:
-      InputError: It cannot be read.
+        InputError: It cannot be read.
     """
     try:
         names = os.listdir(data_dir)

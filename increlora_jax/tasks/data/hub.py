@@ -10,7 +10,7 @@ def download(repository: str, configuration: str | None, task: str) -> Any:
     """Return the splits of a hub data set by name.
 
     Raises:
-      InputError: It cannot be had; the message names the task and says how to work offline.
+        InputError: It cannot be had; the message names the task and says how to work offline.
     """
     # Imported here: it takes seconds, and data from a folder does without.
     import datasets
@@ -31,7 +31,7 @@ def take_split(source: Any, name: str, where: str) -> Any:
     """Return a split of `download`'s by its name here or on the hub.
 
     Raises:
-      InputError: The hub has no such split.
+        InputError: The hub has no such split.
     """
     if name_hub_split(name) not in source:
         held = ", ".join(map(name_own_split, source))

@@ -24,7 +24,7 @@ def read_json_file(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
     line, as a .jsonl file has.
 
     Raises:
-      InputError: Naming file and line.
+        InputError: Naming file and line.
     """
     text = "".join(line for _, line in lines)
     start = _skip_blanks(text, 0)

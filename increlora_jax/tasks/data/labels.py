@@ -17,7 +17,7 @@ def parse_classes(table: Table, ids: Mapping[str, int]) -> np.ndarray:
     """Turn the label column into int32 ids.
 
     Raises:
-      InputError: At the first label that `ids` does not have.
+        InputError: At the first label that `ids` does not have.
     """
     labels = table.columns[-1]
     for row, label in enumerate(labels):
@@ -40,7 +40,7 @@ def parse_scores(table: Table, score_range: tuple[float, float] | None = None) -
     """Turn the label column into float32 scores.
 
     Raises:
-      InputError: At the first label that is not a finite number within the range.
+        InputError: At the first label that is not a finite number within the range.
     """
     low, high = score_range or (-_LARGEST_SCORE, _LARGEST_SCORE)
     labels = table.columns[-1]

@@ -14,11 +14,11 @@ class Layout:
     """One way in which a file may lay out the columns a task reads.
 
     Attributes:
-      columns: The columns to read, in the task's order: its texts, then its label.
-      headless: For a file without a header line: all of its columns, in the order of the file.
-      skips_broken_rows: Skip and count rows of another width than the header, where other layouts
-        make them an error.
-      is_labelled: Whether the last of the columns is the label.
+        columns: The columns to read, in the task's order: its texts, then its label.
+        headless: For a file without a header line: all of its columns, in the order of the file.
+        skips_broken_rows: Skip and count rows of another width than the header, where other layouts
+            make them an error.
+        is_labelled: Whether the last of the columns is the label.
     """
 
     columns: tuple[str, ...]
@@ -41,11 +41,11 @@ class Columns:
     """The user's names of columns, where they are given.
 
     Attributes:
-      texts: The one or two text columns, as `--text-column` names them; empty: not given.
-      label: The label column, as `--label-column` names it; None: not given.
+        texts: The one or two text columns, as `--text-column` names them; empty: not given.
+        label: The label column, as `--label-column` names it; None: not given.
 
     Raises:
-      InputError: The names do not fit together.
+        InputError: The names do not fit together.
     """
 
     texts: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Columns:
         """List the layouts of files with the columns named, else with one of `texts`.
 
         Raises:
-          InputError: The label column is one of the text columns.
+            InputError: The label column is one of the text columns.
         """
         labels = LABEL_COLUMNS if self.label is None else (self.label,)
         layouts = [
@@ -101,7 +101,7 @@ def choose_layout(
     """Find the first layout that fits a file's first record; return it and the file's header.
 
     Raises:
-      InputError: None fits.
+        InputError: None fits.
     """
     for layout in layouts:
         if layout.headless:

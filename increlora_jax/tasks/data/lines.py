@@ -34,8 +34,8 @@ class Lines:
     """The lines of a file, which may be packed by gzip.
 
     Attributes:
-      path: The file.
-      count: How many lines have been read; all of them, once the iteration has ended.
+        path: The file.
+        count: How many lines have been read; all of them, once the iteration has ended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class Lines:
         """Yield (line number from 1, text with its line break).
 
         Raises:
-          InputError: Naming the file, and the line if there is one.
+            InputError: Naming the file, and the line if there is one.
         """
         self.count = 0
         check_regular(self.path)
@@ -64,7 +64,7 @@ def check_regular(path: Path) -> None:
     """See that a path is of a regular file: the reading of a FIFO may never end.
 
     Raises:
-      InputError: Naming the path and its kind.
+        InputError: Naming the path and its kind.
     """
     try:
         mode = path.stat().st_mode

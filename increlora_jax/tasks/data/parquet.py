@@ -13,7 +13,7 @@ def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, object) for each row.
 
     Raises:
-      InputError: The file is not Parquet, or pyarrow is not installed.
+        InputError: The file is not Parquet, or pyarrow is not installed.
     """
     check_regular(path)
     try:

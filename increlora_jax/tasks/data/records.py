@@ -82,7 +82,7 @@ def check_object(where: str, record: object) -> dict[str, Any]:
     """Return a row's JSON value if it is an object.
 
     Raises:
-      InputError: It is none.
+        InputError: It is none.
     """
     if not isinstance(record, dict):
         raise InputError(

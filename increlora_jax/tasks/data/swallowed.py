@@ -26,15 +26,15 @@ def refuse_swallowed_rows(
     all lines have as many fields, a label in another form (blanks, quotes, case) is one too.
 
     Args:
-      path: The file.
-      rows: The rows with a line break in a field, each with the line that it starts on.
-      label_place: The place of the label among the fields.
-      delimiter: The character between fields.
-      labels: The labels of all rows of the file.
-      known: The labels known from elsewhere; None for scores.
+        path: The file.
+        rows: The rows with a line break in a field, each with the line that it starts on.
+        label_place: The place of the label among the fields.
+        delimiter: The character between fields.
+        labels: The labels of all rows of the file.
+        known: The labels known from elsewhere; None for scores.
 
     Raises:
-      InputError: Naming file and line.
+        InputError: Naming file and line.
     """
     is_label = _choose_test({*labels, *(known or ())}, known is None)
     folded = {fold(_unquote(label)) for label in (*labels, *(known or ()))}

@@ -40,16 +40,16 @@ class Table:
     """The columns of a file that a task reads.
 
     Attributes:
-      path: The file.
-      layout: The layout it was found to have.
-      lines: For each row, the line of the file on which it starts, from 1; or the row's number.
-      columns: One list of strings for each of `layout.columns`, as long as `lines`.
-      unread: The file's other columns.
-      num_lines: How many lines the file has; None where it has none.
-      delimiter: The character between columns, of a .tsv or .csv file.
-      broken_lines: The lines that were skipped.
-      multiline: The lines of the rows whose quoted fields hold line breaks.
-      padded: The lines of the rows whose labels had blanks around them.
+        path: The file.
+        layout: The layout it was found to have.
+        lines: For each row, the line of the file on which it starts, from 1; or the row's number.
+        columns: One list of strings for each of `layout.columns`, as long as `lines`.
+        unread: The file's other columns.
+        num_lines: How many lines the file has; None where it has none.
+        delimiter: The character between columns, of a .tsv or .csv file.
+        broken_lines: The lines that were skipped.
+        multiline: The lines of the rows whose quoted fields hold line breaks.
+        padded: The lines of the rows whose labels had blanks around them.
     """
 
     path: Path
@@ -83,12 +83,12 @@ def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | N
     """Read a file in the first of the layouts whose columns it has.
 
     Args:
-      path: The file.
-      layouts: The layouts it may have.
-      known: The labels known from elsewhere, by which swallowed rows are told; None for scores.
+        path: The file.
+        layouts: The layouts it may have.
+        known: The labels known from elsewhere, by which swallowed rows are told; None for scores.
 
     Raises:
-      InputError: Naming file and line, for anything that is not such a table.
+        InputError: Naming file and line, for anything that is not such a table.
     """
     kind = kind_of(path.name)
     lines = Lines(path)
@@ -218,7 +218,7 @@ def take_label(where: str, name: str, value: object) -> str:
     """Read a JSON value as the text of a label; a boolean is the class `true` or `false`.
 
     Raises:
-      InputError: As `take_text`.
+        InputError: As `take_text`.
     """
     return str(value).lower() if isinstance(value, bool) else take_text(where, name, value)
 
@@ -227,7 +227,7 @@ def take_text(where: str, name: str, value: object) -> str:
     """Read a JSON value as the text that a TSV file would hold in its place.
 
     Raises:
-      InputError: It is neither a string nor a number, or holds half a character.
+        InputError: It is neither a string nor a number, or holds half a character.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(
