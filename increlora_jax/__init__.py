@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names at the first use: a command tells signals and flags apart before."""
+    """Load the public names at the first use: commands handle signals and flags before that."""
     import increlora_jax.public
 
     public = increlora_jax.public
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List what there is, the public names among it."""
+    """List all names, including the public ones."""
     __getattr__("__all__")
     return sorted(globals())

@@ -1,8 +1,8 @@
-"""The commands as a shell starts them: what flags alone answer comes before JAX is imported."""
+"""Entry points of the commands; flags such as `--help` are answered before JAX is imported."""
 
 import sys
 
-from increlora_jax.runtime.start import begin  # nothing else: no signal is heeded before it
+from increlora_jax.runtime.start import begin  # first and alone: it handles signals
 
 _NO_TASK = """\
 error: nothing to train on: give a task, as
@@ -13,7 +13,7 @@ error: nothing to train on: give a task, as
 
 
 def train() -> None:
-    """Run the training command: `--help`, `--print-config` and wrong flags take no time."""
+    """Run the training command; `--help`, `--print-config` and wrong flags return at once."""
     begin()
     from increlora_jax.run.command_line import parse_command
     from increlora_jax.runtime.ending import fail_clearly
@@ -30,7 +30,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Run the evaluation command; likewise."""
+    """Run the evaluation command; `--help` and wrong flags return at once."""
     begin()
     from increlora_jax.run.evaluate_flags import evaluate_parser
     from increlora_jax.runtime.ending import fail_clearly

@@ -1,4 +1,4 @@
-"""Every setting of a run: its name, its default, its bounds. Validated once, before any loading."""
+"""All settings of a run: names, defaults and bounds, checked before anything is loaded."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from increlora_jax.values import (
     split_names,
 )
 
-if TYPE_CHECKING:  # settings are parsed and explained before JAX is imported
+if TYPE_CHECKING:  # --help and errors in settings come before JAX is imported
     from increlora_jax.core.adapter import Scaling
 
 TaskName = Literal[
@@ -33,19 +33,19 @@ Importance = Literal[
 ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
 
 Count = int | Auto
-"""A whole number, or `auto`: chosen by the length of the run (`core.pace`)."""
+"""A whole number, or `auto`: then `core.pace` chooses it by the length of the run."""
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of a configuration: its default and the line that `--help` prints, in ASCII."""
+    """Return a field of a configuration with its default and its line of `--help`, in ASCII."""
     return field(default=default, metadata={"help": help})
 
 
 _LONGEST_NAME = 60
-"""Of the data's folder, within the name of a run's folder."""
+"""Longest part of a data folder's name within the name of a run's folder."""
 
 LARGEST = 2**31 - 2
-"""Of whole numbers: steps are counted in 32 bits, and the last number says "never"."""
+"""Largest whole number: steps are counted in 32 bits, and 2³¹ - 1 stands for "never"."""
 
 
 FREE = frozenset(
@@ -71,11 +71,11 @@ FREE = frozenset(
         "mesh",
     }
 )
-"""Settings that may differ when a run is resumed: nothing depends on them but rounding and chance.
+"""Settings that may change when a run is resumed: they affect only rounding and chance.
 
-Of these `mesh`, `scan_layers` and `attn_implementation` make sums in another order, and with
-`scan_layers` dropout draws otherwise in the last layer of a classifier; bit for bit is a run that
-goes on with those that it began with.
+With another `mesh`, `scan_layers` or `attn_implementation`, sums have another order. With another
+`scan_layers`, dropout also draws otherwise in the last layer of a classifier. A resumed run is bit
+for bit the same only if these three are unchanged.
 """
 
 VARIABLE = (
@@ -109,7 +109,7 @@ class TaskConfig:
     )
     data_dir: str | None = option(None, "folder with train and dev files; default: the hub")
     problem_type: Literal["auto", "single_label_classification", "regression"] = option(
-        "auto", "of --task text; auto tells from the labels"
+        "auto", "of --task text; auto: by the labels"
     )
     text_column: list[str] | None = option(
         None, "the one or two text columns of the files of --data-dir; default: the task's names"
@@ -192,7 +192,7 @@ class AdapterConfig:
             object.__setattr__(self, name, split_names(getattr(self, name)))
 
     def scaling_rule(self, target_rank: float) -> "Scaling":
-        """The rule for s."""
+        """Return the rule of the scale s."""
         from increlora_jax.core.adapter import Scaling
 
         return Scaling(self.lora_alpha, self.scaling, target_rank)
@@ -246,7 +246,7 @@ class GrowthConfig:
 
     @property
     def max_rank_rule(self) -> int | Literal["auto", "exact"]:
-        """`max_rank` as the plan wants it."""
+        """`max_rank` as the plan takes it."""
         match self.max_rank:
             case "auto" | "exact":
                 return self.max_rank
@@ -299,7 +299,7 @@ class TrainingConfig:
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
     tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
-    resume: bool = option(True, "go on with a run of the same settings that the folder holds")
+    resume: bool = option(True, "continue the folder's run if its settings are the same")
     save_steps: int = option(500, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints kept, beside the best one")
     keep_period: int | None = option(None, "also keep the checkpoints of multiples of this step")
@@ -375,7 +375,7 @@ class RunConfig:
         for name, value in self.flat().items():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and not text.strip():
-                    raise InputError(f"{flag_of(name)} {text!r} is blank; fill it, or leave it out")
+                    raise InputError(f"{flag_of(name)} {text!r} is blank. Fill it, or leave it out")
             if type(value) is float:
                 require(isfinite(value), name, value, "finite")
             elif type(value) is int:
@@ -387,15 +387,15 @@ class RunConfig:
         return tuple(getattr(self, name) for name in _GROUP_NAMES)
 
     def settled(self) -> dict[str, Any]:
-        """The settings that a resumed run must share; of model and data the content decides."""
+        """Return the settings that a resumed run must share, without model and data."""
         return {name: value for name, value in self.flat().items() if name not in FREE}
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its flag's name, as `config.yaml` holds it."""
+        """Return all settings by name, as in `config.yaml`."""
         return {f.name: getattr(group, f.name) for group in self.groups for f in fields(group)}
 
     def changed(self, values: Mapping[str, Any]) -> "RunConfig":
-        """Return the same configuration with other values of some settings, by flag."""
+        """Return the same configuration with other values of some settings, by name."""
 
         def change(group: Any) -> Any:
             own = {f.name: values[f.name] for f in fields(group) if f.name in values}
@@ -405,7 +405,7 @@ class RunConfig:
 
     @property
     def _data_name(self) -> list[str]:
-        """The name of the data's folder, where nothing else tells one data set from another."""
+        """Name of the data's folder for `--task text`, to separate data sets of one task."""
         task = self.task
         if task.task != "text" or task.data_dir is None:
             return []
@@ -432,14 +432,14 @@ _GROUPS: dict[str, Any] = {
 _GROUP_NAMES = tuple(_GROUPS)
 GROUPS: Any = tuple(_GROUPS.values())
 
-_literal: Any = Literal  # of words that are known at run time only
+_literal: Any = Literal  # for words known only at run time
 KINDS: dict[str, Any] = {
     name: kind
     for group in GROUPS
     for name, kind in get_type_hints(group).items()
     if name != "sections"
 } | {"method": _literal[tuple(METHODS)] | Reference}
-"""The annotation of every setting."""
+"""Annotations of all settings, by name."""
 
 DEFAULTS: dict[str, Any] = RunConfig().flat()
-"""The default of every setting, before a recipe has its say."""
+"""Defaults of all settings, before a recipe changes them."""

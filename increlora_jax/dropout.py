@@ -1,4 +1,4 @@
-"""Dropout that wastes no random bits: drawing them is most of what dropout costs."""
+"""Dropout that draws few random bits, since the draw is most of its cost."""
 
 from math import prod
 from typing import Any
@@ -10,19 +10,19 @@ from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float
 
 LEVELS = 2**16
-"""16 random bits decide about an entry, so a rate is rounded to a multiple of 2⁻¹⁶."""
+"""Levels of probability: an entry uses 16 random bits, so rates are multiples of 2⁻¹⁶."""
 
 
 class Dropout(nnx.Dropout):
-    """`nnx.Dropout` on a quarter of its random numbers; takes its place under its name."""
+    """`nnx.Dropout` with a quarter of the random numbers, under the same name."""
 
     def __call__(self, inputs: Float[Array, "*shape"], **_: Any) -> Float[Array, "*shape"]:
-        """Set entries to 0 at random, and scale the others up so that the mean stays."""
+        """Set random entries to 0 and scale the others, so that the mean stays."""
         is_kept, scale = self.draw(inputs.shape)
         return inputs if is_kept is None else jnp.where(is_kept, inputs * scale, 0)
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Bool[Array, "..."] | None, float]:
-        """Draw which entries are kept, None if all are, and tell what scales those up."""
+        """Draw the mask of the entries to keep, and return it with their scale; None keeps all."""
         if self.rate == 0.0 or self.deterministic:
             return None, 1.0
         kept = round((1 - self.rate) * LEVELS)
@@ -33,14 +33,14 @@ class Dropout(nnx.Dropout):
 def draw_mask(key: Array, level: int, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Draw independent booleans, each true with probability `level` · 2⁻¹⁶.
 
-    Threefry (Salmon et al. 2011) makes 64 bits of each count, of which `jax.random` uses 32 for an
-    entry; four entries share them here.
+    Threefry (Salmon et al. 2011) makes 64 random bits of each count. `jax.random` uses 32 of them
+    for an entry; here four entries share them.
     """
     blocks = (*shape[:-1], -(-shape[-1] // 4))
     counts = jax.lax.iota(jnp.uint32, prod(blocks)).reshape(blocks)
     words = threefry2x32_p.bind(
         *jax.random.bits(key, (2,), jnp.uint32), jnp.zeros_like(counts), counts
     )
-    # Compared before they are put side by side: booleans take a quarter of the memory.
+    # Compare first, concatenate then: booleans take a quarter of the memory.
     below = [half < level for word in words for half in (word & 0xFFFF, word >> 16)]
     return jnp.concatenate(below, axis=-1)[..., : shape[-1]]

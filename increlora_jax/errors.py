@@ -1,41 +1,49 @@
-"""The errors that end a command in one line, each with the exit status that belongs to it."""
+"""Errors that end a command in one line, each with its own exit status."""
 
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message names it, where it stands, and the remedy.
+    """Error in the user's input; the message says where, what is wrong and what to do.
 
-    The commands print the message without a traceback and leave with exit status 2.
+    The commands print the message without a traceback and exit with status 2.
+
+    Example:
+        >>> import increlora_jax as il
+        >>> try:
+        ...     il.GrowthConfig(target_rank=-1)
+        ... except il.InputError as error:
+        ...     print(error)
+        --target-rank -1 must be greater than 0
     """
 
     exit_status = 2
 
 
 class NonFiniteError(ArithmeticError):
-    """Too many steps in a row had a NaN or infinite loss or gradient; none changed anything."""
+    """Error of too many steps in a row that were not finite; none of them changed the state."""
 
     exit_status = 3
 
 
 class WriteError(OSError):
-    """A file of a run cannot be written; the message names it, and what is still intact.
+    """Error in writing a file of a run; the message names the file, and the files that are intact.
 
-    The commands print the message without a traceback and leave with exit status 4.
+    The commands print the message without a traceback and exit with status 4.
     """
 
     exit_status = 4
 
 
 class OutOfMemoryError(RuntimeError):
-    """Host or device lack memory; the message says what was asked for and which flags lower it."""
+    """Lack of memory; the message has the size asked for, and the flags that lower it."""
 
     exit_status = 5
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the nearest of the known words, or nothing."""
-    from difflib import get_close_matches  # signals are not heeded yet: each import counts
+    """Return "; did you mean NAME?" for the nearest known word, or an empty string."""
+    from difflib import get_close_matches  # imported late: signals wait for imports
 
     found = get_close_matches(word.lower(), list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""

@@ -1,4 +1,4 @@
-"""Score a saved run: `python -m increlora_jax.evaluate --run DIR`, on its dev data or on yours."""
+"""Score a saved run on its dev data or other data: `python -m increlora_jax.evaluate --run DIR`."""
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     from increlora_jax.commands import evaluate as run_command
@@ -37,17 +37,17 @@ from increlora_jax.runtime.streams import write_result
 from increlora_jax.tasks.kind import Predictions, Split, count_not_finite
 
 BASE = ("model", "model_revision", "model_subfolder")
-"""The flags that say where the base model is."""
+"""The flags that locate the base model."""
 
 
 class Evaluation(NamedTuple):
-    """A run's scores.
+    """Scores of a run.
 
     Attributes:
-        metrics: the task's own, as `results.json` has them.
-        data: `run` if the data is the run's dev data by content, `other`, or `unknown`.
-        splits: of each split every figure (see `Kind.examine`).
-        notes: what the user should know.
+        metrics: The task's metrics, as in `results.json`.
+        data: `run` if the data equal the run's dev data, `other` if not, or `unknown`.
+        splits: All figures of each split (see `Kind.examine`).
+        notes: Notes for the user.
     """
 
     metrics: dict[str, float]
@@ -56,12 +56,12 @@ class Evaluation(NamedTuple):
     notes: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return what the command prints: the metrics by name, the rest beside them."""
+        """Return the object that the command prints: metrics by name, then `data` and `splits`."""
         return {**self.metrics, "data": self.data, "splits": self.splits}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command: one line of JSON on standard output, notes on standard error."""
+    """Run the command: print one line of JSON on standard output, and notes on standard error."""
     quiet_libraries()
     with fail_clearly(), Stop().listening():
         chosen = evaluate_parser().parse_flags(argv)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _base_of(chosen: Namespace) -> dict[str, str | None]:
-    """Return what the flags say of the base model; a new one has its own revision and subfolder."""
+    """Return the flags for the base model; a new model resets revision and subfolder."""
     flags = {name: getattr(chosen, name) for name in BASE}
     return flags if flags["model"] else {name: word for name, word in flags.items() if word}
 
@@ -90,7 +90,21 @@ def examine_all(
     base: Mapping[str, str | None],
     method: str | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate a run, or each of those that trained together in a folder, by their names."""
+    """Evaluate a run, or every run of a folder of runs that trained together.
+
+    Args:
+        run: The folder of the run or runs.
+        source: The data; default: each run's dev data.
+        adapter: The adapter's folder within a run's folder.
+        base: The base model's place by the names of its flags; empty: as in training.
+        method: `package.module:function` of the user's method that trained the runs, if any.
+
+    Returns:
+        The scores by the runs' names; the name of a single run is empty.
+
+    Raises:
+        InputError: If a folder is missing or unknown, or as `examine` raises.
+    """
     config = _read_config(run)
     names = [member.name for member in members_of(config)]
     _check_folders(run, config, names)
@@ -100,19 +114,19 @@ def examine_all(
 
 
 def _check_folders(run: Path, config: RunConfig, names: Sequence[str]) -> None:
-    """See that every run that trained together, by config.yaml, has its folder."""
+    """Check that every run named by config.yaml has its folder."""
     missing = [name for name in names if not (run / name).is_dir()]
     if missing:
         said = {"seeds": config.training.seeds, "sweep": config.training.sweep}
         keys = " and ".join(f"{key} {value}" for key, value in said.items() if value is not None)
         raise InputError(
             f"{run / CONFIG}: {keys} names {len(names)} runs that trained together, and there is "
-            f"no folder {missing[0]}; restore what stood there"
+            f"no folder {missing[0]}. Restore it"
         )
 
 
 def _check_named(run: Path, names: Sequence[str], adapter: str) -> None:
-    """Check that config.yaml names every run of the folder, and that one alone has its adapter."""
+    """Check that config.yaml names every run of the folder, and that a lone one has its adapter."""
     is_alone = names == [""]
     if is_alone and find_folder(run / adapter).is_dir():
         return
@@ -120,11 +134,11 @@ def _check_named(run: Path, names: Sequence[str], adapter: str) -> None:
     if unnamed := sorted(inner - {*names}):
         raise InputError(
             f"{run / CONFIG}: its seeds and sweep do not name {', '.join(unnamed)}, runs that the "
-            f"folder holds; restore the keys, or evaluate one: --run {run / unnamed[0]}"
+            f"folder holds. Restore the keys, or evaluate one: --run {run / unnamed[0]}"
         )
     if is_alone:
         raise InputError(
-            f"--run {run}: there is no {adapter} yet; train to the end by the same command, or "
+            f"--run {run}: there is no {adapter} yet. Finish the training by the same command, or "
             "give another --adapter"
         )
 
@@ -139,10 +153,18 @@ def evaluate(
 ) -> dict[str, float]:
     """Load a run's adapter onto its base model and compute the task's metrics on dev.
 
-    `method` is needed for a run of a method of your own: its `package.module:function`.
+    Args:
+        run: The run's folder.
+        data_dir: A folder with other data; default: the run's dev data.
+        adapter: The adapter's folder within the run's folder.
+        model: Another place of the base model; default: as in training.
+        method: `package.module:function` of the user's method that trained the run, if any.
+
+    Returns:
+        The metrics by name.
 
     Raises:
-        InputError: as `examine` does.
+        InputError: As `examine` raises.
     """
     base = dict.fromkeys(BASE) | {"model": model} if model else {}
     source = Source(data_dir)
@@ -161,13 +183,14 @@ def examine(
 
     Args:
         run: The run's folder.
-        source: Which data; the run's own dev data by default.
-        adapter: The adapter's folder within the run's.
-        base: Where the base model is, by the names of the flags, if not where the run had it.
-        method: The method of a user's own that trained the run, whose code is then imported.
+        source: The data; default: the run's dev data.
+        adapter: The adapter's folder within the run's folder.
+        base: The base model's place by the names of its flags; empty: as in training.
+        method: `package.module:function` of the user's method that trained the run. Its code is
+            then imported.
 
     Raises:
-        InputError: the folder holds no such run, or data, model or adapter do not fit it.
+        InputError: If the folder holds no such run, or data, model or adapter do not fit it.
     """
     folder = run / adapter
     saved = read_adapter_config(folder)
@@ -180,7 +203,7 @@ def examine(
     check_devices()
     scored = load_scored(saved, config.task, source)
     plan = plan_run(config, total_steps=saved["total_steps"], data=scored.data)
-    # An older version took the rows of a checkpoint's head as they were.
+    # An older version took over the rows of a checkpoint's head without matching labels.
     plan = replace(plan, matches_labels="settings" in saved)
     here = {key: value for key, value in plan.identity.items() if key != "data"}
     check_identity(what, saved["identity"], here)
@@ -193,7 +216,7 @@ def examine(
 def _predict(
     plan: Plan, folder: Path, saved: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Predictions]]:
-    """Load the adapter in `folder` and predict every split."""
+    """Load the adapter from `folder` and predict every split."""
     ready = prepare_run(plan)
     loaded = load_adapter(folder, ready.parts)
     check_ranks(folder, saved, ranks_of(loaded.slots))
@@ -202,7 +225,7 @@ def _predict(
 
 
 def _without_code(run: Path, config: RunConfig, method: str | None) -> RunConfig:
-    """Check that the user asked for the run's own code; leave out the score, which has no part."""
+    """Check that the user asked for the run's code; drop its importance, which scoring ignores."""
     trained_by = config.adapter.method
     if method != (trained_by if ":" in trained_by else None):
         if ":" in trained_by:
@@ -242,7 +265,7 @@ def _score(
 
 
 def _alone(config: RunConfig, base: Mapping[str, Any]) -> RunConfig:
-    """Take one process and one device, of any kind, whatever trained the run."""
+    """Set one process and one device of any kind, whatever trained the run."""
     training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
     return replace(config, training=training, task=replace(config.task, **base))
 

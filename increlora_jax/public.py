@@ -1,4 +1,4 @@
-"""Every public name, and where it comes from; `increlora_jax` loads them when one is asked for."""
+"""All public names and their origins; `increlora_jax` loads this module at the first use."""
 
 from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.adapter import Adapter, Scaling, Slots

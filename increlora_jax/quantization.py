@@ -1,4 +1,4 @@
-"""A frozen kernel in 8 or 4 bits, spread out only while a product needs it."""
+"""Frozen kernels stored in 8 or 4 bits, made dense only for a product."""
 
 import re
 from dataclasses import dataclass, replace
@@ -16,27 +16,30 @@ from jaxtyping import Array, Float, Int8, UInt8
 from increlora_jax.errors import InputError
 
 Kind = Literal["none", "int8", "int4", "nf4"]
-"""Plain; whole numbers of 8 or 4 bits; the 4-bit quantiles of a normal distribution (QLoRA)."""
+"""Formats: dense; integers of 8 or 4 bits; 4-bit quantiles of a normal distribution (QLoRA)."""
 
 TILE = 64
-"""Inputs of one output that share a scale, at most (QLoRA's block, arXiv 2305.14314)."""
+"""Largest number of inputs of one output that share a scale (QLoRA's block, arXiv 2305.14314)."""
 
-# The largest weight is kept just below where rounding would leave the range of the integers: what
-# a conversion makes of what is outside is every backend's own.
+# The largest weight is kept just below the last integer: backends differ in how they convert values
+# out of range.
 _CALIBRATION = "absmax,1.00001"
 
 _ZERO = 8
-"""What an int4 of 0 is stored as: to find signs again, integers would have to wrap around, and
-XLA's CPU (jaxlib 0.10) does not let them where it fuses them with a product."""
+"""Stored value of an int4 of 0.
+
+Signed values would need integer wrap-around. XLA's CPU (jaxlib 0.10) breaks that when it fuses the
+conversion with a product.
+"""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["kind"])
 @dataclass(frozen=True)
 class QuantizedKernel:
-    """A kernel [inputs, outputs] as numbers of few bits and a scale for each tile of inputs.
+    """A kernel [inputs, outputs] stored in few bits, with a scale for each tile of inputs.
 
-    Two values of 4 bits lie in one byte, the first of them in its lower half: how JAX itself keeps
-    an int4 depends on the backend, and its ahead-of-time programs do not take it.
+    Two 4-bit values share one byte, the first in its lower half. JAX's own int4 is not used: its
+    storage depends on the backend, and ahead-of-time programs do not accept it.
     """
 
     values: Int8[Array, "*stack inputs outputs"] | UInt8[Array, "*stack pairs outputs"]
@@ -45,21 +48,21 @@ class QuantizedKernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The kernel's; that of a stack of kernels has further axes before."""
+        """Shape of the dense kernel; a stack of kernels has leading axes."""
         *stack, rows, outputs = self.values.shape
         return *stack, rows if self.kind == "int8" else 2 * rows, outputs
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype that the kernel is spread out to."""
+        """Dtype of the dense kernel."""
         return self.scale.dtype
 
     def __getitem__(self, index: EllipsisType) -> Self:
-        """All of it, as Flax reads a variable's value."""
+        """Return the kernel itself: Flax reads a variable's value as `value[...]`."""
         return self
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """Spread it out to another dtype."""
+        """Return the kernel with another dtype of its dense form."""
         return replace(self, scale=self.scale.astype(dtype))
 
 
@@ -88,7 +91,7 @@ def quantize(kernel: Float[Array, "inputs outputs"], kind: Kind) -> QuantizedKer
 
 
 def as_dense(kernel: Kernel) -> Array:
-    """Spread a kernel out; a plain one stays."""
+    """Return a kernel in dense form; a dense one is returned as it is."""
     if not isinstance(kernel, QuantizedKernel):
         return kernel
     qwix = _import_qwix()
@@ -98,7 +101,7 @@ def as_dense(kernel: Kernel) -> Array:
 
 
 def store_like(parameter: Any, value: Array) -> Kernel:
-    """Quantise a value where a model's parameter is quantised."""
+    """Quantize a value if the model's parameter is quantized."""
     is_whole = not isinstance(parameter, QuantizedKernel)
     return value if is_whole else quantize(value, parameter.kind)
 
@@ -107,7 +110,7 @@ def store_like(parameter: Any, value: Array) -> Kernel:
 def multiply(
     x: Float[Array, "*batch inputs"], kernel: QuantizedKernel, precision: Any = None
 ) -> Float[Array, "*batch outputs"]:
-    """x·W, of which the backward pass keeps the quantised W and nothing else; W has no gradient."""
+    """x·W; the backward pass keeps only the quantized W, which gets no gradient."""
     return jnp.matmul(x, as_dense(kernel), precision=precision)
 
 
@@ -116,8 +119,8 @@ def _multiply_forward(x: Array, kernel: QuantizedKernel, precision: Any) -> tupl
 
 
 def _multiply_backward(precision: Any, kernel: QuantizedKernel, dy: Array) -> tuple[Array, None]:
-    # W is spread out a second time and not kept since the forward pass: the compiler may neither
-    # take the two for one nor begin before dy is there.
+    # Barrier: otherwise XLA may keep the dense W of the forward pass, or make it dense before dy is
+    # there.
     kernel, dy = jax.lax.optimization_barrier((kernel, dy))
     return jnp.matmul(dy, as_dense(kernel).T, precision=precision), None
 
@@ -126,12 +129,17 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def store_quantized(model: nnx.Module, layers: str, kind: Kind) -> None:
-    """Make an abstract model one whose dense layers are quantised, in place.
+    """Quantize the dense layers of an abstract model, in place.
 
-    `layers` is the regex of their paths. Loading then quantises what it reads for them.
+    Weights that are loaded later are quantized as they are read.
+
+    Args:
+        model: The abstract model.
+        layers: A regex of the layers' paths.
+        kind: The format.
 
     Raises:
-        InputError: the library that rounds is missing, or a layer cannot be quantised so.
+        InputError: If the library `qwix` is missing, or a layer cannot be quantized.
     """
     if kind == "none":
         return
@@ -172,19 +180,19 @@ def _unpack(pairs: UInt8[Array, "pairs outputs"]) -> UInt8[Array, "inputs output
 def _dot_general(
     x: Array, kernel: Kernel, dimension_numbers: Any, precision: Any = None, **settings: Any
 ) -> Array:
-    """The product of a dense layer, whose kernel is a plain one again after a merge."""
+    """Multiply as a dense layer does; after a merge its kernel is a dense one again."""
     if isinstance(kernel, QuantizedKernel):
         return multiply(x, kernel, precision)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings)
 
 
 def is_quantized_by(function: Any) -> bool:
-    """Return whether a layer's function is one that `store_quantized` has given it."""
+    """Return whether `store_quantized` has set a layer's function."""
     return function in (_dot_general, _promote)
 
 
 def _promote(arrays: tuple[Any, ...], *, dtype: Any = None) -> tuple[Any, ...]:
-    """As Flax does; of a quantised kernel it is the dtype that it is spread out to."""
+    """Bring arrays to one dtype as Flax does; a quantized kernel counts as a dense one."""
     dtypes = [array.dtype for array in arrays if array is not None]
     wide = dtype or jnp.result_type(*dtypes)
     return tuple(None if array is None else array.astype(wide) for array in arrays)

@@ -54,12 +54,12 @@ from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.together import pick
 
-GOES_ON = "; the same command goes on from here"
-"""Said when a signal has stopped the command."""
+GOES_ON = "; the same command continues from here"
+"""Text after the line about a signal that has stopped the command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; what ends it early is said in a line (see `fail_clearly`)."""
+    """Run the command; errors and signals end it with one line (see `fail_clearly`)."""
     quiet_libraries()
     keep_freed_memory()
     dispatch_synchronously()
@@ -76,10 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
-    """Carry a run from its configuration, or from where it stopped, to `results.json`.
+    """Train from a configuration, or resume its run, until `results.json` is written.
+
+    Args:
+        config: All settings.
+        stop: A request to stop, if signals are handled.
 
     Returns:
-        What that file holds.
+        The content of `results.json`.
+
+    Raises:
+        InputError: If a setting, file or model cannot be used.
     """
     with joined(config.training.distributed), explain_shortage(lambda: advise_training(config)):
         with prints_apart():
@@ -114,7 +121,7 @@ def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
 
 @contextmanager
 def _claimed(folder: Path, plan: Plan, held: Held) -> Iterator[None]:
-    """Keep other runs out of the folders; the first process does, for all of this one."""
+    """Lock the folders against other runs, in the first process for all of this run."""
     with ExitStack() as stack:
 
         def claim() -> None:
@@ -181,7 +188,7 @@ def _open_journal(
 def _write_results(
     run: Run, folder: Path, state: TrainState, outcomes: list[Outcome]
 ) -> dict[str, Any]:
-    """Write what every run has come to, and what all have: that comes last, and finishes them."""
+    """Write the results of every run, and then those of all, which mark the folder as finished."""
     members = run.plan.members
     each = [results_of(run, pick(state, i), outcome) for i, outcome in enumerate(outcomes)]
     told = {member.name: results for member, results in zip(members, each, strict=True)}
@@ -196,7 +203,7 @@ def _write_results(
 def _start(
     run: Run, folder: Path, held: Held, checkpoints: Checkpoints
 ) -> tuple[TrainState, tuple[Progress, ...]]:
-    """The state and progress to begin with: of the newest sound checkpoint, or new ones."""
+    """Return the state and progress to start from: of the newest sound checkpoint, or new ones."""
     config, count = run.plan.config, len(run.plan.members)
     state = run.first_state()
     step = None
@@ -206,13 +213,13 @@ def _start(
             say(f"note: {note}")
     if step is None:
         if held is Held.BEGUN:
-            say(f"{folder} holds this run, but no checkpoint yet: it begins anew")
+            say(f"{folder} holds this run, but no checkpoint yet: it starts over")
         keeps = held is Held.BEGUN
         by_first(lambda: clear(folder, config, keeps_checkpoints=keeps))
         return state, tuple(Progress() for _ in range(count))
     saved = checkpoints.read(step)
     check_saved(folder, saved, run.plan.identity, count)
-    say(f"going on from the checkpoint of step {step}")
+    say(f"resuming from the checkpoint of step {step}")
     return checkpoints.restore(step, state), saved.progress
 
 
@@ -222,7 +229,7 @@ def _tell_again(folder: Path, plan: Plan) -> tuple[dict[str, Any], str]:
 
 
 def _anchor(config: RunConfig) -> RunConfig:
-    """Make local paths absolute, so that the run can be evaluated from anywhere."""
+    """Make local paths absolute, so that the run can be evaluated from any folder."""
     task = config.task
     model = str(Path(task.model).resolve()) if Path(task.model).is_dir() else task.model
     data_dir = str(Path(task.data_dir).resolve()) if task.data_dir else None

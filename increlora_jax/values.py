@@ -1,4 +1,4 @@
-"""Values of settings: from text by their kinds, and their bounds."""
+"""Values of settings: conversion from text, and checks of bounds."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any, Literal, NewType, get_args, get_origin
 from increlora_jax.errors import InputError, suggest
 
 Reference = NewType("Reference", str)
-"""Code of a user, as `package.module:name`; a string."""
+"""A reference to the user's code, as the string `package.module:name`."""
 
 _LONGEST_SHOWN = 40
 _MOST_DIGITS = 18
@@ -27,19 +27,19 @@ _WANTED = {
 
 
 def kinds_in(kind: Any) -> tuple[Any, ...]:
-    """Return the kinds that a setting may have beside None: those of a union, or the one kind."""
+    """Return the kinds of a setting's values besides None: those of a union, or the kind itself."""
     is_union = not isinstance(kind, type) and get_origin(kind) not in (list, Literal)
     return tuple(k for k in get_args(kind) if k is not NoneType) if is_union else (kind,)
 
 
 def convert(text: str, kind: Any) -> Any:
-    """Convert text to a value of its kind: bool, int, float, str, Literal, or a union of these.
+    """Convert text to a bool, int, float, str, Literal, or a member of a union of these.
 
     Raises:
-        ValueError: The text is no such value; the message shows the text and what is wanted.
+        ValueError: If the text fits no kind; the message has the text and the allowed values.
     """
     kinds = kinds_in(kind)
-    if Reference in kinds:  # a colon tells which of the kinds is meant
+    if Reference in kinds:  # text with a colon is a reference, text without is not
         kinds = tuple(k for k in kinds if (k is Reference) == (":" in text))
     for one in kinds:
         try:
@@ -51,22 +51,22 @@ def convert(text: str, kind: Any) -> Any:
 
 
 def expand_home(path: str) -> str:
-    """Return the path with a leading `~` or `~user` replaced by that home folder.
+    """Replace a leading `~` or `~user` by that home folder.
 
     Raises:
-        ValueError: There is no such user, or the home folder is unknown.
+        ValueError: If there is no such user, or the home folder is unknown.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(
-            f"{path}: the home folder {path.partition('/')[0]} is unknown; write the path out, or "
-            f"./{path} for a folder of that name"
+            f"{path}: the home folder {path.partition('/')[0]} is unknown. Write the path out, "
+            f"or give ./{path} for a folder of that name"
         )
     return expanded
 
 
 def split_names(words: list[str] | None) -> list[str] | None:
-    """Split `query,key,value` at its commas; a regex that holds a comma stays whole."""
+    """Split `query,key,value` at its commas; keep a regex with commas whole."""
     if words is None:
         return None
     lists = [re.split(r"\s*,\s*", word.strip()) for word in words]
@@ -76,7 +76,7 @@ def split_names(words: list[str] | None) -> list[str] | None:
 
 
 def show(text: str) -> str:
-    """Return the text in quotes, cut if it is long."""
+    """Return the text in quotes, shortened if it is long."""
     more = len(text) - _LONGEST_SHOWN
     return repr(text) if more <= 0 else f"{text[:_LONGEST_SHOWN]!r}… and {more} characters more"
 
@@ -121,7 +121,7 @@ def _check_text(text: str) -> str:
     except UnicodeEncodeError:
         is_text = False
     if not is_text:
-        raise ValueError("holds what no text or name of a file may hold")
+        raise ValueError("holds characters that no text or file name may hold")
     return text
 
 
@@ -141,13 +141,23 @@ def flag_of(name: str) -> str:
 
 
 def require(is_good: bool, name: str, value: Any, wanted: str) -> None:
-    """Raise InputError, naming the flag, unless a value is good."""
+    """Raise an InputError that names the flag, unless the value is good.
+
+    Args:
+        is_good: Whether the value passes.
+        name: The setting.
+        value: Its value, for the message.
+        wanted: Words for a good value, such as "at least 1".
+
+    Raises:
+        InputError: If the value does not pass.
+    """
     if not is_good:
         raise InputError(f"{flag_of(name)} {value} must be {wanted}")
 
 
 def expand_homes(config: Any, *names: str) -> None:
-    """Put the home folder in place of `~` in these settings of a configuration."""
+    """Replace `~` by the home folder in these settings of a configuration, in place."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, str) and value.startswith("~"):
@@ -158,7 +168,17 @@ def expand_homes(config: Any, *names: str) -> None:
 
 
 def require_each(config: Any, names: str, test: Any, wanted: str) -> None:
-    """Raise InputError for the first of these settings that is given and fails a test."""
+    """Check settings that are given as numbers; None and `auto` pass.
+
+    Args:
+        config: A configuration.
+        names: Its settings to check, separated by blanks.
+        test: A function that returns whether a number is good.
+        wanted: Words for a good value, such as "at least 1".
+
+    Raises:
+        InputError: For the first value that fails.
+    """
     for name in names.split():
         value = getattr(config, name)
         if value is not None and value != "auto":

@@ -142,7 +142,7 @@ def test_dev_data_that_has_changed_is_refused_or_scored_on_request(own_data, cap
     rows = (folder / "dev.tsv").read_text().splitlines()
     (folder / "dev.tsv").write_text("\n".join([*rows, "good\t1", "awful\t0"]) + "\n")
     said = fail(capsys, ["--run", run])
-    assert "not the run's dev data: dev has changed since; restore it, or give --data-dir" in said
+    assert "not the run's dev data: dev has changed since. Restore it, or give --data-dir" in said
     told = ask(capsys, run, "--data-dir", folder)
     assert told["data"] == "other"
     assert told["splits"]["dev"]["rows"] == 43

@@ -106,7 +106,7 @@ def test_a_loop_over_layers_copies_nothing_of_the_base(short_run, kind):
 
 def test_it_goes_on_with_the_same_base_only_and_computes_again_what_it_likes(finished, short_words):
     words = [*short_words, "--output-dir", str(finished), "--quantize-base"]
-    with pytest.raises(InputError, match=r"quantize_base \(int4 there, nf4 here\)"):
+    with pytest.raises(InputError, match=r"quantize_base \(saved int4, given nf4\)"):
         train.train(parse_run([*words, "nf4"]))
     again = train.train(parse_run([*words, "int4", "--remat", "none"]))
     assert again == read_results(finished)

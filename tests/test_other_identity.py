@@ -73,7 +73,7 @@ def test_another_base_model(copy, capsys):
     change_weights(copy / "model")
     after = identify_model(copy / "model")
     for command, words in commands(copy):
-        assert f"base model ({before} there, {after} here)" in refuse(capsys, command, words)
+        assert f"base model (saved {before}, given {after})" in refuse(capsys, command, words)
 
 
 def test_another_tokenizer(copy, capsys):
@@ -81,7 +81,7 @@ def test_another_tokenizer(copy, capsys):
     file.write_text(file.read_text() + "\n")
     for command, words in commands(copy):
         said = refuse(capsys, command, words)
-        assert "was made of something else: tokenizer (" in said
+        assert "was created with other inputs: tokenizer (" in said
 
 
 def test_an_adapter_and_a_checkpoint_of_another_task_and_label_set(copy, capsys):
@@ -93,9 +93,9 @@ def test_an_adapter_and_a_checkpoint_of_another_task_and_label_set(copy, capsys)
     labels = read_adapter_config(copy / "other" / "adapter")["labels"]
     for command, words in commands(copy):
         said = refuse(capsys, command, words)
-        assert "task (text there, sst2 here)" in said
+        assert "task (saved text, given sst2)" in said
         if command is train:  # an evaluation takes the adapter's
-            assert f"labels ({json.dumps(labels)} there, [" in said
+            assert f"labels (saved {json.dumps(labels)}, given [" in said
 
 
 def test_what_is_the_same_elsewhere_is_taken(world, tmp_path, capsys):

@@ -130,7 +130,7 @@ def test_a_signal_in_every_phase_loses_nothing(runs, whole):
         if phase not in ("import", "first compile"):
             assert newest(runs, "stopped") >= lines - evaluations(runs, "stopped") - 1, phase
     assert runs.finish("stopped") == whole[0]
-    assert runs.has_said("going on from the checkpoint")
+    assert runs.has_said("resuming from the checkpoint")
 
 
 def read(runs, run):
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(runs, whole):
     (last / "manifest.json").write_bytes((last / "manifest.json").read_bytes()[:-1])
     assert runs.finish("damaged") == whole[0]
     assert runs.has_said(f"checkpoint {last} is not used: ")
-    assert runs.has_said(f"going on from the checkpoint of step {STEPS - SAVE_STEPS}")
+    assert runs.has_said(f"resuming from the checkpoint of step {STEPS - SAVE_STEPS}")
 
 
 def test_other_data_under_the_same_flags_is_refused(runs, whole, toy_data, tmp_path):
@@ -221,7 +221,7 @@ def test_other_data_under_the_same_flags_is_refused(runs, whole, toy_data, tmp_p
         file.write("one more\t1\n")
     for _ in ("finished", "begun"):
         assert runs.launch("other-data", "--data-dir", str(other)).wait() == 2
-        assert runs.has_said("was made of something else: data (")
+        assert runs.has_said("was created with other inputs: data (")
         (folder / "results.json").unlink(missing_ok=True)
 
 

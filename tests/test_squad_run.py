@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(squad, tmp_path):
     ("changes", "problem"),
     [
         ({"task": "squad"}, r"without an answer, the first '\w+'; --task squad_v2 is for such"),
-        ({"packing": True}, "--packing is not done with --task squad_v2"),
+        ({"packing": True}, "--packing does not support --task squad_v2"),
         ({"doc-stride": 60}, "lower --doc-stride"),
         ({"data-dir": "nowhere"}, "nowhere: cannot be read as a folder"),
     ],
@@ -125,7 +125,7 @@ def test_one_file_is_not_train_and_dev(squad, tmp_path):
 def test_names_of_columns_are_refused_for_other_data(squad, tmp_path):
     train.main(words_of(squad, tmp_path / "run", method="head"))
     source = Source(file=str(squad / "train-v1.1.json"), text_column=["foo"])
-    with pytest.raises(InputError, match="are not for squad_v2, whose files have names"):
+    with pytest.raises(InputError, match="are not for squad_v2, whose files have fixed columns"):
         evaluate.examine(tmp_path / "run", source, base={})
 
 

@@ -176,7 +176,7 @@ def test_a_finished_whole_tells_again_and_another_is_refused(two, words, still, 
     assert (two / RESULTS).stat().st_mtime_ns == before
     with pytest.raises(SystemExit):
         train.main([*command, "41,43"])
-    assert "seeds (41,42 there, 41,43 here)" in capsys.readouterr().err
+    assert "seeds (saved 41,42, given 41,43)" in capsys.readouterr().err
 
 
 def test_one_of_them_is_a_finished_run_of_its_own(whole, capsys):

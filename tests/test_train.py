@@ -180,7 +180,7 @@ def test_a_run_is_not_overwritten_unasked(finished, short_run, capsys):
     before = (finished / "results.json").read_bytes()
     assert "already holds a run" in fail(capsys, [*short_run, "--no-resume"])
     said = fail(capsys, [*short_run, "--seed", "8", "--warmup-steps", "3"])
-    assert "seed (7 there, 8 here), warmup_steps (2 there, 3 here)" in said
+    assert "seed (saved 7, given 8), warmup_steps (saved 2, given 3)" in said
     assert (finished / "results.json").read_bytes() == before
     train.main([*short_run, "--overwrite-output-dir", "--max-steps", "13"])
     assert read_results(finished)["steps"] == 13

@@ -1,1 +1,1 @@
-"""Files of others, read without trust; our own, replaced whole or not at all."""
+"""Reading of untrusted files, and writing that replaces a file whole or leaves the old one."""

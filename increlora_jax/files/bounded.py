@@ -1,4 +1,4 @@
-"""Files read into memory: plain ones, up to a size."""
+"""Plain files read into memory, up to a size limit."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Read a file of at most `max_bytes`.
 
     Raises:
-        InputError: it is larger, no plain file, or cannot be read.
+        InputError: If the file is larger, is no plain file, or cannot be read.
     """
     try:
         with open_plain(path) as file:
@@ -25,12 +25,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open for reading what is a file and no device or pipe, which might never end.
+    """Open a plain file for reading; refuse devices and pipes, whose reads might never end.
 
     Raises:
-        OSError: it is none, or cannot be opened.
+        OSError: If the path is no plain file or cannot be opened.
     """
-    # A pipe that nobody writes to would keep an ordinary open waiting.
+    # O_NONBLOCK: opening a pipe without a writer would block.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

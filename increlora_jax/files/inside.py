@@ -1,4 +1,4 @@
-"""Names that come from files, as paths that cannot leave their folder."""
+"""File names read from files, checked so that their paths cannot leave a folder."""
 
 from pathlib import Path, PureWindowsPath
 
@@ -6,12 +6,17 @@ from increlora_jax.errors import InputError
 
 
 def inside(folder: Path, name: object, said_by: str | Path) -> Path:
-    """Give the path of what `said_by` calls `name`; it lies in `folder`, links followed.
+    """Return the path of the file `name` in `folder`, after following links.
 
-    In a snapshot of the Hugging Face cache links may lead to the blobs beside the snapshots.
+    In a snapshot of the Hugging Face cache, links may also lead to the cache's `blobs` folder.
+
+    Args:
+        folder: The folder that the path must not leave.
+        name: A name read from a file; checked to be a string.
+        said_by: The file that holds the name, for error messages.
 
     Raises:
-        InputError: it would lie elsewhere, or the name is none.
+        InputError: If `name` is no file name, or its path is outside of `folder`.
     """
     if not isinstance(name, str) or not _stays(name):
         raise InputError(
@@ -27,7 +32,7 @@ def inside(folder: Path, name: object, said_by: str | Path) -> Path:
 
 
 def _stays(name: str) -> bool:
-    # Windows' rules know every separator and drive, and what is absolute elsewhere.
+    # PureWindowsPath knows the separators, drives and absolute paths of every system.
     path = PureWindowsPath(name)
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
 

@@ -1,4 +1,4 @@
-"""JSON that may be damaged or malicious: one object, of bounded size and depth."""
+"""JSON objects from untrusted files, limited in size and depth."""
 
 import json
 import math
@@ -19,14 +19,14 @@ def read_json_object(
     """Read a file that holds one JSON object.
 
     Raises:
-        InputError: it holds anything else, the same key twice, or, unless allowed, a number that is
-            not finite; with file and line.
+        InputError: If the file holds anything else, repeats a key, or has a number that is not
+            finite (unless `allow_nan`). The message gives file and line.
     """
     return parse_json_object(read_bounded(path, max_bytes), path, allow_nan=allow_nan)
 
 
 def parse_json_object(raw: bytes, where: Path, *, allow_nan: bool = False) -> dict[str, Any]:
-    """Parse one JSON object, as `read_json_object` does; `where` is named in errors."""
+    """Parse one JSON object, as `read_json_object` does; error messages name the file `where`."""
     strict: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _parse_finite}
     try:
         text = raw.decode()
@@ -53,12 +53,12 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} appears twice")
     return content
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_finite(text: str) -> float:

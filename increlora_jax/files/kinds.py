@@ -1,4 +1,4 @@
-"""Values against type annotations: what a file may hold under a key."""
+"""Checks of JSON values against type annotations."""
 
 import re
 import reprlib
@@ -13,10 +13,15 @@ _INT = re.compile(r"[0-9]{1,18}")
 
 
 def is_of_kind(value: object, kind: Any) -> bool:
-    """Return whether a JSON value fits an annotation; an int is a float too, a bool is neither.
+    """Return whether a JSON value fits an annotation.
 
-    `kind` is made of str, NewTypes of it, int, float, bool, None, Literal, list[…], dict[str, …]
-    and unions; the keys of dict[int, …] are words that spell a number, since JSON's are words.
+    An int is a float too; a bool is neither. JSON keys are strings, so the keys of dict[int, …] are
+    strings of digits.
+
+    Args:
+        value: A value that `json.loads` returned.
+        kind: An annotation made of str, a NewType of str, int, float, bool, None, Literal, list[…],
+            dict[str, …], dict[int, …] and unions.
     """
     inner = get_args(kind)
     match get_origin(kind):
@@ -43,10 +48,16 @@ def check_keys(
     *,
     may_have_others: bool = False,
 ) -> None:
-    """See that an object has the keys of `kinds`, of these kinds, and no others unless they may be.
+    """Check that an object has exactly the given keys, with values of the given kinds.
+
+    Args:
+        where: The file, for error messages.
+        content: The object.
+        kinds: The annotation of each key.
+        may_have_others: Whether further keys are ignored instead of refused.
 
     Raises:
-        InputError: it has not, and which key is wrong.
+        InputError: If a key is missing, unknown or of another kind. The message names the key.
     """
     for name in (*kinds, *content):
         if name not in content:
@@ -65,5 +76,5 @@ def check_keys(
 
 
 def describe(kind: Any) -> str:
-    """An annotation as a user reads it: `list[str] | None`."""
+    """Return an annotation as a user reads it: `list[str] | None`."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

@@ -1,7 +1,8 @@
-"""Files and folders replaced whole: after a kill at any instant the old or the new is there.
+"""Files and folders that are replaced whole: a kill at any time leaves the old or the new one.
 
-The new one is written aside, brought onto the disk, and renamed into place. A folder takes two
-renames, the old one out of the way and the new one in; between them `find_folder` finds the old.
+The new one is written beside the old one, synced to disk, and renamed into place. A folder needs
+two renames: the old one moves away, then the new one moves in. Between the two, `find_folder` finds
+the old folder.
 """
 
 import errno
@@ -15,17 +16,17 @@ from increlora_jax.errors import WriteError
 
 
 def aside_of(path: Path) -> Path:
-    """Where the new one is written."""
+    """Return the temporary path of a new file or folder."""
     return path.with_name(f".{path.name}.new")
 
 
 def old_of(path: Path) -> Path:
-    """Where a folder's old one is kept while the new one takes its place."""
+    """Return the path that keeps the old folder while the new one moves in."""
     return path.with_name(f".{path.name}.old")
 
 
 def find_folder(path: Path) -> Path:
-    """Find what is to be read as `path`, which a kill may have left under another name."""
+    """Return the folder to read for `path`: the old one, if a kill kept the new one out."""
     old = old_of(path)
     is_left = old.is_dir() and not old.is_symlink() and not path.exists()
     return old if is_left else path
@@ -33,10 +34,10 @@ def find_folder(path: Path) -> Path:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which then takes the place of `path`.
+    """Yield a path to write to; the file then replaces `path`.
 
     Raises:
-        WriteError: it cannot be written; what was there before is as it was.
+        WriteError: If the file cannot be written. The previous file is unchanged.
     """
     aside = aside_of(path)
     with _naming(path):
@@ -48,10 +49,10 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Give the path of an empty folder to fill, which then takes the place of `path`.
+    """Yield the path of an empty folder to fill; the folder then replaces `path`.
 
     Raises:
-        WriteError: it cannot be written; what was there before is as it was.
+        WriteError: If the folder cannot be written. The previous folder is unchanged.
     """
     aside, old = aside_of(path), old_of(path)
     with _naming(path):
@@ -66,15 +67,15 @@ def replace_folder(path: Path) -> Iterator[Path]:
             os.rename(path, old)
         os.rename(aside, path)
         _sync(path.parent)
-    with suppress(OSError):  # of no more use, and of no harm
+    with suppress(OSError):  # a leftover does no harm
         _remove(old)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, and whatever a kill may have left beside it.
+    """Remove a file or folder, with the leftovers of a killed write.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: If it cannot be removed.
     """
     for one in (path, old_of(path), aside_of(path)):
         _remove(one)
@@ -85,7 +86,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # As far as the disk lets us: whoever reads or writes next does the same.
+        # Clean up as far as the disk allows; the next reader or writer does the same.
         with suppress(OSError):
             _restore(path)
             _remove(aside_of(path))
@@ -96,7 +97,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _restore(path: Path) -> None:
-    """Bring back the old folder if the new one never came into its place."""
+    """Move the old folder back if the new one was not moved in."""
     if (found := find_folder(path)) != path:
         os.rename(found, path)
 
@@ -113,7 +114,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems do not know how to sync a folder.
+        # Some network file systems cannot sync a folder.
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

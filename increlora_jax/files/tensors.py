@@ -1,4 +1,4 @@
-"""Safetensors files: headers that are checked before anything is claimed for them."""
+"""Safetensors files, whose headers are checked before any memory is allocated for them."""
 
 import os
 import struct
@@ -25,21 +25,21 @@ _ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 
 
 class Claim(NamedTuple):
-    """A tensor as a header describes it; the dtype in safetensors' words."""
+    """A tensor as a header describes it; the dtype is a name of the safetensors format."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def read_claims(path: Path) -> dict[str, Claim]:
-    """Read what a file's header says of its tensors, which its bytes bear out.
+    """Read the dtypes and shapes from a file's header, after checking them against the file.
 
-    That offsets cover the file without gap or overlap, and agree with shapes and dtypes, is seen to
-    by safetensors itself. What it lets pass is refused here: keys that stand there twice, more axes
-    than NumPy has, shapes like [0, 2**62]; and the header's length is held against the file's.
+    The safetensors library checks that the offsets cover the file without gap or overlap and agree
+    with shapes and dtypes. Further checks are made here: no key twice, no more axes than NumPy
+    allows, no shape such as [0, 2**62], and no header longer than the file.
 
     Raises:
-        InputError: the file is damaged or malicious.
+        InputError: If the file is damaged or malicious.
     """
     with _explain(path):
         header = parse_json_object(_read_header(path), path)
@@ -50,20 +50,20 @@ def read_claims(path: Path) -> dict[str, Claim]:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[safe_open]:
-    """Open a file whose claims are known to be sound, to read from it.
+    """Open a file to read tensors from it; its header must have been checked by `read_claims`.
 
     Raises:
-        InputError: it cannot be read, now or later.
+        InputError: If the file cannot be read, on opening or later.
     """
     with _explain(path), safe_open(path, framework="numpy") as reader:
         yield reader
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write a file, with the metadata by which PyTorch's readers know it.
+    """Write a file with the metadata that PyTorch's readers expect.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If the file cannot be written.
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -98,7 +98,7 @@ def _check_entry(path: Path, key: str, entry: object) -> Claim:
         raise InputError(f"{where} is described by no object; get the file again")
     check_keys(where, entry, _ENTRY)
     shape = entry["shape"]
-    # A length of 0 hides from the file's size what the other axes claim.
+    # A zero in a shape makes its size 0, so that the size alone does not reveal absurd axes.
     elements = prod(max(1, n) for n in shape)
     if len(shape) > MAX_AXES or min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
         raise InputError(f"{where} claims a shape that no tensor has; get the file again")

@@ -1,1 +1,1 @@
-"""A run from its configuration."""
+"""Runs built from a configuration."""

@@ -1,4 +1,4 @@
-"""From a configuration to everything a run needs; what `train` and `evaluate` share."""
+"""Plan and preparation of a run from its configuration, for `train` and `evaluate`."""
 
 import json
 import re
@@ -53,10 +53,10 @@ from increlora_jax.weights.tokenizer import load_tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A run before weights are loaded: its data, its steps, its growth."""
+    """A run before its weights are loaded: data, steps and growth."""
 
     config: RunConfig
-    members: tuple[Member, ...]  # the runs that train together; a single one is `config` itself
+    members: tuple[Member, ...]  # the runs that train together; a single run is `config` itself
     data: TaskData
     folder: Path
     total_steps: int
@@ -64,17 +64,17 @@ class Plan:
     methods: tuple[Method, ...]  # of each member; they differ in numbers only
     layout: Layout
     notes: tuple[str, ...] = ()
-    encoded: Mapping[str, Encoded] = field(default_factory=dict)  # if rows had to be counted
-    matches_labels: bool = True  # whether the head of the model's files is matched by its labels
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)  # filled if rows had to be counted
+    matches_labels: bool = True  # whether the saved head is matched by label names
 
     @property
     def method(self) -> Method:
-        """The method of every member, but for its numbers."""
+        """Method of all members; only numbers of its settings differ between members."""
         return self.methods[0]
 
     @property
     def timetable(self) -> Timetable:
-        """The intervals of the run."""
+        """Intervals of the run."""
         training = self.config.training
         return Timetable(
             self.total_steps,
@@ -87,7 +87,7 @@ class Plan:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """The identities of all that a run is made of, by content."""
+        """Identities, by content, of everything the run is created with."""
         return {
             "base model": identify_model(self.folder),
             "tokenizer": identify_tokenizer(self.folder),
@@ -98,41 +98,41 @@ class Plan:
 
     @cached_property
     def dev_identity(self) -> dict[str, str]:
-        """The identity of each dev split's content."""
+        """Identity of the content of each dev split."""
         return {name: identify(split) for name, split in self.data.dev.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Runs made ready: model taken apart, its base on the devices, data encoded."""
+    """Runs ready to train: model split into parts, base on the devices, data encoded."""
 
     plan: Plan
     trainer: Trainer
-    starts: tuple[Parts, ...]  # of each run; they share one base
+    starts: tuple[Parts, ...]  # the start of each run; all share one base
     encoded_dev: dict[str, Encoded]
     notes: tuple[str, ...]
     tokenizer: Any
 
     @property
     def parts(self) -> Parts:
-        """The model before the first step; of several runs, the first one's."""
+        """Model before the first step; of several runs, that of the first."""
         return self.starts[0]
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The lengths batches are padded to."""
+        """Lengths that batches are padded to."""
         task = self.plan.config.task
         longest = task.max_seq_length
         return (longest,) if task.pad_to_max_length else length_buckets(longest)
 
     @cached_property
     def encoded_train(self) -> Encoded:
-        """The training split as token ids."""
+        """Training split as token ids."""
         return _encode(self.plan, "train", self.tokenizer)
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Scores a state on dev."""
+        """Evaluator of a state on the dev splits."""
         return Evaluator(
             self.trainer,
             self.plan.layout,
@@ -143,7 +143,7 @@ class Run:
         )
 
     def first_state(self, *starts: Parts) -> TrainState:
-        """The state before step 0, on the devices; of other adapters than the new ones if given."""
+        """Return the state before step 0, on the devices; `parts` replaces the new adapters."""
         pairs = zip(starts or self.starts, self.plan.members, strict=True)
         states = [
             self.trainer.init(parts, member.config.training.seed, member.settings)
@@ -154,7 +154,7 @@ class Run:
 
     @cached_property
     def batch_at(self) -> Batches:
-        """Makes the training batch of a step."""
+        """Function that builds the training batch of a step."""
         task, training = self.plan.config.task, self.plan.config.training
         return Batches(
             self.encoded_train,
@@ -171,13 +171,16 @@ class Run:
 def plan_run(
     config: RunConfig, total_steps: int | None = None, data: TaskData | None = None
 ) -> Plan:
-    """Read data and the model's configuration, and lay out the run; no weights are loaded.
+    """Plan a run, with a sequence length that its model allows; no weights are loaded.
 
-    `total_steps` is given for a run that has been planned before, `data` to score other data. The
-    plan's `config` has the length of sequences that the model has positions for.
+    Args:
+        config: All settings.
+        total_steps: Steps of a run that was planned before; default: counted from the data.
+        data: Data to score instead of the run's own.
 
     Raises:
-        InputError: whatever of the configuration cannot be done, and what to change.
+        InputError: If the configuration asks for something impossible; the message says what to
+            change.
     """
     task, training = config.task, config.training
     data = data or load_task(task)
@@ -207,7 +210,7 @@ def plan_run(
 
 
 def _encode_early(data: TaskData, folder: Path, max_length: int) -> dict[str, Encoded]:
-    """Encode every split if their numbers of rows, and so of steps, are not known otherwise."""
+    """Encode every split, if the number of rows, and thus of steps, depends on the encoding."""
     if data.kind.is_one_row:
         return {}
     tokenizer = load_tokenizer(folder)
@@ -226,7 +229,7 @@ def _encode(plan: Plan, name: str, tokenizer: Any) -> Encoded:
 
 
 def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig, kind: Kind) -> None:
-    """Check that the model can be computed as `--packing` and `--attn-implementation` ask."""
+    """Check that the model supports `--packing` and `--attn-implementation`."""
     if config.task.packing:
         _check_packing(model, layout, kind)
     if config.training.attn_implementation == "pallas":
@@ -240,14 +243,14 @@ def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
     steps = training.max_steps or ceil(training.num_train_epochs * epoch_steps)
     if steps > LARGEST:
         raise InputError(
-            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, and {LARGEST} "
-            "can be counted; choose less, or --max-steps"
+            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, more "
+            f"than the largest possible number, {LARGEST}. Choose less, or --max-steps"
         )
     return epoch_steps, steps
 
 
 def _settle(config: RunConfig, steps: int) -> RunConfig:
-    """Give numbers to the settings that follow the run's length, but to those of its method."""
+    """Set the settings that follow the run's length, except those of its method."""
     scaled = scale(config.task.task, config.growth.target_rank, steps)
     config = config.changed({name: scaled[name] for name in scaled if name in config.unsaid})
     if "warmup_steps" in members_of(config)[0].settings:  # each run has its own
@@ -256,33 +259,33 @@ def _settle(config: RunConfig, steps: int) -> RunConfig:
 
 
 def _check_frozen(model: nnx.Module, method: Method) -> None:
-    """See that nothing is trained that is quantised."""
+    """Check that no quantized parameter is trained."""
     for path, parameter in name_variables(model, nnx.Param).items():
         if isinstance(parameter.get_value(), QuantizedKernel) and method.is_trained(path):
             raise InputError(
-                f"--quantize-base is for what stays as it is, and {path} would be trained in full; "
-                "choose another --method than full, or other --modules-to-save"
+                f"--quantize-base is for frozen layers, and {path} is trained in full. "
+                "Choose another --method than full, or other --modules-to-save"
             )
 
 
 def _check_packing(model: Any, layout: Layout, kind: Kind) -> None:
-    """See that the model reads packed rows, and that no device lacks the row of an example."""
+    """Check that the model reads packed rows, and that the mesh does not divide them."""
     if kind.pack is None:
-        raise InputError(f"--packing is not done with --task {kind.task}; leave it out")
+        raise InputError(f"--packing does not support --task {kind.task}. Leave it out")
     if not model.can_pack:
         raise InputError(
             f"--packing: {type(model).__name__} does not read several examples in a row, only "
-            "sequence classifiers of BERT, RoBERTa and DeBERTa without a convolution; leave it out"
+            "sequence classifiers of BERT, RoBERTa and DeBERTa without a convolution. Leave it out"
         )
     if layout.blocks > 1:
         raise InputError(
-            "--packing is not done where --mesh divides the rows of a batch, over data or fsdp; "
-            "leave one of them out"
+            "--packing cannot be used if --mesh divides the rows of a batch, over data or fsdp. "
+            "Leave one of them out"
         )
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
-    """Make the layout, and see that the model and the batches can be divided by it."""
+    """Return the layout, after checking that it can divide the model and the batches."""
     layout = Layout(make_mesh(training.mesh), rules)
     layout.check_rows("--train-batch-size", training.train_batch_size)
     layout.check_rows("--eval-batch-size", training.eval_batch_size)
@@ -317,7 +320,7 @@ def prepare_run(plan: Plan) -> Run:
 
 
 def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
-    """Put each array of all layers into one, as a loop over them takes it; empties `base`."""
+    """Stack each array over all layers, for a loop over layers; empties `base`."""
     kinds = {name: re.sub(r"\.\d+\.", ".#.", name, count=1) for name in base}
     return Groups(base, kinds).stack_away(base)
 
@@ -354,11 +357,11 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:
-    """Return the start of a run of another seed, over the same base."""
+    """Return the start of a run with another seed, over the same base."""
     if frozen := sorted(drawn.keys() - parts.head.keys()):
         raise InputError(
-            f"--seeds: {frozen[0]} is not in the model's files and stays as it is drawn, so that "
-            "each seed has another base; add its module to --modules-to-save"
+            f"--seeds: {frozen[0]} is frozen but not in the model's files, so that each seed "
+            "draws another base. Add its module to --modules-to-save"
         )
     kind = plan.data.kind
     model = abstract_model(read_config(plan.folder), head=kind.head, **kind.head_options)

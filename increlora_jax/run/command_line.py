@@ -1,4 +1,4 @@
-"""From a command line, YAML files and a recipe to one configuration; and back to YAML."""
+"""A configuration from a command line, YAML files and a recipe; and its way back to YAML."""
 
 from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,11 +36,11 @@ take the paper's; --print-config shows the settings of a run.
 
 
 _OF_EVERY_RUN = ("task", "model", "method")
-"""Settings without which another run would be taken for the one that a folder holds."""
+"""Settings without which a saved configuration could be mistaken for another run's."""
 
 
 class Command(NamedTuple):
-    """A training command: the settings, whether only to describe the run, and what to tell."""
+    """A training command: its settings, whether it only describes the run, and its notes."""
 
     config: RunConfig
     is_dry: bool
@@ -50,10 +50,10 @@ class Command(NamedTuple):
 def parse_command(argv: Sequence[str] | None = None) -> Command:
     """Resolve a command line: flags win over `--config`, which wins over the task's recipe.
 
-    Leaves after `--help`, `--version` and `--print-config`.
+    `--help`, `--version` and `--print-config` end the process.
 
     Raises:
-        InputError: A flag or a key of a file is unknown, wrong, or set by a sweep, too.
+        InputError: If a flag or a key of a file is unknown, wrong, or also set by a sweep.
     """
     given = vars(train_parser().parse_flags(argv))
     files = given.pop("config", ())
@@ -64,7 +64,7 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
         for file in files
         for name, setting in _read_settings(file).items()
     }
-    # Null in a file undoes what an earlier file says.
+    # Null in a file removes an earlier file's value.
     settings = {name: setting for name, setting in settings.items() if setting.value is not None}
     config = _resolve(settings | flags)
     _check_code(config, settings, given)
@@ -82,13 +82,13 @@ def parse_run(argv: Sequence[str] | None = None) -> RunConfig:
 
 
 def train_parser() -> Parser:
-    """Make the parser of the training command: one flag for every setting."""
+    """Return the parser of the training command, with one flag for every setting."""
     parser = Parser("train", _DESCRIPTION)
     add = parser.others.add_argument
     add("--config", metavar="FILE.yaml", type=path, action="append", default=[],
         help="settings by name; flags win, and so do later files")  # fmt: skip
-    add("--print-config", action="store_true", help="print all settings as such a file and leave")
-    add("--dry-run", action="store_true", help="show data, plan and memory and leave; no files")
+    add("--print-config", action="store_true", help="print all settings as such a file and exit")
+    add("--dry-run", action="store_true", help="show data, plan and memory and exit; no files")
     starred = {
         name for task in (*RECIPES, "demo") for name in recipe(task, GrowthConfig.target_rank)
     }
@@ -102,29 +102,29 @@ def train_parser() -> Parser:
 
 
 def read_run(path: Path) -> RunConfig:
-    """Read a resolved configuration, as `write_run` leaves it.
+    """Read a resolved configuration, as `write_run` writes it.
 
     Raises:
-        InputError: a key is unknown, wrong, or missing though every run has it.
+        InputError: If a key is unknown or wrong, or a key of every run is missing.
     """
     found = _read_settings(path).items()
     values = {name: setting.value for name, setting in found if setting.value is not None}
     if missing := [name for name in _OF_EVERY_RUN if name not in values]:
-        raise InputError(f"{path}: {missing[0]} is missing; write the run's own there again")
-    # Files of old runs also hold a value for what is swept; it never had an effect.
+        raise InputError(f"{path}: {missing[0]} is missing. Restore the run's own value")
+    # Files of older runs also hold a value for swept settings, which never had an effect.
     swept = swept_names(values.get("seeds"), values.get("sweep"))
     return _build({name: value for name, value in values.items() if name not in swept})
 
 
 def write_run(config: RunConfig, path: Path) -> None:
-    """Write every setting, resolved, but for those that a sweep sets."""
+    """Write every setting, resolved, except those that a sweep sets."""
     path.write_text(_as_yaml(config), encoding="utf-8")
 
 
 def describe_run(config: RunConfig) -> str:
-    """Return settings as YAML from which the same run is resolved again, on the same data.
+    """Return YAML from which the same run is resolved on the same data.
 
-    Left out are those that a sweep sets. Those that are fitted to the run stand in a comment.
+    Settings of a sweep are left out. Settings fitted to the run are in a comment.
     """
     values = config.flat()
     fitted = ", ".join(f"{name} {values[name]}" for name in values if name in config.unsaid)
@@ -139,7 +139,14 @@ def _as_yaml(config: RunConfig, left_out: Iterable[str] = ()) -> str:
 
 
 def _add_flag(section: Any, field: Field[Any], kind: Any, star: str) -> None:
-    """Add a setting's flag to a section of the help; a switch gets its `--no-` flag as well."""
+    """Add a setting's flag to a section of the help, for a switch also its `--no-` flag.
+
+    Args:
+        section: The section of the parser.
+        field: The setting.
+        kind: Its annotation.
+        star: Whether the flag takes several words.
+    """
     flag = flag_of(field.name)
     options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS}
     options["help"] = _explain(field, kind, star).replace("%", "%%")
@@ -159,7 +166,7 @@ def _add_flag(section: Any, field: Field[Any], kind: Any, star: str) -> None:
 
 
 def _explain(field: Field[Any], kind: Any, star: str) -> str:
-    """Return a setting's line of help: what it is, its choices and its default."""
+    """Return a setting's line of help: its meaning, its choices and its default."""
     choices = [word for k in kinds_in(kind) if get_origin(k) is Literal for word in get_args(k)]
     choices += ["package.module:name"] if Reference in kinds_in(kind) else []
     default = field.default
@@ -176,16 +183,16 @@ def _explain(field: Field[Any], kind: Any, star: str) -> str:
 def _check_code(
     config: RunConfig, settings: Mapping[str, Setting], given: Mapping[str, Any]
 ) -> None:
-    """Check that a flag, and not only a file, names whatever code of a user would run.
+    """Check that a flag, not only a file, names every reference to a user's code.
 
     Raises:
-        InputError: a file alone names it.
+        InputError: If only a file names the code.
     """
     for name, value in config.flat().items():
         if Reference in kinds_in(KINDS[name]) and ":" in value and name not in given:
             raise InputError(
-                f"{settings[name].where} {value} is code, which no file can start. If you trust "
-                f"it, give {flag_of(name)} {value} as well"
+                f"{settings[name].where} {value} is code, which files alone cannot run. If you "
+                f"trust it, give {flag_of(name)} {value} as well"
             )
 
 
@@ -214,7 +221,7 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
 
 
 def _read_settings(file: Path) -> dict[str, Setting]:
-    """Read the settings of a file, each within its bounds."""
+    """Read the settings of a file and check each one's bounds."""
     settings = read_settings(file, KINDS)
     for name, setting in settings.items():
         try:
@@ -229,5 +236,5 @@ def _build(values: Mapping[str, Any]) -> RunConfig:
         return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
 
     config = RunConfig(*(group(kind) for kind in GROUPS))
-    members_of(config)  # whatever is wrong with one of them is said where it was written
+    members_of(config)  # errors in one of the runs are reported here, with their flag
     return config

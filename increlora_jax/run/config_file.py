@@ -1,4 +1,4 @@
-"""Settings from a YAML file: known keys and plain values of their kinds, nothing else of YAML."""
+"""Settings from a YAML file: known keys with plain values, and no other features of YAML."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,35 +14,36 @@ MAX_BYTES = 1 << 17
 _NULL = "tag:yaml.org,2002:null"
 _LIST = "tag:yaml.org,2002:seq"
 _WORDS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "timestamp")}
-"""How YAML takes what is written without a tag; by which of them does not matter."""
+"""YAML's tags for untagged values; the kind of the setting decides instead."""
 
 
 class Setting(NamedTuple):
-    """A value, and the file and line where it stands."""
+    """A value with the file and line that it comes from."""
 
     value: Any
     where: str
 
 
 def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
-    """Read the settings of a file; a null one holds None.
+    """Read the settings of a file; a null value becomes None.
 
-    `kinds` gives the annotation of every key there is: str, int, float, bool, Literal or list[str],
-    or None.
+    Args:
+        path: The YAML file.
+        kinds: The annotation of each known key: str, int, float, bool, Literal, list[str] or None.
 
     Raises:
-        InputError: the file cannot be read, is no YAML, or holds anything else; with file, line,
-            key.
+        InputError: If the file cannot be read, is not YAML, or holds anything else. The message
+            gives file, line and key.
     """
     settings: dict[str, Setting] = {}
     for key, node in _list_entries(path):
         where = f"{path}:{key.start_mark.line + 1}"
-        name = key.value if isinstance(key, yaml.ScalarNode) else "a key that is no word"
+        name = key.value if isinstance(key, yaml.ScalarNode) else "a key that is not text"
         if name not in kinds:
             hint = suggest(name, kinds) or "; the keys are the flags' names"
             raise InputError(f"{where}: unknown key {show(name)}{hint}")
         if name in settings:
-            raise InputError(f"{where}: {name} stands there twice; keep one")
+            raise InputError(f"{where}: {name} appears twice. Keep one")
         try:
             settings[name] = Setting(_convert(node, kinds[name]), where)
         except ValueError as error:
@@ -51,12 +52,12 @@ def read_settings(path: Path, kinds: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Builds nodes, of which one settings file needs no two that are the same."""
+    """A YAML loader without aliases, which settings never need."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="an alias; write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="an alias. Write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -65,7 +66,7 @@ def _list_entries(path: Path) -> Iterator[tuple[yaml.Node, yaml.Node]]:
         text = read_bounded(path, MAX_BYTES).decode()
         root = yaml.compose(text, _Loader)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+        raise InputError(f"{path} cannot be read: {error}. Save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
@@ -77,7 +78,7 @@ def _list_entries(path: Path) -> Iterator[tuple[yaml.Node, yaml.Node]]:
 
 
 def _convert(node: yaml.Node, kind: Any) -> Any:
-    """Turn what is written into a value of its kind, by the kind and not by the look of it."""
+    """Convert a YAML node to a value of the setting's kind."""
     if node.tag == _NULL:
         return None
     [list_kind] = [k for k in kinds_in(kind) if get_origin(k) is list] or [None]
@@ -91,5 +92,5 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
 
 def _convert_word(node: yaml.Node, kind: Any) -> Any:
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _WORDS:
-        raise ValueError("must be a plain value, or a list of them where there may be several")
+        raise ValueError("must be a plain value, or a list of them if the setting takes several")
     return convert(node.value, kind)

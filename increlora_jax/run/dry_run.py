@@ -1,4 +1,4 @@
-"""A run as it would be: its data, steps, growth and memory, before weights are loaded."""
+"""Description of a run before weights are loaded: data, steps, growth and memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +23,10 @@ from increlora_jax.weights.folder import name_variables, read_config
 
 
 def describe_dry_run(config: RunConfig) -> str:
-    """Return what a run would do, in lines; read data and model configuration, write nothing.
+    """Return the lines of `--dry-run`, from the data and the model's configuration.
 
     Raises:
-        InputError: The run could not begin.
+        InputError: If the run could not start.
     """
     with joined(config.training.distributed):
         plan = plan_run(config)
@@ -38,7 +38,7 @@ def describe_dry_run(config: RunConfig) -> str:
 
 
 def describe_chosen(asked: RunConfig, plan: Plan) -> list[str]:
-    """Return what the settings that follow the length of the run have come to, in a line if any."""
+    """Return one line with the values chosen for settings that follow the run's length, if any."""
     before, after = asked.flat(), plan.config.flat()
     names = (name for name in FOLLOWS_LENGTH if after[name] not in (before[name], "auto"))
     flags = " ".join(f"{flag_of(name)} {after[name]}" for name in names)
@@ -46,16 +46,16 @@ def describe_chosen(asked: RunConfig, plan: Plan) -> list[str]:
 
 
 def _find_fate(folder: Path, plan: Plan) -> str:
-    """Say what the run finds in its folder; refuse what the run would refuse."""
+    """Describe the state of the run's folder; raise where the run would."""
     held = look_into(folder, plan.config)
     if held is Held.NOTHING:
-        return "a new run begins there"
+        return "a new run starts"
     if held is Held.FINISHED:
         read_finished(folder, plan.identity)
-        return "holds this run, which is finished: its results are told again"
+        return "holds this run, which is finished: its results are printed again"
     checkpoint = find_sound(folder / CHECKPOINTS)
     if checkpoint is None:
-        return "holds this run, but no checkpoint yet: it begins anew"
+        return "holds this run, but no checkpoint yet: it starts over"
     check_saved(folder, read_saved(checkpoint), plan.identity, len(plan.members))
     return f"holds this run, which resumes from the checkpoint of step {checkpoint.name}"
 
@@ -86,14 +86,14 @@ def _describe_memory(plan: Plan) -> Iterator[str]:
     trained = runs * _count_bytes((parts.adapters, parts.head))
     yield report(parts).describe()
     yield (
-        f"memory: base {_say_bytes(base)}; what is trained {_say_bytes(trained)}, their "
+        f"memory: base {_say_bytes(base)}; trained parameters {_say_bytes(trained)}, their "
         f"gradients as much, the optimizer twice as much; in all {_say_bytes(base + 4 * trained)}, "
         "without activations, batches and what compiled programs need beside"
     )
 
 
 def _lay_out(plan: Plan) -> Parts:
-    """Return the model's parts, with shapes in place of all weights that a file holds."""
+    """Return the model's parts, with shapes in place of the weights that a file holds."""
     task, method = plan.config.task, plan.method
     dtype = jnp.dtype(task.dtype)
     model = abstract_model(
@@ -106,7 +106,7 @@ def _lay_out(plan: Plan) -> Parts:
     )
     values = {path: v.get_value() for path, v in name_variables(model, nnx.Param).items()}
     learned = {path: value for path, value in values.items() if method.is_trained(path)}
-    wide = jnp.promote_types(dtype, jnp.float32)  # what is trained in full is kept so
+    wide = jnp.promote_types(dtype, jnp.float32)  # parameters trained in full have this dtype
     head: Any = {path: jax.ShapeDtypeStruct(value.shape, wide) for path, value in learned.items()}
     base = {path: value for path, value in values.items() if path not in head}
     adapters = adapters_of(method.attach(model, nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""The flags of the evaluation command, known before JAX is imported."""
+"""Flags of the evaluation command; this file imports no JAX."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ _DESCRIPTION = "Evaluate a saved run on its dev data, or on other data with its 
 
 
 def evaluate_parser() -> Parser:
-    """Make the parser of the evaluation command."""
+    """Return the parser of the evaluation command."""
     parser = Parser("evaluate", _DESCRIPTION)
     add = parser.add_argument_group("what is evaluated").add_argument
     add("--run", required=True, type=path, metavar="DIR", help="a run's folder")

@@ -1,4 +1,4 @@
-"""The command line of every command: flags in both spellings, and errors that name the flag."""
+"""Command line of all commands: flags in both spellings, and errors that name the flag."""
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace
@@ -22,15 +22,15 @@ _OTHER_NAMES = {
     "--per-device-eval-batch-size": "--eval-batch-size",
     "--model-name-or-path": "--model",
 }
-"""Flags of other trainers, with the names that they have here."""
+"""Flags of other trainers, with their names here."""
 
 
 SWITCH = "[BOOL]"
-"""Stands for a switch's value, which the list of flags leaves out."""
+"""Placeholder of a switch's value, which the list of flags leaves out."""
 
 
 class Parser(ArgumentParser):
-    """A command's flags: `--a-b` may be written `--a_b`, and what is wrong is an `InputError`."""
+    """A parser of flags: `--a_b` means `--a-b`, and errors are `InputError`s."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
@@ -42,19 +42,19 @@ class Parser(ArgumentParser):
             formatter_class=partial(HelpFormatter, max_help_position=32, width=80),
         )
         self.others = self.add_argument_group("about this command")
-        self.others.add_argument("-h", "--help", action="help", help="list the flags and leave")
+        self.others.add_argument("-h", "--help", action="help", help="list the flags and exit")
         self.others.add_argument(
             "--version",
             action="version",
             version=f"increlora_jax {__version__}",
-            help="print the version and leave",
+            help="print the version and exit",
         )
 
     def parse_flags(self, argv: Sequence[str] | None = None) -> Namespace:
-        """Parse the words, by default the process's own, into the flags that they give.
+        """Parse words into flags; default: the words of this process.
 
         Raises:
-            InputError: A flag is unknown, lacks its value or has a wrong one.
+            InputError: If a flag is unknown, lacks its value or has a wrong one.
         """
         words = sys.argv[1:] if argv is None else argv
         given, rest = self.parse_known_args(list(map(_dash, words)))
@@ -68,7 +68,7 @@ class Parser(ArgumentParser):
         return super().format_help().replace(shown, " " * len(shown))
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving, so that a command ends in one place."""
+        """Raise an error instead of exiting, so that commands end in one place."""
         message = message.removeprefix("argument ")
         if "expected" in message:
             message += "; write a value that begins with - as --flag=-value"
@@ -87,7 +87,7 @@ class Parser(ArgumentParser):
 
 
 def type_of(kind: Any) -> Callable[[str], Any]:
-    """Return the function that a flag's words are converted by."""
+    """Return the function that converts a flag's words."""
 
     def read(text: str) -> Any:
         try:
@@ -99,14 +99,14 @@ def type_of(kind: Any) -> Callable[[str], Any]:
 
 
 def text(word: str) -> str:
-    """Return a flag's word; a blank one is an error."""
+    """Return a flag's word; refuse a blank one."""
     if not word.strip():
-        raise ArgumentTypeError(f"{word!r} is blank; fill it, or leave the flag out")
+        raise ArgumentTypeError(f"{word!r} is blank. Fill it, or leave the flag out")
     return word
 
 
 def path_text(word: str) -> str:
-    """Return a flag's word with a leading `~` as the home folder."""
+    """Return a flag's word with a leading `~` replaced by the home folder."""
     try:
         return expand_home(text(word))
     except ValueError as error:
@@ -114,11 +114,11 @@ def path_text(word: str) -> str:
 
 
 def path(word: str) -> Path:
-    """Return the path that a flag's word names; see `path_text`."""
+    """Return a flag's word as a path; see `path_text`."""
     return Path(path_text(word))
 
 
 def _dash(word: str) -> str:
-    """Write a flag with dashes; a value behind it stays as it is."""
+    """Replace the underscores of a flag by dashes, but not those of a value behind it."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else word

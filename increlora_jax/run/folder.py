@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, and who may write to it."""
+"""A run's folder: its state, its files, and the lock against other processes."""
 
 import errno
 import fcntl
@@ -38,20 +38,20 @@ _RESULT_KINDS: dict[str, Any] = {
     "full_modules": list[str],
     "seconds": float,
 }
-"""What is read of the results of a finished run."""
+"""Keys read from the results of a finished run."""
 
 _KINDS_OF_SEVERAL: dict[str, Any] = {"identity": dict[str, str], "summary": str, "seconds": float}
-"""And of those of runs that trained together."""
+"""Keys read from the results of runs that trained together."""
 
 OF_A_RUN = (RESULTS, CONFIG, METRICS, ADAPTER, BEST_ADAPTER, CHECKPOINTS)
 
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
-"""By these a lock says that somebody has it; any other error, that there are no locks."""
+"""Errors of a lock that another process holds; any other error means that locks do not work."""
 
 
 class Held(Enum):
-    """The state of a run in its folder."""
+    """State of a run in its folder."""
 
     NOTHING = "nothing"
     BEGUN = "begun"
@@ -59,16 +59,16 @@ class Held(Enum):
 
 
 def look_into(folder: Path, config: RunConfig) -> Held:
-    """Tell how far a run has come in its folder; touches nothing.
+    """Return how far a run has come in its folder; nothing is changed.
 
     Raises:
-        InputError: the folder holds another run, and in which settings that differs; or a file is
-            where a folder is needed.
-        WriteError: the folder lies below a file, or cannot be written.
+        InputError: If the folder holds another run, or a file is in place of a folder. The message
+            lists the settings that differ.
+        WriteError: If the folder is below a file, or cannot be written.
     """
     _check_place(folder)
     held = _find_held(folder, config)
-    if held is not Held.FINISHED:  # whose results are only read
+    if held is not Held.FINISHED:  # a finished run is only read
         _check_writable(folder)
     return held
 
@@ -79,32 +79,32 @@ def _find_held(folder: Path, config: RunConfig) -> Held:
         return Held.NOTHING
     if CONFIG not in found or not config.training.resume:
         raise InputError(
-            f"--output-dir {folder} already holds a run ({', '.join(found)}); choose another "
+            f"--output-dir {folder} already holds a run ({', '.join(found)}). Choose another "
             "folder or pass --overwrite-output-dir"
         )
     there, here = read_run(folder / CONFIG).settled(), config.settled()
-    differing = [f"{key} ({there[key]} there, {here[key]} here)" for key in here
+    differing = [f"{key} (saved {there[key]}, given {here[key]})" for key in here
                  if there[key] != here[key]]  # fmt: skip
     if differing:
         raise InputError(
             f"--output-dir {folder} already holds a run with other settings: "
-            f"{', '.join(differing)}; give the same to go on with it, choose another folder or "
+            f"{', '.join(differing)}. Pass the same to resume it, choose another folder or "
             "pass --overwrite-output-dir"
         )
     return Held.FINISHED if RESULTS in found else Held.BEGUN
 
 
 def _check_place(folder: Path) -> None:
-    """Check that the folder can be made, as far as that is known, and hold checkpoints.
+    """Check that the folder and its checkpoints can be created, as far as the paths show.
 
     Raises:
-        InputError: a file or a broken link is in its place, or in that of its checkpoints.
-        WriteError: the folder lies below a file.
+        InputError: If a file or a broken link is in place of the folder or of its checkpoints.
+        WriteError: If the folder is below a file.
     """
     for path in (folder / CHECKPOINTS, folder):
         if _is_in_the_way(path):
             raise InputError(
-                f"--output-dir {folder}: {path} is a file and no folder; move it away, or choose "
+                f"--output-dir {folder}: {path} is a file, not a folder. Move it away, or choose "
                 "another folder"
             )
     for path in folder.absolute().parents:
@@ -113,10 +113,10 @@ def _check_place(folder: Path) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Check that the folder, or the one that it will be made in, takes files; leaves none.
+    """Check that the folder, or its nearest existing parent, takes files; the test file is removed.
 
     Raises:
-        WriteError: a file cannot be made there.
+        WriteError: If no file can be created.
     """
     path = folder.absolute()
     there = next(one for one in (path, *path.parents) if one.is_dir())
@@ -125,7 +125,7 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise WriteError(
-            f"--output-dir {folder} cannot be written: {there}: {error.strerror}; choose another "
+            f"--output-dir {folder} cannot be written: {there}: {error.strerror}. Choose another "
             "folder, or mend this one"
         ) from error
 
@@ -135,10 +135,10 @@ def _is_in_the_way(path: Path) -> bool:
 
 
 def read_finished(folder: Path, identity: dict[str, str]) -> dict[str, Any]:
-    """Read the results of a finished run that was made of what is here now.
+    """Read the results of a finished run, after checking that its inputs are the present ones.
 
     Raises:
-        InputError: the file is damaged, or it was made of something else.
+        InputError: If the file is damaged, or the run was created with other inputs.
     """
     results = read_results(folder)
     check_identity(f"the run in --output-dir {folder}", results["identity"], identity)
@@ -146,41 +146,52 @@ def read_finished(folder: Path, identity: dict[str, str]) -> dict[str, Any]:
 
 
 def check_saved(folder: Path, saved: Saved, identity: dict[str, str], count: int) -> None:
-    """See that a checkpoint is of these runs, so many, made of what is here now.
+    """Check that a checkpoint belongs to these runs and to the present inputs.
+
+    Args:
+        folder: The run's folder, for messages.
+        saved: The checkpoint's notes.
+        identity: The identities of the present inputs.
+        count: The number of runs that train together.
 
     Raises:
-        InputError: it is not.
+        InputError: If the checkpoint belongs to others.
     """
     check_identity(f"the run in --output-dir {folder}", saved.identity, identity)
     if len(saved.progress) != count:
         raise InputError(
             f"the checkpoint of step {saved.progress[0].step} in {folder} is of "
-            f"{len(saved.progress)} runs, and here are {count}; choose another --output-dir"
+            f"{len(saved.progress)} runs, and {count} are given. Choose another --output-dir"
         )
 
 
 def check_identity(what: str, there: dict[str, str], here: dict[str, str]) -> None:
-    """See that what was saved was made of what is here now, by content.
+    """Check that something saved was created with the present inputs, by content.
+
+    Args:
+        what: Words for the saved thing.
+        there: Its identities.
+        here: The present identities.
 
     Raises:
-        InputError: it was not; both are named.
+        InputError: If they differ; the message has both.
     """
-    differing = [f"{key} ({there.get(key)} there, {here[key]} here)" for key in here
+    differing = [f"{key} (saved {there.get(key)}, given {here[key]})" for key in here
                  if there.get(key) != here[key]]  # fmt: skip
     if differing:
         raise InputError(
-            f"{what} was made of something else: {', '.join(differing)}; give what it was made "
-            "of, or choose another folder"
+            f"{what} was created with other inputs: {', '.join(differing)}. Pass the same, or "
+            "choose another folder"
         )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep every other process out of it; the lock ends with the process.
+    """Create the folder and lock it; the lock ends with the process.
 
     Raises:
-        WriteError: the folder cannot be made.
-        InputError: another process is at work there.
+        WriteError: If the folder cannot be created.
+        InputError: If another process holds the lock.
     """
     with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +202,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in _TAKEN:
                 raise InputError(
-                    f"--output-dir {folder}: another process is at work on this run; wait for it, "
+                    f"--output-dir {folder}: another process is at work on this run. Wait for it, "
                     "or choose another folder"
                 ) from None
             tell(
@@ -202,20 +213,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path, config: RunConfig, *, keeps_checkpoints: bool = False) -> None:
-    """Make room for new runs, and write down the settings of all and of each.
+    """Remove an old run from the folder, and write the settings of all new runs and of each.
 
     Args:
-        folder: the folder of all runs.
-        config: its settings.
-        keeps_checkpoints: where no sound one is left; what was set aside then stays.
+        folder: The folder of all runs.
+        config: Its settings.
+        keeps_checkpoints: Whether checkpoints stay, if none of them is sound.
 
     Raises:
-        WriteError: the folder cannot be written.
+        WriteError: If the folder cannot be written.
     """
     members = members_of(config)
     with _naming(folder):
         for inner in dict.fromkeys(("", *_members_there(folder), *(m.name for m in members))):
-            # The settings go first: without them what remains is nobody's run.
+            # Settings are removed first: without them, leftovers belong to no run.
             for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, TRACEBACK):
                 remove(folder / inner / name)
             if not keeps_checkpoints:
@@ -228,18 +239,18 @@ def clear(folder: Path, config: RunConfig, *, keeps_checkpoints: bool = False) -
 
 
 def _members_there(folder: Path) -> list[str]:
-    """The folders of runs that have trained together here, as far as that can be known."""
+    """Return the folders of runs that have trained together here, if their settings can be read."""
     try:
         return [member.name for member in members_of(read_run(folder / CONFIG))]
-    except InputError:  # what is to be overwritten need not be sound
+    except InputError:  # settings that are overwritten need not be sound
         return []
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`, which makes a run finished.
+    """Write `results.json`, which marks a run as finished.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: If it cannot be written.
     """
     text = json.dumps(results, indent=2) + "\n"
     with replace_file(folder / RESULTS) as aside:
@@ -247,10 +258,10 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read what a finished run has left.
+    """Read the results of a finished run.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: If the file is damaged.
     """
     results = read_json_object(folder / RESULTS, allow_nan=True)
     kinds = _KINDS_OF_SEVERAL if "summary" in results else _RESULT_KINDS

@@ -1,4 +1,4 @@
-"""Settings that have no effect beside others, so that none is ignored without a word."""
+"""Settings that have no effect beside others, so that the user hears of them."""
 
 from dataclasses import fields
 
@@ -15,7 +15,7 @@ _QUESTION_TASKS = ("squad", "squad_v2")
 
 
 def idle_settings(config: RunConfig) -> dict[str, str]:
-    """Return the settings without an effect, each with the flag that makes it so."""
+    """Return the settings without an effect, each with the flag that causes this."""
     method = config.adapter.method
     idle = dict.fromkeys(_unread(config, method), f"--method {method}")
     if not config.growth.growth:
@@ -31,7 +31,7 @@ def idle_settings(config: RunConfig) -> dict[str, str]:
 
 
 def _unread(config: RunConfig, method: str) -> set[str]:
-    """Return the settings that a method of the table does not read; others are not known."""
+    """Return the settings that a built-in method does not read; an own method may read all."""
     if method not in METHODS:
         return set()
     reads = METHODS[method].reads

@@ -1,4 +1,4 @@
-"""The length of sequences: `--max-seq-length` against the model's positions, when planned."""
+"""Length of sequences: `--max-seq-length` against the model's positions, before loading."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,30 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _NO_LIMIT = 1 << 30
-"""From here on a tokenizer's `model_max_length` means that it has none."""
+"""From this value on, a tokenizer's `model_max_length` means that it has no limit."""
 
 
 def fit_length(
     config: RunConfig, model_config: "PretrainedConfig", *, may_cut: bool = False
 ) -> tuple[RunConfig, tuple[str, ...]]:
-    """Return a configuration whose length the model has positions for, and notes on it.
+    """Return a configuration whose sequence length fits the model, and notes.
 
-    A length that nobody gave is lowered with a note, and so is any length with `may_cut`.
+    A default length is lowered with a note; with `may_cut`, a given length too.
+
+    Args:
+        config: All settings.
+        model_config: The model's `config.json`.
+        may_cut: Whether a given length may be lowered.
 
     Raises:
-        InputError: a length that was given is above the model's positions.
+        InputError: If a given length is above the model's positions.
     """
     asked, most = config.task.max_seq_length, find_spec(model_config).max_length(model_config)
     if most is None or asked <= most:
         return config, _note_training_length(asked, model_config)
     if "max_seq_length" not in config.unsaid and not may_cut:
         raise InputError(
-            f"--max-seq-length {asked}: the model has positions for {most} tokens; give at most "
+            f"--max-seq-length {asked}: the model has positions for {most} tokens. Give at most "
             f"--max-seq-length {most}, or another --model"
         )
     note = f"--max-seq-length {asked} is above the model's {most} positions: {most} is used"
@@ -47,7 +52,7 @@ def _note_training_length(asked: int, model_config: "PretrainedConfig") -> tuple
 
 
 def note_tokenizer_length(asked: int, tokenizer: Any) -> tuple[str, ...]:
-    """Return a note if the tokenizer states a shorter length than the one asked for."""
+    """Return a note if the tokenizer states a shorter length than the given one."""
     stated = tokenizer.model_max_length
     if asked <= stated or stated >= _NO_LIMIT:
         return ()

@@ -1,4 +1,4 @@
-"""Advice after running out of memory: the sizes asked for, and flags that ask for less."""
+"""Advice after running out of memory: the sizes in use, and flags that lower them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from increlora_jax.training.checkpoint import find_last
 
 
 def advise_training(config: RunConfig) -> str:
-    """Say what a step and an evaluation hold, what makes that less, and what is still there."""
+    """Return the sizes of a training run, the flags that lower them, and the last checkpoint."""
     training, length = config.training, config.task.max_seq_length
     asked = (
         f"--train-batch-size {training.train_batch_size} and --eval-batch-size "
@@ -18,11 +18,11 @@ def advise_training(config: RunConfig) -> str:
 
 
 def advise_evaluation(config: RunConfig, file: Path) -> str:
-    """Say the same of an evaluation, whose settings are those of a run's file."""
+    """Return the sizes of an evaluation, and the advice to lower them in the run's file."""
     rows, length = config.training.eval_batch_size, config.task.max_seq_length
     return (
         f"eval_batch_size {rows} examples of up to {length} tokens at once. Lower eval_batch_size "
-        f"in {file}; the run is as it was"
+        f"in {file}. The run is unchanged"
     )
 
 
@@ -47,5 +47,5 @@ def _tell_saved(config: RunConfig) -> str:
         return "No checkpoint was saved: add --overwrite-output-dir"
     return (
         f"The last checkpoint is {last}, intact: --remat, --eval-batch-size, --scan-layers and "
-        "--mesh go on from it, other flags are for another --output-dir"
+        "--mesh resume from it, other flags need another --output-dir"
     )

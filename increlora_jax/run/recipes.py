@@ -1,4 +1,4 @@
-"""The published hyper-parameters, by task and target rank (arXiv 2308.12043, appendix)."""
+"""Published hyper-parameters, by task and target rank (arXiv 2308.12043, appendix)."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from increlora_jax.weights.bundled import TINY_ENCODER
 
 
 class Recipe(NamedTuple):
-    """One row of the paper's table; a pair holds the values for rank 2 and for rank 8."""
+    """A row of the paper's table; a pair holds the values for rank 2 and for rank 8."""
 
     learning_rate: tuple[float, float]
     num_train_epochs: tuple[int, int]
@@ -31,26 +31,26 @@ RECIPES = {
     "sst2": Recipe((8e-4, 8e-4), (24, 24), 128, 16, (0.1, 0.3), 0, 0.01, 0.1, 1000, (5, 6), (1, 4)),
     "stsb": Recipe((2.2e-3, 2.2e-3), (25, 25), 128, 32, (0, 0), 0.2, 0.1, 0.3, 100, (4, 4), (1, 1)),
 }
-"""The paper has no WNLI row and gives STS-B for rank 2 only."""
+"""Rows of the paper, which has none for WNLI, and STS-B for rank 2 only."""
 
 LARGE_RANK = 8
-"""From this target rank on, the second value of a pair."""
+"""Smallest target rank that takes the second value of a pair."""
 
 
 TRAIN_ROWS = {
     "cola": 8551, "mnli": 392_702, "mrpc": 3668, "qnli": 104_743, "qqp": 363_846, "rte": 2490,
     "sst2": 67_349, "stsb": 5749,
 }  # fmt: skip
-"""Training examples of GLUE, from which the paper's steps follow."""
+"""Numbers of training examples of GLUE, from which the paper's steps follow."""
 
 BATCH_SIZE = 32
-"""The paper's, and the demo's."""
+"""Batch size of the paper and of the demo."""
 
 IN_STEPS = ("warmup_steps", "init_warmup", "incre_interval")
-"""Settings that a recipe gives in steps of a run of its own length."""
+"""Settings that a recipe gives as steps of a run of its own length."""
 
 FOLLOWS_LENGTH = (*IN_STEPS, "top_h")
-"""Settings that follow the length of a run, where nobody gives them."""
+"""Settings that follow the length of a run if the user gives none."""
 
 DEMO: dict[str, Any] = {
     "model": str(TINY_ENCODER),
@@ -66,16 +66,16 @@ DEMO: dict[str, Any] = {
     "num_train_epochs": 8.0,
     "eval_batch_size": 256,
 }
-"""Settings of `--task demo`, under their flags' names; measured in experiments/demo/README.md."""
+"""Settings of `--task demo` by name; measured in experiments/demo/README.md."""
 
 SQUAD: dict[str, Any] = {"max_seq_length": 384}
-"""Settings of `--task squad` and `squad_v2`, as transformers' recipe has them."""
+"""Settings of `--task squad` and `squad_v2`, from transformers' recipe."""
 
 _DEMO_ROWS = 3000
 
 
 def recipe(task: str, target_rank: float) -> dict[str, Any]:
-    """The task's settings under their flags' names; empty for a task without a recipe."""
+    """Return the task's settings by name; empty for a task without a recipe."""
     if task == "demo":
         return DEMO
     if task in ("squad", "squad_v2"):
@@ -90,11 +90,11 @@ def recipe(task: str, target_rank: float) -> dict[str, Any]:
 
 
 def scale(task: str, target_rank: float, steps: int) -> dict[str, Any]:
-    """Return a recipe's `FOLLOWS_LENGTH` for a run of so many steps.
+    """Scale a recipe's `FOLLOWS_LENGTH` settings to a number of steps.
 
-    At the recipe's own length they are the recipe's; otherwise they take the same share of the run.
-    If an interval would be less than a step, all are `auto`. Empty if
-    the task's recipe says nothing of growth.
+    For the recipe's own length they are the recipe's. For another length they keep their share of
+    the run. If an interval would be below one step, all are `auto`. If the recipe sets no growth,
+    the result is empty.
     """
     settings = recipe(task, target_rank)
     if "incre_interval" not in settings:

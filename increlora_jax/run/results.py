@@ -1,4 +1,4 @@
-"""The results of finished runs, one by one, and over the seeds that trained together."""
+"""Results of finished runs, of each run and over seeds that trained together."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,13 @@ from increlora_jax.training.state import TrainState
 
 
 def results_of(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
-    """Return a run's `results.json`; `state` is its last."""
+    """Return the content of a run's `results.json`.
+
+    Args:
+        run: The run.
+        state: Its last state.
+        outcome: Its last metrics and counts.
+    """
     plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
     return {
         **_head(plan),
@@ -42,7 +48,7 @@ def results_of_all(
 ) -> dict[str, Any]:
     """Return the results of runs that trained together: means over the seeds.
 
-    There is a variant for every combination of what `--sweep` gives, a single one without it.
+    Each combination of `--sweep` values is a variant; without `--sweep` there is one variant.
     """
     variants: dict[str, list[int]] = {}
     for index, member in enumerate(plan.members):
@@ -71,7 +77,7 @@ def results_of_all(
 
 
 def summarize(results: dict[str, Any], folder: Path) -> str:
-    """Say in a line what runs have come to."""
+    """Summarize results in one line."""
     told = results["summary"] if "summary" in results else _say_run(results)
     return f"{told}; {results['seconds']:.0f} s; see {folder / RESULTS}"
 
@@ -95,7 +101,7 @@ def _say_variant(variant: str, told: dict[str, Any]) -> str:
 
 
 def _statistics(each: list[dict[str, float]]) -> dict[str, Any]:
-    """Return each metric's values, their mean, and √(Σ(x − mean)²/(n − 1)) where n > 1."""
+    """Return each metric's values, their mean, and √(Σ(x − mean)²/(n − 1)) if n > 1."""
     columns = {name: [metrics[name] for metrics in each] for name in each[0]}
     return {
         name: {

@@ -19,13 +19,13 @@ PACKAGES = (
 
 
 def list_versions() -> dict[str, str]:
-    """Return the versions that ran; metadata, which a checkout may lack, is not asked for them."""
+    """Return the versions of the imported packages; a checkout may lack package metadata."""
     loaded = {name: getattr(sys.modules.get(name), "__version__", "unknown") for name in PACKAGES}
     return {"python": platform.python_version(), **loaded}
 
 
 def describe_platform() -> dict[str, Any]:
-    """Return the devices, over all processes, and the system that a run ran on."""
+    """Return the devices of all processes, and the system."""
     devices = jax.devices()
     return {
         "backend": jax.default_backend(),

@@ -1,7 +1,8 @@
-"""The description of a run in its adapter, and the run rebuilt from that alone.
+"""A run's description in its adapter, and the run rebuilt from the description.
 
 `adapter_config.json` holds every setting that an evaluation depends on. `config.yaml` beside it
-only says where model and data are: an edit there changes no score without a word.
+serves only for the places of model and data: an edit of other settings there is reported and has no
+effect.
 """
 
 from collections.abc import Mapping
@@ -23,19 +24,26 @@ _KINDS: dict[str, Any] = {
     for f in fields(group)
     if f.name not in FREE
 } | {"seed": int}
-"""The settings that an evaluation depends on."""
+"""Settings that an evaluation depends on."""
 
 _OF_OLD = ("lora_alpha", "scaling", "quantize_base")
-"""Those of them that adapters have always held."""
+"""Settings that adapters of all versions hold."""
 
 _TWICE = (*_OF_OLD, "task", "method")
-"""Those that an adapter holds a second time, outside its settings."""
+"""Settings that an adapter also holds outside of its `settings`."""
 
 
 def describe_adapter(
     plan: Plan, member: Member, step: int, ranks: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return what `adapter_config.json` holds of a run's adapter."""
+    """Return the content of `adapter_config.json` for a run's adapter.
+
+    Args:
+        plan: The plan of all runs.
+        member: The run.
+        step: Steps done.
+        ranks: The rank of each module.
+    """
     kind, settings = plan.data.kind, member.config.flat()
     return {
         "method": plan.method.name,
@@ -57,17 +65,17 @@ def describe_adapter(
 def restore_config(
     folder: Path, saved: Mapping[str, Any], config: RunConfig
 ) -> tuple[RunConfig, list[str]]:
-    """Return the configuration that the adapter in `folder` was made with, and notes on it.
+    """Return the configuration that the adapter in `folder` was trained with, and notes.
 
     Args:
-        folder: The adapter's folder, named in notes and errors.
-        saved: What its `adapter_config.json` holds.
-        config: What `config.yaml` says; of it are taken where model and data are, and, for an
-            adapter of an older version, all that the adapter does not hold.
+        folder: The adapter's folder, for notes and errors.
+        saved: The content of its `adapter_config.json`.
+        config: The settings of `config.yaml`. They give the places of model and data, and for an
+            adapter of an older version all settings that the adapter lacks.
 
     Raises:
-        InputError: the adapter has a setting that is unknown here, of another kind, or given twice
-            with two values.
+        InputError: If the adapter has a setting that is unknown, of another kind, or given twice
+            with different values.
     """
     here = config.flat()
     if "settings" in saved:
@@ -92,10 +100,10 @@ def restore_config(
 
 
 def check_ranks(folder: Path, saved: Mapping[str, Any], ranks: Mapping[str, int]) -> None:
-    """See that the ranks that an adapter tells are those of its masks.
+    """Check that an adapter's stated ranks are those of its masks.
 
     Raises:
-        InputError: they are not; the first module and both ranks are named.
+        InputError: If they are not; the message has the first module and both ranks.
     """
     told = saved["ranks"]
     names = sorted(told.keys() | ranks.keys())
@@ -108,6 +116,6 @@ def _check_pairs(folder: Path, pairs: Mapping[str, tuple[Any, Any]], where: str)
     for key, (told, other) in pairs.items():
         if told != other:
             raise InputError(
-                f"{folder / CONFIG}: {key} is {told}, and {other} {where}; one of them was changed "
-                "since: restore the adapter"
+                f"{folder / CONFIG}: {key} is {told}, and {other} {where}. One of them was "
+                "changed since: restore the adapter"
             )

@@ -1,4 +1,4 @@
-"""The data that an evaluation scores: the run's own dev splits, another folder's, or one file."""
+"""Data of an evaluation: the run's own dev splits, another folder's, or one file."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from increlora_jax.tasks.registry import restore_kind
 
 
 class Source(NamedTuple):
-    """Where the data is, as the user says it; all None for the run's own."""
+    """Place of the data, as the user gives it; all None for the run's own."""
 
     data_dir: str | None = None
     split: str | None = None
@@ -23,18 +23,18 @@ class Source(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """True if the run's own dev data is asked for."""
+        """True if the run's own dev data is scored."""
         return not (self.data_dir or self.split or self.file)
 
     def check(self) -> None:
-        """Raise InputError for an empty name, or a file beside a folder or split."""
+        """Raise an InputError for an empty name, or for a file beside a folder or split."""
         for name in ("data_dir", "split", "file"):
             if getattr(self, name) == "":
                 flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is empty: name one, or leave the flag out")
+                raise InputError(f"--{flag} is empty. Name one, or leave the flag out")
         if self.file is not None and (self.data_dir or self.split):
             raise InputError(
-                "--file is scored alone: leave out --data-dir and --split, or leave out --file"
+                "--file is scored alone. Leave out --data-dir and --split, or leave out --file"
             )
 
 
@@ -42,9 +42,9 @@ class Scored(NamedTuple):
     """Data to score.
 
     Attributes:
-        data: the splits under `dev`, with no training examples.
-        origin: `run` for the run's own dev data by content, `other`, or `unknown`.
-        notes: what the user should know of it.
+        data: The splits under `dev`, without training examples.
+        origin: `run` if the content equals the run's own dev data, `other` if not, or `unknown`.
+        notes: Notes for the user.
     """
 
     data: TaskData
@@ -56,15 +56,15 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
     """Load the data with the labels that the adapter was trained on.
 
     Raises:
-        InputError: it cannot be read, lacks labels, or is not what the run was judged on although
-            nothing else was asked for.
+        InputError: If the data cannot be read or lack labels; or if the run's own data were asked
+            for and have changed.
     """
     source.check()
     kind = restore_kind(saved, config)
     if "columns" not in kind.saved and (source.text_column or source.label_column):
         raise InputError(
-            f"--text-column and --label-column are not for {kind.task}, whose files have names of "
-            "their own; leave them out"
+            f"--text-column and --label-column are not for {kind.task}, whose files have fixed "
+            "columns. Leave them out"
         )
     splits, notes = _load_splits(kind, config, source)
     origin = _find_origin(saved, splits)
@@ -72,7 +72,7 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
         told = f"the data is not the run's dev data: {', '.join(splits)}"
         if source.is_own:
             raise InputError(
-                f"{told} has changed since; restore it, or give --data-dir, --split or --file to "
+                f"{told} has changed since. Restore it, or give --data-dir, --split or --file to "
                 "score other data"
             )
         notes = (*notes, told)
@@ -109,15 +109,15 @@ def _find_file(kind: Kind, folder: Path, split: str) -> Path:
     try:
         return kind.find(folder, split)
     except InputError as error:
-        raise InputError(f"{error}; --split names another split, and --file a file") from error
+        raise InputError(f"{error}. --split names another split, and --file a file") from error
 
 
 def _existing(file: str) -> Path:
     path = Path(file).expanduser()
     if not path.exists():
-        raise InputError(f"--file {file}: no such file; give one with the task's columns")
+        raise InputError(f"--file {file}: no such file. Give one with the task's columns")
     if path.is_dir():
-        raise InputError(f"--file {file}: a folder, not a file; give it by --data-dir")
+        raise InputError(f"--file {file}: a folder, not a file. Give it by --data-dir")
     check_regular(path)
     return path
 

@@ -1,4 +1,4 @@
-"""The runs that train together, as `--seeds` and `--sweep` ask for them."""
+"""Runs that train together, as `--seeds` and `--sweep` describe them."""
 
 from itertools import product
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from increlora_jax.errors import InputError, suggest
 from increlora_jax.values import convert, flag_of, kinds_in
 
 _NUMBERS = {name: kinds_in(KINDS[name])[0] for name in ("seed", *VARIABLE)}
-"""The kinds of numbers that can differ between runs."""
+"""Kinds of the numbers that can differ between runs."""
 
 
 class Member(NamedTuple):
@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 
 def members_of(config: RunConfig) -> tuple[Member, ...]:
-    """List the runs, one for every combination, the first seed's first; one alone is `config`.
+    """List the runs, one for every combination, the first seed's first; a single run is `config`.
 
     Raises:
         InputError: `--seeds` or `--sweep` cannot be parsed, or names a setting that cannot differ.
@@ -44,7 +44,7 @@ def members_of(config: RunConfig) -> tuple[Member, ...]:
 
 
 def swept_names(seeds: str | None, sweep: list[str] | None) -> dict[str, str]:
-    """Return the settings that differ between runs, each with the flag that says so."""
+    """Return the settings that differ between runs, each with its flag."""
     flags = {} if seeds is None else {"seed": f"--seeds {seeds}"}
     for word in sweep or []:
         name = word.partition("=")[0].strip().replace("-", "_")
@@ -55,13 +55,13 @@ def swept_names(seeds: str | None, sweep: list[str] | None) -> dict[str, str]:
                 "--seeds"
             )
         if name in flags:
-            raise InputError(f"--sweep {word}: {name} is given twice; give all its values at once")
+            raise InputError(f"--sweep {word}: {name} is given twice. Give all its values at once")
         flags[name] = f"--sweep {word}"
     return flags
 
 
 def _parse_axes(config: RunConfig) -> dict[str, list[str]]:
-    """Return the values of everything that differs, as they are written."""
+    """Return the values of all settings that differ, as the user wrote them."""
     training, values = config.training, config.flat()
     axes = {}
     for name, flag in swept_names(training.seeds, training.sweep).items():
@@ -77,7 +77,7 @@ def _split(flag: str, name: str, values: str) -> list[str]:
     try:
         numbers = [convert(text, _NUMBERS[name]) for text in texts]
     except ValueError as error:
-        raise InputError(f"{flag}: {error}; give numbers with commas between them") from None
+        raise InputError(f"{flag}: {error}. Give numbers with commas between them") from None
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{flag}: a value is given twice. Leave one out")
     return texts

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, in a folder that only the user can touch."""
+"""Cache of compiled programs on disk, in a folder that only the user can write to."""
 
 import os
 import stat
@@ -15,14 +15,19 @@ _SETTING = "jax_compilation_cache_dir"
 
 
 def use_compilation_cache(chosen: str | None) -> Path | None:
-    """Make JAX keep what it compiles, so that the next run starts sooner; None if it does not.
+    """Make JAX cache compiled programs on disk, so that the next run starts sooner.
 
-    `chosen` is a folder, or `off`, or None for `increlora_jax/jax` in the user's own cache folder;
-    a folder that JAX has been told of already (`JAX_COMPILATION_CACHE_DIR`) stands before None.
-    Nobody has asked for the default folder: if it cannot be used, a note says so.
+    If the default folder cannot be used, a note is printed and nothing is cached.
+
+    Args:
+        chosen: A folder; `off`; or None for the folder in `JAX_COMPILATION_CACHE_DIR`, and without
+            that variable for `increlora_jax/jax` in the user's cache folder.
+
+    Returns:
+        The folder of the cache, or None if nothing is cached.
 
     Raises:
-        InputError: the chosen folder cannot be used, or others could put programs into it.
+        InputError: If a chosen folder cannot be used, or others can write to it.
     """
     told = getattr(jax.config, _SETTING)
     if chosen == OFF:
@@ -50,7 +55,7 @@ def _go_without(problem: str, chosen: str | None) -> None:
 def _switch(folder: str | None) -> None:
     if getattr(jax.config, _SETTING) != folder:
         jax.config.update(_SETTING, folder)
-        compilation_cache.reset_cache()  # JAX looks at the setting once, at its first compilation
+        compilation_cache.reset_cache()  # otherwise JAX keeps the setting of its first compilation
 
 
 def _default_folder() -> Path:
@@ -59,7 +64,8 @@ def _default_folder() -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    # What lies in the folder is run: whoever may write there may run code as this user.
+    # JAX executes the programs in this folder: anyone who can write to it can run code as this
+    # user.
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.stat().st_uid == os.getuid():

@@ -1,4 +1,4 @@
-"""Messages and progress on standard error: bars on a terminal, plain lines in a log."""
+"""Messages and progress on standard error: bars on a terminal, lines in a log."""
 
 import os
 import sys
@@ -21,31 +21,31 @@ USUAL_SIZE: dict[str, Any] = {"ncols": 80, "nrows": 24}
 
 
 def is_first() -> bool:
-    """Return whether this process writes for all; one process alone asks no device."""
+    """Return whether this process prints and writes for all; a single process uses no device."""
     import jax
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def is_terminal() -> bool:
-    """Return whether standard error can move its cursor, so that a bar may overwrite itself."""
+    """Return whether standard error is a terminal, on which a bar can overwrite itself."""
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def say(message: str) -> None:
-    """Write a line to standard error, above the bars; the first process alone writes."""
+    """Write a line to standard error, above the bars, from the first process only."""
     if is_first():
         tqdm.write(message, file=sys.stderr)
 
 
 def prints_apart() -> redirect_stdout[TextIO]:
-    """Send all prints to standard error meanwhile, so that standard output has results alone."""
+    """Redirect all prints to standard error meanwhile; standard output keeps the results alone."""
     return redirect_stdout(sys.stderr)
 
 
 @contextmanager
 def announced(work: str) -> Iterator[None]:
-    """Say that work has begun and how long it took; short work is not mentioned."""
+    """Announce work after a second and print its duration at the end; short work prints nothing."""
     begun, is_said = time.monotonic(), threading.Event()
 
     def begin() -> None:
@@ -66,10 +66,15 @@ def announced(work: str) -> Iterator[None]:
 
 @contextmanager
 def counted(work: str, total: int, of_what: str) -> Iterator[Callable[[int], None]]:
-    """Show the progress of work, if it lasts: "tokenizing 512 of 67349 train examples".
+    """Show the progress of long work, as in "tokenizing 512 of 67349 train examples".
+
+    Args:
+        work: The verb, such as "tokenizing".
+        total: The number of items.
+        of_what: The noun, such as "train examples".
 
     Yields:
-        A function that is given how many more are done.
+        A function to call with the number of further items done.
     """
     pace, done = Pace(delay=PATIENCE), 0
     with _make_bar(total, desc=work, unit=of_what, leave=False, delay=PATIENCE) as bar:
@@ -85,13 +90,13 @@ def counted(work: str, total: int, of_what: str) -> Iterator[Callable[[int], Non
 
 
 class Pace:
-    """A clock that tells when the next line of a log is due, the first after `delay` seconds."""
+    """A clock for the lines of a log; the first is due after `delay` seconds."""
 
     def __init__(self, delay: float = 0.0):
         self._next = time.monotonic() + delay
 
     def is_due(self) -> bool:
-        """Return whether a line is due now, and wait `PERIOD` seconds for the next if so."""
+        """Return whether a line is due now; if so, the next is due `PERIOD` seconds later."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -100,7 +105,7 @@ class Pace:
 
 
 class Bar:
-    """The progress of training from `step` on: a bar, or lines; a context manager."""
+    """The progress of training from `step` on, as a bar or as lines; a context manager."""
 
     def __init__(self, total_steps: int, *, step: int = 0, is_silent: bool = False):
         self._is_silent = is_silent
@@ -116,7 +121,13 @@ class Bar:
         self._bar.close()
 
     def step(self, losses: list[float], ranks: list[int], tokens_per_second: float) -> None:
-        """Show a step of the runs that train together: their mean loss, the span of their ranks."""
+        """Show a step: the mean loss and the range of ranks over the runs that train together.
+
+        Args:
+            losses: The loss of each run.
+            ranks: The total rank of each run.
+            tokens_per_second: Tokens without padding, summed over the runs; 0 if not known yet.
+        """
         low, high = min(ranks), max(ranks)
         loss, rank = f"{fmean(losses):.4f}", f"{low}" if low == high else f"{low}-{high}"
         self._done += 1
@@ -135,7 +146,7 @@ class Bar:
             say(message)
 
     def _time_left(self) -> str:
-        """Estimate the time left from the steps after the first, which had to be compiled."""
+        """Estimate the time left from the steps after the first, which includes compilation."""
         now = time.monotonic()
         if self._first is None:
             self._first = self._done, now
@@ -146,14 +157,14 @@ class Bar:
 
 
 def _make_bar(total: int, *, is_silent: bool = False, **options: Any) -> "tqdm[None]":
-    """Make a bar, which shows nothing in a log and in all processes but the first."""
+    """Return a bar; in a log, and in all processes but the first, the bar shows nothing."""
     is_off = is_silent or not is_terminal() or not is_first()
     size = {"dynamic_ncols": True} if _has_size() else USUAL_SIZE
     return tqdm(total=total, file=sys.stderr, disable=is_off, **size, **options)
 
 
 def _has_size() -> bool:
-    """Return whether the terminal knows its size; in one of size 0 tqdm would show nothing."""
+    """Return whether the terminal knows its size; with a size of 0, tqdm would show nothing."""
     try:
         return min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The ends of a command: one line each, and an exit status of its own."""
+"""Ends of a command: one line of text, and an exit status for each kind of end."""
 
 import os
 import sys
@@ -18,26 +18,27 @@ from increlora_jax.runtime.streams import lasting, tell
 DEBUG = "INCRELORA_DEBUG"
 TRACEBACK = "traceback.txt"
 INTERNAL = 1
-"""The exit status of an error that is a bug of this project."""
+"""The exit status of a bug in this project."""
 
 _INTERRUPTED = 130
 
 
 class Ending:
-    """The end of a command: the folder of its run, once it has one."""
+    """A command's end; `folder` is that of its run, as soon as there is one."""
 
     folder: Path | None = None
 
 
 @contextmanager
 def fail_clearly(when_stopped: str = "") -> Iterator[Ending]:
-    """Say in a line what ends a command, and leave with the status that belongs to it.
+    """Print one line for the error or signal that ends a command, and exit with its status.
 
-    1: a bug, whose traceback is kept; 2: input that the user can mend; 3: numbers gone bad;
-    4: a file that cannot be written; 5: out of memory; 128 + number of the signal: stopped by it.
+    The statuses are 1 for a bug and 2 for an input that the user can mend. They are 3 for numbers
+    that are not finite, 4 for a file that cannot be written, 5 for lack of memory, and 128 + n for
+    signal n.
 
     Args:
-        when_stopped: what to add to the line about a signal, such as how to go on.
+        when_stopped: Text appended to the line about a signal, such as how to resume.
     """
     ending = Ending()
     with lasting():
@@ -63,14 +64,14 @@ def _leave(error: Exception, message: str, status: int) -> NoReturn:
 
 
 def _leave_now(message: str, status: int) -> NoReturn:
-    """Leave without an orderly exit: a compiler at work in a thread of its own would crash it."""
+    """Exit at once: an orderly exit would crash a compilation in another thread."""
     tell(message)
     sys.stdout.flush()
     os._exit(status)
 
 
 def _keep_traceback(error: Exception, folder: Path | None) -> str:
-    """Write the traceback where it can be found; say where, or tell it if no file takes it."""
+    """Write the traceback to a file, or print it; return the line about it."""
     said = " ".join(traceback.format_exception_only(error)[-1].splitlines())
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sys.argv}\n" + "".join(
         traceback.format_exception(error)
@@ -79,7 +80,7 @@ def _keep_traceback(error: Exception, folder: Path | None) -> str:
         kept = _write(text, folder)
     except OSError:
         tell(text)
-        return f"internal error: {said}; its traceback stands above: please report both"
+        return f"internal error: {said}; its traceback is above: please report both"
     return (
         f"internal error: {said}; this is a bug: please report it with its traceback, which is in "
         f"{kept} ({DEBUG}=1 shows it at once)"
@@ -91,7 +92,7 @@ def _write(text: str, folder: Path | None) -> Path:
         try:
             (folder / TRACEBACK).write_text(text, encoding="utf-8")
             return folder / TRACEBACK
-        except OSError:  # the disk may be full or read-only; there is another
+        except OSError:  # the disk may be full or read-only; try the next folder
             pass
     handle, name = tempfile.mkstemp(prefix="increlora-", suffix=".txt", text=True)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Messages of libraries that no user of the commands can act on."""
+"""Filters for messages of libraries that users of the commands cannot act on."""
 
 import logging
 import os
@@ -10,32 +10,32 @@ from typing import TextIO
 from increlora_jax.runtime.console import is_terminal, say
 
 BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-"""Environment variables that the libraries read when they are imported; a user's own stand."""
+"""Environment variables that the libraries read on import; a user's own values are kept."""
 
 
 _IDLE = {
     "transformers": "PyTorch was not found",
-    # Ids of tokens outside the vocabulary, which only its own generation would use.
+    # Token ids outside of the vocabulary matter only to Transformers' own generation.
     "transformers.configuration_utils": "Model config: ",
 }
-"""How messages begin that nobody needs, by logger; a filter does not reach loggers below."""
+"""Beginnings of messages to hide, by logger; filters do not apply to child loggers."""
 
 _OWN = "increlora_jax"
 
 
 def quiet_libraries() -> None:
-    """Keep such messages from standard error, and say warnings of our own once, as notes.
+    """Hide such messages, and print each warning of this package once, as a note.
 
-    Every other warning passes.
+    Other warnings are unchanged.
     """
     _tell_own_warnings()
-    # What Orbax logs of a failed write is raised, and said once.
+    # A failed write of Orbax is raised and printed once; its log lines would repeat the error.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not is_terminal():  # their bars would fill a log with carriage returns
         for name in BARS:
             os.environ.setdefault(name, "1")
-    # Tokenizers and configurations need no PyTorch, and nothing else of Transformers is used.
+    # Only tokenizers and configurations of Transformers are used; neither needs PyTorch.
     for name, start in _IDLE.items():
         logging.getLogger(name).addFilter(partial(_begins_otherwise, start))
 
@@ -45,7 +45,7 @@ def _begins_otherwise(start: str, record: logging.LogRecord) -> bool:
 
 
 def _tell_own_warnings() -> None:
-    """Show each warning of this package as one note, however often it is given."""
+    """Print each warning of this package as one note, even if the warning is repeated."""
     show, said = warnings.showwarning, set[str]()
 
     def show_once(

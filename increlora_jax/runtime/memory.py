@@ -1,4 +1,4 @@
-"""Memory on a CPU: that of one step and no more, which stays with the process."""
+"""Memory on a CPU: buffers of one step at a time, which the process keeps between steps."""
 
 import ctypes
 import platform
@@ -10,11 +10,20 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed, where it is glibc; tells whether it does.
+    """Make the C library keep freed memory, if it is glibc, so that steps reuse their buffers.
 
-    XLA asks for a CPU's buffers of every step anew. From glibc large ones come straight from the
-    system, which must clear each of their pages, and go back to it after the step. To be called
-    before JAX is used: its threads then share one pool.
+    On a CPU, XLA allocates the buffers of every step anew. By default glibc takes large buffers
+    from the system, which must clear their pages, and returns them after the step. Call this
+    function before JAX is used: JAX's threads then share one pool of memory.
+
+    Returns:
+        True if the C library now keeps freed memory; False if it is not glibc or refuses.
+
+    Example:
+        >>> import increlora_jax as il
+        >>> is_kept = il.keep_freed_memory()
+        >>> isinstance(is_kept, bool)
+        True
     """
     if not _is_glibc():
         return False
@@ -24,18 +33,31 @@ def keep_freed_memory() -> bool:
 
 
 def dispatch_synchronously() -> None:
-    """Have a CPU carry out a computation before the call that asks for it returns.
+    """Make JAX on a CPU finish a computation before the call that dispatches it returns.
 
-    JAX would give the buffers of a computation to each call that waits for its turn: of four steps
-    in flight, four times those of one. To be called before JAX is used; no accelerator minds it.
+    With asynchronous dispatch, JAX allocates the buffers of every waiting call: four steps in
+    flight need four times the memory of one. Call this function before JAX is used. It does not
+    affect GPUs and TPUs.
+
+    Example:
+        >>> import increlora_jax as il, jax
+        >>> il.dispatch_synchronously()
+        >>> jax.config.jax_cpu_enable_async_dispatch
+        False
+        >>> jax.config.update("jax_cpu_enable_async_dispatch", True)  # JAX's default again
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def return_freed_memory() -> None:
-    """Give the system what is free at the moment, where the C library is glibc.
+    """Return freed memory to the system, if the C library is glibc.
 
-    For once a program is compiled or read: what that took, a step can make no use of.
+    Call it after programs were compiled or loaded: later steps do not reuse the memory of a
+    compilation.
+
+    Example:
+        >>> import increlora_jax as il
+        >>> il.return_freed_memory()
     """
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)

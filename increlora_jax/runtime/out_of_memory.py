@@ -1,4 +1,4 @@
-"""Memory that host or device lack, as Python, NumPy and JAX report it."""
+"""Lack of host or device memory, as Python, NumPy and JAX report it."""
 
 import errno
 import re
@@ -19,13 +19,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, ImportError):  # a library that is loaded when it is needed
+    if isinstance(error, ImportError):  # of a library that is loaded lazily
         return bool(_WORDS_OF_THE_LOADER.search(str(error)))
     return type(error).__name__ in _OF_JAX and bool(_WORDS.search(str(error)))
 
 
 def describe_shortage(error: BaseException) -> str:
-    """Return in a few words what was asked for."""
+    """Return a short text with the size of the failed allocation."""
     if isinstance(error, OutOfMemoryError):
         return str(error)
     first = next(iter(str(error).strip().splitlines()), "")
@@ -36,10 +36,10 @@ def describe_shortage(error: BaseException) -> str:
 
 @contextmanager
 def explain_shortage(advise: Callable[[], str]) -> Iterator[None]:
-    """Turn any error of lacking memory into one that says what to do.
+    """Turn an error of lacking memory into an `OutOfMemoryError` with advice.
 
     Raises:
-        OutOfMemoryError: what was asked for, and the advice.
+        OutOfMemoryError: If memory is lacking; the message has the size asked for, and the advice.
     """
     try:
         yield

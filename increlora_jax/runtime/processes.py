@@ -1,4 +1,4 @@
-"""Several processes that train one run: how they join, and what the first one does for all."""
+"""Several processes that train one run: joining them, and acting in the first for all."""
 
 import json
 import os
@@ -17,24 +17,24 @@ from increlora_jax.runtime.out_of_memory import is_out_of_memory
 from increlora_jax.runtime.signals import Preempted
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""What tells a process its part where JAX finds no scheduler to ask; all three or none."""
+"""Variables that give a process its part where JAX finds no scheduler; all three or none."""
 
 
 @contextmanager
 def joined(is_distributed: bool) -> Iterator[None]:
-    """Be one of several processes while this lasts; nothing may have used a device before.
+    """Join several processes while this lasts; no device may have been used before.
 
-    Whoever is done, or asked to stop, waits here for the others. Whoever fails leaves at once: the
-    others lose touch with it, and end.
+    A process that ends or is asked to stop waits here for the others. A process that fails exits at
+    once; the others lose the connection and end too.
 
     Raises:
-        InputError: JAX cannot find out what processes there are, or finds no device.
+        InputError: If JAX cannot find the other processes, or finds no device.
     """
     if not is_distributed:
         check_devices()
         yield
         return
-    # Carries a SIGTERM that any process gets to all of them; see `Stop.check_call`.
+    # This service passes a SIGTERM from any process to all; see `Stop.check_call`.
     jax.config.update("jax_enable_preemption_service", True)
     try:
         jax.distributed.initialize(**_part_by_hand())
@@ -54,10 +54,10 @@ def joined(is_distributed: bool) -> Iterator[None]:
 
 
 def check_devices() -> None:
-    """Check that JAX can compute on the devices it is told to use.
+    """Check that JAX can compute on the devices it is set to use.
 
     Raises:
-        InputError: it cannot: no such device, no plug-in for it, or a driver that is too old.
+        InputError: If the device or its plug-in is missing, or the driver is too old.
     """
     try:
         jax.block_until_ready(jnp.zeros(()) + 1)
@@ -73,7 +73,7 @@ def check_devices() -> None:
 
 
 def _part_by_hand() -> dict[str, Any]:
-    """Return settings of the environment that JAX does not read by itself."""
+    """Return the environment's settings that JAX does not read by itself."""
     missing = [name for name in BY_HAND if name not in os.environ]
     if len(missing) == len(BY_HAND):
         return {}
@@ -84,10 +84,10 @@ def _part_by_hand() -> dict[str, Any]:
 
 
 def by_first(decide: Callable[[], Any]) -> Any:
-    """Have the first process do something, and tell all the JSON value that comes of it.
+    """Call a function in the first process and return its JSON value in all processes.
 
     Raises:
-        InputError, WriteError: in every process, where the first one raised it.
+        InputError, WriteError: In every process, if the first process raised it.
     """
     if not jax.distributed.is_initialized():
         return decide()

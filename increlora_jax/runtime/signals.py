@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop, and what they do before a command listens to them."""
+"""Signals that ask a command to stop, and their handling before a run begins."""
 
 import os
 import signal
@@ -6,13 +6,13 @@ from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Of schedulers and terminals; SLURM's `--signal` takes any of them."""
+"""Signals of schedulers and terminals; SLURM's `--signal` can send any of them."""
 
 _ALWAYS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(BaseException):
-    """A signal asked the run to stop; no error, hence no `Exception`."""
+    """Request of a signal to stop the run; not an error, hence no `Exception`."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -25,18 +25,18 @@ class Preempted(BaseException):
 
 
 def list_heeded() -> tuple[signal.Signals, ...]:
-    """List the signals that stop this process: `nohup` and its like have some ignored."""
+    """List the signals that stop this process, without those that `nohup` made it ignore."""
     return tuple(s for s in SIGNALS if s in _ALWAYS or signal.getsignal(s) is not signal.SIG_IGN)
 
 
 def leave_on_signals() -> None:
-    """Make every signal end the process at once in one line: there is nothing to save."""
+    """Make every signal end the process at once with one line: there is nothing to save yet."""
     for signum in list_heeded():
         signal.signal(signum, _leave)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    # Not by a stream of Python's: the signal may have come while one is written to.
+    # os.write instead of sys.stderr: the signal may have interrupted a write to the stream.
     with suppress(OSError):
         os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
     os._exit(128 + signum)

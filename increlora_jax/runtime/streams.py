@@ -1,7 +1,7 @@
-"""Standard output and standard error: the one home of every write to them.
+"""Standard output and standard error: all writes to them are here.
 
-A reader that has gone, a closed stream and a full disk never end a run. Progress and notes are lost
-silently then; a result that could not be written is an error, unless nobody wants to read it.
+A closed pipe, a closed stream or a full disk never ends a run. Progress and notes are then dropped
+silently. A result that cannot be written is an error, unless its reader has closed the pipe.
 """
 
 import codecs
@@ -16,9 +16,9 @@ from increlora_jax.errors import WriteError
 
 
 class Lasting:
-    """A text stream whose writes never raise an OSError; all else is the stream's own.
+    """A text stream whose writes never raise an OSError; otherwise it acts as the inner stream.
 
-    After the first error everything goes to the null device, what libraries write themselves too.
+    After the first error all output goes to the null device, also that of libraries.
     """
 
     def __init__(self, inner: TextIO):
@@ -26,7 +26,7 @@ class Lasting:
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write text; return its length whether it arrived or not."""
+        """Write text and return its length, even if the write failed."""
         try:
             self._inner.write(text)
         except OSError as error:
@@ -34,7 +34,7 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Flush what was written."""
+        """Flush the stream."""
         try:
             self._inner.flush()
         except OSError as error:
@@ -46,14 +46,14 @@ class Lasting:
     def _give_up(self, error: OSError) -> None:
         self.error = self.error or error
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        with suppress(OSError):  # a stream of nobody's file has no number
+        with suppress(OSError):  # a stream without a file has no number
             os.dup2(nowhere, self._inner.fileno())
         os.close(nowhere)
 
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """Let standard output and error outlive their readers while this lasts."""
+    """Keep standard output and error usable while this lasts, even if their readers close them."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_make_lasting, before)
     try:
@@ -65,15 +65,15 @@ def lasting() -> Iterator[None]:
 
 
 def open_closed() -> None:
-    """Connect standard streams that are closed to the null device.
+    """Connect closed standard streams to the null device.
 
-    Otherwise the next file that is opened gets their number, and with it what libraries print.
+    Otherwise the next opened file would get the stream's number, and the prints of libraries too.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one.
+            # os.open returns the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
@@ -85,14 +85,14 @@ _PLAIN = {
     "½": "1/2", "√": "sqrt", "α": "alpha", "β": "beta", "γ": "gamma", "ε": "epsilon",
     "λ": "lambda", "Δ": "delta",
 }  # fmt: skip
-"""Signs that this project writes, as a terminal of other letters shows them."""
+"""Signs of this project's messages, and their spelling for encodings without them."""
 
 _SPELT = "increlora-plain"
-"""The name of the error handler that shows them so."""
+"""The name of the error handler that spells these signs."""
 
 
 def accept_any_text() -> None:
-    """Let standard output and error take letters that their encoding lacks: spelt, or escaped."""
+    """Make standard output and error spell or escape letters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_SPELT)
@@ -103,7 +103,7 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
         spelt = _PLAIN.get(error.object[error.start])
         if spelt:
             return spelt, error.start + 1
-        error.end = error.start + 1  # the next letter may have a spelling
+        error.end = error.start + 1  # one letter at a time: the next may have a spelling
     return codecs.backslashreplace_errors(error)
 
 
@@ -111,7 +111,7 @@ codecs.register_error(_SPELT, _spell)
 
 
 def tell(message: str) -> None:
-    """Write a line to standard error; a stream that does not take it is no error."""
+    """Write a line to standard error; failures are ignored."""
     with lasting():
         sys.stderr.write(message + "\n")
         sys.stderr.flush()
@@ -120,14 +120,14 @@ def tell(message: str) -> None:
 def write_result(line: str) -> None:
     """Write a line to standard output.
 
-    A reader that has closed its end wants no more, which is no error.
+    If the reader has closed the pipe, nothing is raised.
 
     Raises:
-        WriteError: the line could not be written for any other reason.
+        WriteError: If the line could not be written for another reason.
     """
     with lasting():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        # As standard error does: a letter that the stream lacks is no error.
+        # As on standard error, spell letters that the stream's encoding lacks.
         sys.stdout.write(line.encode(encoding, _SPELT).decode(encoding) + "\n")
         sys.stdout.flush()
         error = getattr(sys.stdout, "error", None)

@@ -66,7 +66,7 @@ def test_a_header_of_gigabytes_is_refused_though_the_file_is_as_long(tmp_path):
         ({"__metadata__": {"a": 1}, "a": A}, "not a readable safetensors file"),
         ([1], "holds no JSON object"),
         (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-         b'"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}', "'a' stands there twice"),
+         b'"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}', "'a' appears twice"),
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff", "not UTF-8"),
     ],

@@ -106,7 +106,7 @@ def test_a_run_by_command_is_killed_resumed_and_evaluated(
     assert "step 3: shrinks to total rank 36 of 24" in said
     assert "step 9: grows to total rank 25 of 24" in said
     train.main([*words, str(killed)])
-    assert "going on from the checkpoint of step 8" in capsys.readouterr().err
+    assert "resuming from the checkpoint of step 8" in capsys.readouterr().err
     assert left(killed) == left(whole)
     results = json.loads((whole / "results.json").read_text())
     rounds = results["rounds"]

@@ -166,7 +166,7 @@ def test_packing_is_refused_where_devices_share_the_rows(short_run):
         check=False,
     )
     assert ended.returncode == 2
-    assert "--packing is not done where --mesh divides the rows" in ended.stderr
+    assert "--packing cannot be used if --mesh divides the rows" in ended.stderr
 
 
 @pytest.fixture

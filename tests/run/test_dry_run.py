@@ -23,7 +23,7 @@ def test_it_counts_what_the_run_has(short_run, method):
     assert run.plan.method.description in told
     head = 4 * sum(value.size for value in run.parts.head.values())
     adapters = 4 * sum(a.A.size + a.B.size + a.lam.size for a in run.parts.adapters.values())
-    assert f"what is trained {(head + adapters) / 2**20:.1f} MiB" in told
+    assert f"trained parameters {(head + adapters) / 2**20:.1f} MiB" in told
 
 
 def test_it_tells_what_follows_the_length_of_the_run(short_run):
@@ -51,7 +51,7 @@ def test_it_writes_nothing_and_needs_no_weights(
         "evaluation every 6",
         "2 runs train together: seed-1, seed-2",
         "without activations",
-        "a new run begins there",
+        "a new run starts",
         "total rank 12 → 24 in 3 rounds",
         "nothing was written",
     ):
@@ -77,7 +77,7 @@ def test_it_tells_of_a_run_that_is_there_and_refuses_what_the_run_would(
     assert "which is finished" in capsys.readouterr().out
     assert "top_h" in refuse(capsys, [*words, "--top-h", "3"])
     said = refuse(capsys, [*words, *of_another])
-    assert "was made of something else: base model (" in said
+    assert "was created with other inputs: base model (" in said
     assert said == refuse(capsys, [*run, *of_another])
     (finished / "results.json").unlink()
     there = sorted(finished.rglob("*"))
@@ -87,7 +87,7 @@ def test_it_tells_of_a_run_that_is_there_and_refuses_what_the_run_would(
     assert sorted(finished.rglob("*")) == there
     shutil.rmtree(finished / "checkpoints")
     train.main(words)
-    assert "no checkpoint yet: it begins anew" in capsys.readouterr().out
+    assert "no checkpoint yet: it starts over" in capsys.readouterr().out
 
 
 def test_damaged_results_are_refused_as_the_run_refuses_them(short_run, tmp_path, capsys):

@@ -68,7 +68,7 @@ def test_what_may_be_overwritten_counts_for_nothing(begun):
 @pytest.mark.parametrize("name", OF_A_RUN)
 def test_a_run_that_is_not_to_be_resumed_is_refused_with_what_is_there(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=rf"already holds a run \({name}\); choose another"):
+    with pytest.raises(InputError, match=rf"already holds a run \({name}\). Choose another"):
         look_into(tmp_path, with_training(resume=False))
 
 
@@ -83,7 +83,7 @@ def test_settings_that_differ_are_named_with_both_values(begun):
         CONFIG, task=TaskConfig(task="mrpc", model="x"), training=TrainingConfig(seed=1)
     )
     with pytest.raises(
-        InputError, match=r"task \(sst2 there, mrpc here\), seed \(42 there, 1 here"
+        InputError, match=r"task \(saved sst2, given mrpc\), seed \(saved 42, given 1"
     ):
         look_into(begun, other)
     free = replace(CONFIG, task=TaskConfig(model="elsewhere", data_dir="moved"))
@@ -101,11 +101,11 @@ def test_what_is_in_the_way_of_checkpoints_is_named_before_the_first_step(begun,
     config = with_training(overwrite_output_dir=overwrites)
     shutil.rmtree(begun / "checkpoints", ignore_errors=True)
     (begun / "checkpoints").touch()
-    with pytest.raises(InputError, match="checkpoints is a file and no folder; move it away"):
+    with pytest.raises(InputError, match=r"is a file, not a folder\. Move it away"):
         look_into(begun, config)
     (begun / "checkpoints").unlink()
     (begun / "checkpoints").symlink_to("nowhere")
-    with pytest.raises(InputError, match="checkpoints is a file and no folder"):
+    with pytest.raises(InputError, match="checkpoints is a file, not a folder"):
         look_into(begun, config)
 
 
@@ -119,10 +119,10 @@ def test_what_was_made_of_something_else_is_refused_with_both_identities():
     here = {"data": "abc", "labels": "x"}
     check_identity("it", here | {"more": "z"}, here)
     with pytest.raises(
-        InputError, match=r"^it was made of something else: data \(def there, abc he"
+        InputError, match=r"^it was created with other inputs: data \(saved def, given ab"
     ):
         check_identity("it", {"data": "def", "labels": "x"}, here)
-    with pytest.raises(InputError, match=r"labels \(None there, x here\)"):
+    with pytest.raises(InputError, match=r"labels \(saved None, given x\)"):
         check_identity("it", {"data": "abc"}, here)
 
 

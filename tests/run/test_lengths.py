@@ -95,6 +95,6 @@ def test_a_recipes_length_is_lowered_and_the_run_goes_on_with_it(short_words, tm
     with pytest.raises(SystemExit) as end:
         train.main([*words, "--max-seq-length", "65"])
     assert end.value.code == 2
-    assert "give at most --max-seq-length 64" in capsys.readouterr().err
+    assert "Give at most --max-seq-length 64" in capsys.readouterr().err
     adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert adapter["step"] == 10

@@ -129,7 +129,7 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on(together, alone)
     assert 0 < saved < STEPS
     assert len(losses_of(folder)) == saved
     together.finish("stopped")
-    assert f"going on from the checkpoint of step {saved}" in together.said(0)
+    assert f"resuming from the checkpoint of step {saved}" in together.said(0)
     assert_alike(folder, alone)
     # Only the first process tells and writes.
     assert "accuracy" not in together.said(1)
