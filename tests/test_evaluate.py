@@ -213,7 +213,7 @@ def test_a_base_that_has_moved_is_given_by_model_and_another_is_refused(
     words = [*short_words, "--model", str(base), "--max-steps", "10"]
     train.main([*words, "--output-dir", str(run)])
     base.rename(tmp_path / "moved")
-    assert "give --model the folder" in fail(capsys, ["--run", run])
+    assert "Give --model the folder" in fail(capsys, ["--run", run])
     told = ask(capsys, run, "--model", tmp_path / "moved")
     assert read(run)["metrics"].items() <= told.items()
     config = json.loads((tmp_path / "moved" / "config.json").read_text())
@@ -271,7 +271,7 @@ def test_seeds_that_the_folder_does_not_hold_are_named(finished, capsys):
 def test_a_run_or_an_adapter_is_no_base_model(finished, capsys):
     for model, problem in ((finished, "a run's folder"), (finished / "adapter", "an adapter")):
         said = fail(capsys, ["--run", finished, "--model", model])
-        assert f"this is {problem}; give --model the " in said
+        assert f"this is {problem}. Give --model the " in said
 
 
 def test_runs_that_the_settings_no_longer_name_are_named(finished, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Texts drawn from a model's scores of tokens."""
+"""Generation of text from a model's token scores."""

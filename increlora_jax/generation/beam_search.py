@@ -1,4 +1,4 @@
-"""Beam search that chooses as Hugging Face's does, in arrays whose shapes never change."""
+"""Beam search with Hugging Face's choices, in arrays of static shape."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,15 +9,16 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from increlora_jax.generation.token_scores import GenerationOptions, constrain_scores
 
-# Hugging Face's stand-in for −inf where two such numbers may be added or compared.
+# Hugging Face's replacement for −inf where such numbers are added or compared.
 FAR_BELOW = -1e9
 
 
 class Beams(NamedTuple):
-    """Everything a beam search knows between two tokens; `filled` slots hold tokens.
+    """State of a beam search between two tokens; the first `filled` slots hold tokens.
 
-    `tokens` and `scores` (log probabilities) are of the open beams, best first; `ended_*` of the
-    best sequences that have ended, their scores divided by length to the power `length_penalty`.
+    `tokens` and `scores` (log probabilities) are those of the open beams, best first. The arrays
+    `ended_*` hold the best ended sequences. Their scores are divided by length to the power
+    `length_penalty`.
     """
 
     tokens: Int[Array, "batch beams slots"]
@@ -31,7 +32,7 @@ class Beams(NamedTuple):
 
     @property
     def last(self) -> Int[Array, " rows"]:
-        """The tokens written last, beams of one example beside each other."""
+        """The newest tokens; the beams of one example are adjacent."""
         newest = jax.lax.dynamic_index_in_dim(self.tokens, self.filled - 1, 2, keepdims=False)
         return newest.reshape(-1)
 
@@ -47,18 +48,18 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """Follows the `num_beams` likeliest open sequences of every example.
+    """Search for the `num_beams` likeliest open sequences of every example.
 
     Attributes:
-        options: how tokens are chosen.
-        start: how many tokens of history stand before the first new one.
+        options: Settings of the choice of tokens.
+        start: Number of tokens before the first new one.
     """
 
     options: GenerationOptions
     start: int
 
     def begin(self, tokens: Int[Array, "batch slots"]) -> Beams:
-        """Set out from the history with room for the new tokens; only the first beam counts."""
+        """Start from the prompt with room for the new tokens; only the first beam counts."""
         batch, beams = tokens.shape[0], self.options.num_beams
         tokens = jnp.repeat(tokens[:, None], beams, axis=1)
         low = jnp.full((batch, beams), FAR_BELOW)
@@ -101,7 +102,7 @@ class BeamSearch:
         flat = beams.tokens.reshape(-1, slots)
         scores = constrain_scores(scores, flat, beams.filled, self.start, self.options)
         scores = scores.reshape(batch, width, -1) + beams.scores[..., None]
-        # So many that `num_beams` are left if each beam's best tokens are ends.
+        # If each beam's best tokens are ends, this many candidates still leave `num_beams` open.
         kept = max(2, 1 + len(self.options.ends)) * width
         best, index = jax.lax.top_k(scores.reshape(batch, -1), kept)
         parents, words = jnp.divmod(index, logits.shape[-1])
@@ -112,9 +113,9 @@ class BeamSearch:
     def _merge_ended(
         self, beams: Beams, candidates: Candidates
     ) -> tuple[Int[Array, "batch beams slots"], Float[Array, "batch beams"], Bool[Array, "..."]]:
-        """Keep the best of what had ended before and what has ended now."""
+        """Keep the best of the sequences that ended before and now."""
         width = self.options.num_beams
-        # What ranks below the beams is there to keep them open, not to end.
+        # Candidates below the beams only keep beams open; they may not end.
         is_new = candidates.is_ended & (jnp.arange(candidates.scores.shape[1]) < width)
         is_closed = ~beams.can_improve
         if self.options.early_stopping is True:
@@ -128,7 +129,7 @@ class BeamSearch:
         return _take(tokens, chosen), best, jnp.take_along_axis(has_ended, chosen, 1)
 
     def _can_improve(self, beams: Beams) -> Bool[Array, " batch"]:
-        """Tell where the best open beam may still beat the worst that has ended."""
+        """Return for each example whether the best open beam may still beat the worst ended one."""
         options = self.options
         is_for_length = options.early_stopping == "never" and options.length_penalty > 0
         length = options.max_new_tokens if is_for_length else beams.filled - self.start
@@ -138,14 +139,14 @@ class BeamSearch:
         return beams.can_improve & is_better.any(1)
 
     def is_open(self, beams: Beams) -> Bool[Array, ""]:
-        """Tell whether any example's search goes on."""
+        """Return whether any example's search continues."""
         goes_on = beams.can_improve.any() & beams.has_open
         if self.options.early_stopping is True:
             goes_on &= ~beams.has_ended.all()
         return goes_on
 
     def finish(self, beams: Beams) -> Int[Array, "batch slots"]:
-        """Take every example's best sequence."""
+        """Return every example's best sequence."""
         return beams.ended_tokens[:, 0]
 
 

@@ -1,7 +1,7 @@
-"""Text from a model that writes token by token: greedy, drawn or by beam search.
+"""Text from a generative model: greedy, sampled or by beam search.
 
-The whole of it is one compiled program of static shapes; only `GenerativeModel` is asked of a
-model.
+Generation is one compiled program of static shapes. A model needs only the methods of
+`GenerativeModel`.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from increlora_jax.generation.token_scores import GenerationOptions, constrain_s
 class GenerativeModel(Protocol):
     """A model as `generate` needs it.
 
-    A cache is a pytree of arrays of static shape that all have a leading batch axis, so that rows
-    are repeated and reordered by indexing it.
+    A cache is a pytree of arrays of static shape with a leading batch axis, so that indexing
+    repeats and reorders its rows.
 
     Attributes:
-        continues_prompt: the new tokens follow those of the prompt in one sequence, as a causal
-            model's do, and not in a decoder's own.
+        continues_prompt: Whether the new tokens follow the prompt in one sequence, as in a causal
+            model; otherwise a decoder has its own sequence.
     """
 
     continues_prompt: bool
@@ -46,7 +46,7 @@ class GenerativeModel(Protocol):
 
 
 class Written(NamedTuple):
-    """One sequence per row, between two tokens; `filled` slots hold tokens."""
+    """Sequences, one a row, between two tokens; the first `filled` slots hold tokens."""
 
     tokens: Int[Array, "batch slots"]
     has_ended: Bool[Array, " batch"]
@@ -54,18 +54,18 @@ class Written(NamedTuple):
 
     @property
     def last(self) -> Int[Array, " batch"]:
-        """The tokens written last."""
+        """The newest tokens."""
         return jax.lax.dynamic_index_in_dim(self.tokens, self.filled - 1, 1, keepdims=False)
 
 
 @dataclass(frozen=True)
 class TokenSearch:
-    """Writes one token after the other: the likeliest, or one that is drawn.
+    """Choice of one token after the other: the likeliest, or a sampled one.
 
     Attributes:
-        options: how tokens are chosen.
-        start: how many tokens of history stand before the first new one.
-        key: what is drawn with; None takes the likeliest.
+        options: Settings of the choice.
+        start: Number of tokens before the first new one.
+        key: Random key for sampling; None takes the likeliest.
     """
 
     options: GenerationOptions
@@ -73,14 +73,14 @@ class TokenSearch:
     key: Array | None
 
     def begin(self, tokens: Int[Array, "batch slots"]) -> Written:
-        """Set out from the history with room for the new tokens."""
+        """Start from the prompt with room for the new tokens."""
         has_ended = jnp.zeros(tokens.shape[0], bool)
         return Written(tokens, has_ended, filled=jnp.array(self.start))
 
     def choose(
         self, written: Written, logits: Float[Array, "batch vocab"], cache: PyTree
     ) -> tuple[Written, PyTree]:
-        """Write a token in every row that has not ended; the cache stays as it is."""
+        """Append a token to every row that has not ended; the cache is unchanged."""
         tokens, has_ended, filled = written
         scores = constrain_scores(logits, tokens, filled, self.start, self.options)
         if self.key is None:
@@ -93,11 +93,11 @@ class TokenSearch:
         return Written(tokens, has_ended | self.options.is_end(chosen), filled + 1), cache
 
     def is_open(self, written: Written) -> Bool[Array, ""]:
-        """Tell whether any row goes on."""
+        """Return whether any row continues."""
         return ~written.has_ended.all() & (written.filled < written.tokens.shape[1])
 
     def finish(self, written: Written) -> Int[Array, "batch slots"]:
-        """Take the sequences."""
+        """Return the sequences."""
         return written.tokens
 
 
@@ -108,15 +108,23 @@ def generate(
     options: GenerationOptions,
     key: Array | None = None,
 ) -> Int[Array, "batch new"]:
-    """Write up to `options.max_new_tokens` tokens after each prompt; dropout is off.
+    """Generate up to `options.max_new_tokens` tokens after each prompt, without dropout.
 
-    Returns the new tokens only, each row padded after its end.
+    Args:
+        model: The model.
+        input_ids: The prompts, int [batch, length].
+        attention_mask: 1 for tokens, 0 for padding, int [batch, length].
+        options: Settings of the choice of tokens.
+        key: Random key; needed for `do_sample`.
+
+    Returns:
+        The new tokens only, int [batch, max_new_tokens], each row padded after its end.
 
     Raises:
-        InputError: a draw is asked for without a key, or there is no room for so many tokens.
+        InputError: If sampling lacks a key, or the model lacks positions for so many tokens.
     """
     if options.do_sample and key is None:
-        raise InputError("do_sample needs a key to draw with; give key=jax.random.key(seed)")
+        raise InputError("do_sample needs a random key. Give key=jax.random.key(seed)")
     graph, weights = nnx.split(model)
     drawn_with = key if options.do_sample else None
     return _generate(graph, weights, input_ids, attention_mask, options, drawn_with)
@@ -150,7 +158,7 @@ def _generate(
     )
 
     def take_step(carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
-        # Opened anew: a module made outside the loop could not be changed in it.
+        # Rebuild the module inside the loop: one made outside could not be changed there.
         logits, cache = open_model().advance(carry[0].last, carry[1])
         return search.choose(carry[0], logits, cache)
 

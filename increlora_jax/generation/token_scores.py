@@ -1,6 +1,6 @@
-"""Changes to the scores of the next token before one is chosen.
+"""Changes to the next token's scores before one is chosen.
 
-Names, order and meaning are those of Hugging Face's generation; what is ruled out scores −inf.
+Names, order and meaning are those of Hugging Face's generation. A forbidden token scores −inf.
 """
 
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ from increlora_jax.errors import InputError
 class GenerationOptions:
     """Settings of the choice of new tokens, under Hugging Face's names.
 
-    Attributes:
-        max_new_tokens: how many tokens are written at most, and how wide the result is.
-        num_beams: 1 follows one sequence; more is a beam search.
-        do_sample: draw each token instead of taking the likeliest.
-        temperature: divides the scores before a draw.
-        top_k: a draw is among the k likeliest tokens; 0 is all of them.
-        top_p: a draw is among the fewest tokens that have this probability together.
-        length_penalty: a beam's log probability is divided by its length to this power.
-        early_stopping: end a beam search when there are as many ended beams as beams (True), when
-            the best open beam would be worse if it ended now (False), or when no open beam could
-            get better ("never").
-        eos_token_id: the token, or tokens, that end a sequence; None goes on to the last.
-        pad_token_id: what follows the end; None repeats the (first) end.
-        min_new_tokens: no end before so many tokens.
-        no_repeat_ngram_size: no n tokens in a row come twice, prompt included; 0 lets them.
-        forced_bos_token_id: what the first new token is.
-        forced_eos_token_id: what the last token is, of a sequence that has not ended before.
-
     Raises:
-        InputError: a value is out of its range, or two do not go together.
+        InputError: If a value is out of its range, or two values exclude each other.
+
+    Attributes:
+        max_new_tokens: Largest number of new tokens, and the width of the result.
+        num_beams: 1 follows one sequence; more is a beam search.
+        do_sample: Sample each token instead of taking the likeliest.
+        temperature: Divisor of the scores before sampling.
+        top_k: Sample among the k likeliest tokens; 0 takes all.
+        top_p: Sample among the fewest tokens that have this probability together.
+        length_penalty: A beam's log probability is divided by its length to this power.
+        early_stopping: End of a beam search. True: as many ended beams as beams. False: the best
+            open beam would be worse if it ended now. "never": no open beam could get better.
+        eos_token_id: The token or tokens that end a sequence; None: sequences have full length.
+        pad_token_id: The token after an end; None: the (first) end.
+        min_new_tokens: Number of new tokens before an end is allowed.
+        no_repeat_ngram_size: Size of token sequences that may not repeat, prompt included; 0: all
+            may.
+        forced_bos_token_id: The first new token.
+        forced_eos_token_id: The last token of a sequence that has not ended before.
     """
 
     max_new_tokens: int
@@ -63,34 +63,34 @@ class GenerationOptions:
             ("no_repeat_ngram_size", 0),
         ):
             if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+                raise InputError(f"{name} is {getattr(self, name)}. Give at least {least}")
         if self.temperature <= 0:
             raise InputError(
-                f"temperature is {self.temperature}; give more than 0, or leave do_sample out to "
+                f"temperature is {self.temperature}. Give more than 0, or leave do_sample out to "
                 "take the likeliest token"
             )
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; give more than 0 and at most 1")
+            raise InputError(f"top_p is {self.top_p}. Give more than 0 and at most 1")
         if self.do_sample and self.num_beams > 1:
             raise InputError(
-                f"do_sample and num_beams {self.num_beams} do not go together here; leave one out"
+                f"do_sample and num_beams {self.num_beams} exclude each other. Leave one out"
             )
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end a sequence."""
+        """Tokens that end a sequence."""
         given = self.eos_token_id
         return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
     @property
     def padding(self) -> int:
-        """The token that pads; 0 if nothing ends."""
+        """Token for padding; 0 if no token ends a sequence."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.ends[0] if self.ends else 0
 
     def is_end(self, tokens: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        """Tell which tokens end a sequence."""
+        """Return which tokens end a sequence."""
         return jnp.isin(tokens, jnp.array(self.ends, tokens.dtype))
 
 
@@ -101,7 +101,18 @@ def constrain_scores(
     start: int,
     options: GenerationOptions,
 ) -> Float[Array, "rows vocab"]:
-    """Rule out what the options forbid next, after `filled` slots, new ones from slot `start`."""
+    """Set the scores of forbidden tokens to −inf.
+
+    Args:
+        scores: Scores of the next token, [rows, vocab].
+        tokens: The sequences, [rows, slots].
+        filled: Number of filled slots.
+        start: Slot of the first new token.
+        options: Settings of the choice.
+
+    Returns:
+        The scores, [rows, vocab].
+    """
     vocabulary = jnp.arange(scores.shape[-1])
     lowest = -jnp.inf
     if options.no_repeat_ngram_size:
@@ -123,7 +134,7 @@ def constrain_scores(
 def _find_repeats(
     tokens: Int[Array, "rows slots"], filled: Int[Array, ""], size: int, vocab_size: int
 ) -> Bool[Array, "rows vocab"]:
-    """Find the tokens that would make the last `size` tokens equal to `size` earlier ones."""
+    """Find the tokens that would repeat an earlier sequence of `size` tokens."""
     rows, slots = tokens.shape
     if slots < size:
         return jnp.zeros((rows, vocab_size), bool)
@@ -138,13 +149,13 @@ def _find_repeats(
 def narrow_scores(
     scores: Float[Array, "rows vocab"], options: GenerationOptions
 ) -> Float[Array, "rows vocab"]:
-    """Turn scores into the logits of a draw: temperature, then the top k, then the top p."""
+    """Turn scores into logits for sampling: temperature, then top k, then top p."""
     scores = scores / options.temperature
     if 0 < options.top_k < scores.shape[-1]:
         least = jax.lax.top_k(scores, options.top_k)[0][:, -1:]
         scores = jnp.where(scores < least, -jnp.inf, scores)
     if options.top_p < 1:
-        order = jnp.argsort(scores, axis=-1)  # from the least likely on
+        order = jnp.argsort(scores, axis=-1)  # ascending
         below = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, -1), -1), -1)
         is_cut = (below <= 1 - options.top_p).at[:, -1].set(False)
         is_cut = jnp.take_along_axis(is_cut, jnp.argsort(order, axis=-1), -1)

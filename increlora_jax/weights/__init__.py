@@ -1,1 +1,1 @@
-"""Weights from folders, files and the hub."""
+"""Weights of models: reading and writing folders, and downloads from the hub."""

@@ -4,8 +4,13 @@ from importlib import resources
 from pathlib import Path
 
 TINY_ENCODER = Path(str(resources.files("increlora_jax").joinpath("bundled", "tiny_encoder")))
-"""The folder of a small pretrained BERT with its tokenizer, to be used as any model's folder.
+"""Folder of a small pretrained BERT and its tokenizer, for use as any model's folder.
 
-2 layers of 128 features, 128 positions, 6,000 pieces of English words, lower case; pretrained on
-film reviews and news by `experiments/pretrain_tiny/make.py`.
+The encoder has 2 layers of 128 features, 128 positions and 6,000 lower-case pieces of English
+words. `experiments/pretrain_tiny/make.py` pretrained it on film reviews and news.
+
+Example:
+    >>> import increlora_jax as il
+    >>> sorted(path.name for path in il.TINY_ENCODER.glob("*.json"))
+    ['config.json', 'tokenizer.json', 'tokenizer_config.json']
 """

@@ -1,4 +1,4 @@
-"""Model folders of Hugging Face's layout: the configuration, and weights in and out by a table."""
+"""Model folders in Hugging Face's layout: configuration, and weights by a table of names."""
 
 import reprlib
 from collections.abc import Callable, Sequence
@@ -26,24 +26,26 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONFIG_NAME = "config.json"
-# Files that say what the tokenizer knows; without one, transformers quietly makes an empty one.
+# Vocabulary files. If all are missing, transformers silently makes an empty tokenizer.
 _MOST_NAMED = 5
 _MOST = 1 << 31
 _MOST_OF = {"layer": 1 << 12, "num_labels": 1 << 20}
-"""Of numbers that make so many objects before a weight is looked at, by a part of their key."""
+"""Largest plausible values of numbers that create objects before any weight is checked."""
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """A report of what loading did beyond copying.
+    """A report of the loading of a model.
 
     Attributes:
-        new_parameters: dotted paths that the file did not fill; they start from their initializer.
-        replaced_parameters: those of them for which the file has another shape or other labels.
-        replaced_keys: their keys in the file.
-        ignored_keys: keys of the file that the model has no use for.
-        head_note: which rows of the file's head are used, and why; empty if the file has no head.
+        new_parameters: Dotted paths of parameters that the file did not fill; they keep their
+            initial values.
+        replaced_parameters: Those of `new_parameters` for which the file has another shape or other
+            labels.
+        replaced_keys: The keys of `replaced_parameters` in the file.
+        ignored_keys: Keys of the file that the model does not use.
+        head_note: The rows that the file's head provides, and the reason; empty without a head.
     """
 
     new_parameters: tuple[str, ...]
@@ -53,11 +55,11 @@ class LoadReport:
     head_note: str = ""
 
     def describe(self) -> tuple[str, ...]:
-        """Return a note for each thing that a user should know, names cut to a readable number."""
+        """Return notes for the user, with long lists of names shortened."""
         new = [path for path in self.new_parameters if path not in self.replaced_parameters]
         notes: dict[str, Sequence[str]] = {
             "new, not in the model's files": new,
-            "of another shape or other labels, started anew": self.replaced_keys,
+            "of another shape or other labels, newly initialized": self.replaced_keys,
             "in the model's files, not used": self.ignored_keys,
         }
         told = [f"{what}: {_name_some(names)}" for what, names in notes.items() if names]
@@ -65,10 +67,10 @@ class LoadReport:
 
 
 def read_config(folder: Path) -> "PretrainedConfig":
-    """Read a folder's `config.json`; code that the folder may bring is never run.
+    """Read a folder's `config.json`; code in the folder is never run.
 
     Raises:
-        InputError: the file is missing, damaged, or of a type unknown to transformers.
+        InputError: If the file is missing, damaged, or of a type that transformers does not know.
     """
     file = folder / CONFIG_NAME
     _check_plain(file, read_json_object(file))
@@ -81,15 +83,15 @@ def read_config(folder: Path) -> "PretrainedConfig":
 
 
 def _check_plain(file: Path, content: dict[str, Any]) -> None:
-    # Checked here because transformers guesses the type from the folder's name if it is missing.
+    # Without "model_type", transformers would guess the type from the folder's name.
     if not isinstance(content.get("model_type"), str):
-        raise InputError(f'{file}: no "model_type"; add the architecture\'s name, such as "bert"')
+        raise InputError(f'{file}: no "model_type". Add the architecture\'s name, such as "bert"')
     for key, value in content.items():
         most = next((n for part, n in _MOST_OF.items() if part in key), _MOST)
         if type(value) is int and abs(value) > most:
             raise InputError(
-                f"{file}: {key} is {reprlib.repr(value)}, and no model has more than {most}; get "
-                "the file again from where you trust"
+                f"{file}: {key} is {reprlib.repr(value)}, and no model has more than {most}. Get "
+                "the file again from a source you trust"
             )
 
 
@@ -99,17 +101,17 @@ def load_weights(
     table: WeightTable,
     choose_rows: Callable[[int], HeadRows] | None = None,
 ) -> LoadReport:
-    """Fill a model's parameters in place from a folder, one tensor after the other.
+    """Fill a model's parameters in place, one tensor at a time, cast or quantized like them.
 
-    The model may be abstract (`nnx.eval_shape`): what the file does not give stays as it is and is
-    named in the report. Tensors are cast to the dtype of the model's parameters, and quantised one
-    by one where those are (`quantization.store_quantized`). `choose_rows` says which of so many
-    rows of the file's output layer are used; without it all are, as they are.
+    Args:
+        model: The model, which may be abstract; parameters missing in the files are unchanged.
+        folder: The folder.
+        table: The model's names on disk.
+        choose_rows: From the number of rows of the output layer to the rows to use; default: all.
 
     Raises:
-        InputError: the table leaves a parameter or a key unaccounted for, a shape differs, or a
-            file cannot be read. Nothing has been filled then, unless it was the reading that
-            failed.
+        InputError: If names or shapes do not match, or a file cannot be read. Unless a file failed
+            midway, the model is unchanged.
     """
     variables = name_variables(model, nnx.Param)
     places = {path: table.find_place(path) for path in variables}
@@ -138,11 +140,11 @@ def load_weights(
 def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
     """Write a model's parameters as `model.safetensors` with Hugging Face's names.
 
-    The folder is made if need be; its `config.json` is the caller's to write.
+    The folder is created if needed. The caller writes its `config.json`.
 
     Raises:
-        InputError: the table does not name one of the parameters.
-        WriteError: the file cannot be written; the one before is as it was.
+        InputError: If the table has no name for a parameter.
+        WriteError: If the file cannot be written. The previous file is unchanged.
     """
     tensors = {}
     for path, variable in name_variables(model, nnx.Param).items():
@@ -155,7 +157,7 @@ def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
 
 
 def name_variables(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, nnx.Variable]:
-    """Collect a model's variables of a kind by their dotted paths, each shared one once."""
+    """Return a model's variables of a kind by dotted path, each shared one once."""
     return {
         ".".join(map(str, path)): node
         for path, node in nnx.iter_graph(model)
@@ -170,7 +172,7 @@ def _list_renamed(folder: Path, table: WeightTable) -> dict[str, StoredTensor]:
         if today in renamed:
             raise InputError(
                 f"{tensor.file}: {renamed[today].key} and {key} are two names of one weight, "
-                f"{today}; remove the one that is stale"
+                f"{today}. Remove the stale one"
             )
         renamed[today] = tensor
     return renamed
@@ -179,7 +181,7 @@ def _list_renamed(folder: Path, table: WeightTable) -> dict[str, StoredTensor]:
 def _move_stand_ins(
     table: WeightTable, places: dict[str, Place], tensors: dict[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """Put under each key that is missing what the file holds for it under another name."""
+    """Find the tensors of missing keys under the keys that may stand in for them."""
     keys = {place.key for place in places.values()}
     origins = {
         key: other
@@ -238,7 +240,7 @@ def _find_reshaped(
         if not is_matched(path, table.outputs):
             raise InputError(
                 f"{tensor.file}: {tensor.key} has the shape {list(tensor.shape)}, the model that "
-                f"{CONFIG_NAME} describes needs {list(expected)}; check that they belong together"
+                f"{CONFIG_NAME} describes needs {list(expected)}. Check that they belong together"
             )
         reshaped.append(path)
     return reshaped
@@ -247,7 +249,7 @@ def _find_reshaped(
 def _fill(
     variable: nnx.Variable, tensor: StoredTensor, place: Place, order: Sequence[int] | None
 ) -> None:
-    """Fill a parameter; of an output layer with the file's rows in this order."""
+    """Fill a parameter; an output layer takes the file's rows in the given order."""
     parameter = variable.get_value()
     value = _allocate(parameter.shape, parameter.dtype)
     tensor.read_into(value.T if place.is_transposed else value)
@@ -257,7 +259,7 @@ def _fill(
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Allocate where JAX, on the CPU, takes an array over as it is instead of copying it."""
+    """Allocate an array that JAX on the CPU can take over without a copy."""
     size = prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

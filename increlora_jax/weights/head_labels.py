@@ -1,7 +1,7 @@
-"""The labels of a checkpoint's head against a task's: which rows of its output layer serve which.
+"""Matching of a checkpoint's output layer to a task's labels.
 
-A head that was trained on the same labels in another order is right only after a permutation. A
-head of other labels is of no use, whatever its size.
+If a head was trained on the same labels in another order, its rows are permuted. If a head was
+trained on other labels, it is not used, even if its size fits.
 """
 
 import re
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Labels = tuple[str, ...] | None
-"""The names of a task's classes in the order of their ids; None for a regression."""
+"""Names of a task's classes in the order of their ids; None for a regression."""
 
 _SYNONYMS = {
     "neg": "negative",
@@ -30,11 +30,12 @@ _SYNONYMS = {
 
 
 class HeadRows(NamedTuple):
-    """The rows of a checkpoint's output layer, by a task's labels.
+    """The rows of a checkpoint's output layer for a task's labels.
 
     Attributes:
-        order: for each label of the task the row that scores it; None if the layer starts anew.
-        note: what is done and why, for the user.
+        order: For each label of the task, the row that scores it; None if the layer is initialized
+            anew.
+        note: The decision and its reason, for the user.
     """
 
     order: tuple[int, ...] | None
@@ -47,7 +48,13 @@ class HeadRows(NamedTuple):
 
 
 def choose_rows(config: "PretrainedConfig", labels: Labels, rows: int) -> HeadRows:
-    """Choose the rows of a head of `rows` outputs, whose configuration names them, for `labels`."""
+    """Choose the rows of a checkpoint's output layer for a task's labels.
+
+    Args:
+        config: The checkpoint's configuration, which may name its rows.
+        labels: The task's labels.
+        rows: The number of rows in the checkpoint.
+    """
     names = _read_names(config, rows)
     is_regression = config.problem_type == "regression" or rows == 1
     if is_regression != (labels is None):
@@ -87,7 +94,7 @@ def _match(names: tuple[str, ...], labels: tuple[str, ...]) -> HeadRows:
 
 
 def _read_names(config: "PretrainedConfig", rows: int) -> tuple[str, ...] | None:
-    """Return the names of the rows; None if they have none, or names of another number."""
+    """Return the names of the rows; None if there are none, or not one for each row."""
     named: Any = config.id2label
     if not isinstance(named, dict) or set(named) != set(range(rows)):
         return None
@@ -96,7 +103,7 @@ def _read_names(config: "PretrainedConfig", rows: int) -> tuple[str, ...] | None
 
 
 def _are_unnamed(names: tuple[str, ...]) -> bool:
-    """Tell whether names say no more than the rows' own numbers: LABEL_0, label 1, 2."""
+    """Return whether names are only numbers of rows: LABEL_0, label 1, 2."""
     found = [re.fullmatch(r"(?:label|class)?[ _-]?(\d{1,9})", name.lower()) for name in names]
     return all(match and int(match[1]) == row for row, match in enumerate(found))
 
@@ -118,7 +125,8 @@ def _start_anew(what: str, labels: Labels) -> HeadRows:
     wanted = "a regression" if labels is None else f"the labels {_show(labels)}"
     return HeadRows(
         None,
-        f"the checkpoint's head is for {what}, the task for {wanted}: its output layer starts anew",
+        f"the checkpoint's head is for {what}, the task for {wanted}: its output layer is "
+        "initialized anew",
     )
 
 

@@ -1,4 +1,4 @@
-"""Models by the name that users give: a folder, or an id of the Hugging Face Hub."""
+"""Models by name: a local folder, or an id of the Hugging Face Hub."""
 
 import os
 from collections.abc import Sequence
@@ -27,40 +27,43 @@ _FILES = (
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 _ADAPTER_NAME = "adapter_config.json"
 _OF_A_RUN = ("config.yaml", "results.json", f"adapter/{_ADAPTER_NAME}")
-"""By these a folder is known that a training run has left."""
+"""Files that identify the folder of a training run."""
 
 _CONVERTER = "SFconvertbot"
-"""The hub's own account that offers safetensors of a repository without them, as a pull request."""
+"""Account of the hub that adds safetensors to repositories without them, as a pull request."""
 
 
 def resolve_model(model: str, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """Turn a local folder or a hub id into a folder, downloading what is not in the cache.
+    """Return the folder of a model; download the files that the cache lacks.
 
-    Of a repository without safetensors the hub's own conversion is taken, if there is one, and
-    else PyTorch's file; never both, and never another framework's.
+    If a repository has no safetensors, the hub's own conversion is used; if there is none,
+    PyTorch's file. Only one of these is downloaded, and no other framework's file.
 
     Args:
         model: A local folder, or an id of the hub.
-        revision: Of the hub: a branch, tag or commit; default: the newest.
-        subfolder: Where in the folder or repository the model is.
+        revision: A branch, tag or commit of the hub; default: the newest.
+        subfolder: The model's place within the folder or repository.
 
     Raises:
-        InputError: there is no such folder, the hub does not know the id or cannot be reached.
+        InputError: If there is no such folder, or the hub does not know the id or cannot be
+            reached.
     """
     local = Path(model).expanduser()
     if subfolder is not None and {"..", ".", "/"} & {*PurePosixPath(subfolder).parts, subfolder}:
-        raise InputError(f"--model-subfolder {subfolder}: name a folder within that of --model")
+        raise InputError(
+            f"--model-subfolder {subfolder}: not inside of --model. Name a folder within it"
+        )
     if local.is_dir():
         if revision is not None:
             raise InputError(
                 f"--model-revision {revision} is for a model of the hub, and {model} is a local "
-                "folder; leave it out"
+                "folder. Leave it out"
             )
         return _find_local(local, subfolder)
     if local.exists() or model.startswith((".", "~", os.sep)) or model.count("/") > 1:
         what = "a file, not a folder" if local.exists() else "no such folder"
         raise InputError(
-            f"model {model}: {what}; give --model the folder that holds its {CONFIG_NAME}"
+            f"model {model}: {what}. Give --model the folder that holds its {CONFIG_NAME}"
         )
     return _find_on_hub(model, revision, subfolder)
 
@@ -68,7 +71,7 @@ def resolve_model(model: str, revision: str | None = None, subfolder: str | None
 def _find_local(folder: Path, subfolder: str | None) -> Path:
     found = folder / (subfolder or "")
     if not found.is_dir():
-        raise InputError(f"--model-subfolder {subfolder}: {folder} has no such folder; correct it")
+        raise InputError(f"--model-subfolder {subfolder}: {folder} has no such folder. Correct it")
     if not (found / CONFIG_NAME).is_file():
         inner = (path for path in found.iterdir() if (path / CONFIG_NAME).is_file())
         names = [path.name for path in sorted(inner, key=_age)]
@@ -101,7 +104,7 @@ def _within(start: str, patterns: Sequence[str]) -> list[str]:
 
 
 def _age(path: Path) -> tuple[int, str]:
-    """Sort checkpoint-500 before checkpoint-1000."""
+    """Return the key that sorts checkpoint-500 before checkpoint-1000."""
     number = path.name.rpartition("-")[2]
     return int(number) if number.isascii() and number.isdigit() else 0, path.name
 
@@ -109,29 +112,36 @@ def _age(path: Path) -> tuple[int, str]:
 def _refuse_outer(
     where: str, names: Sequence[str], *, is_adapter: bool = False, is_run: bool = False
 ) -> None:
-    """Raise InputError if the model is in a subfolder, or an adapter or a run is here instead."""
+    """Raise an InputError if the model is in a subfolder, or the folder holds an adapter or a run.
+
+    Args:
+        where: Words for the folder or repository.
+        names: Its subfolders that hold a model.
+        is_adapter: Whether it holds an adapter.
+        is_run: Whether it holds a training run.
+    """
     if names:
         raise InputError(
-            f"{where}: no {CONFIG_NAME} here, but in {', '.join(f'{name}/' for name in names)}; "
-            f"give --model-subfolder {names[-1]}"
+            f"{where}: no {CONFIG_NAME} here, but in {', '.join(f'{name}/' for name in names)}. "
+            f"Give --model-subfolder {names[-1]}"
         )
     if is_adapter:
         raise InputError(
-            f"{where}: no {CONFIG_NAME} here, but {_ADAPTER_NAME}: this is an adapter; give "
-            "--model the base model that it was made for"
+            f"{where}: no {CONFIG_NAME} here, but {_ADAPTER_NAME}: this is an adapter. Give "
+            "--model the base model that it was trained on"
         )
     if is_run:
         raise InputError(
-            f"{where}: no {CONFIG_NAME} here, but what a training run leaves: this is a run's "
-            "folder; give --model the folder of the base model that it was made for"
+            f"{where}: no {CONFIG_NAME} here, but files of a training run: this is a run's "
+            "folder. Give --model the folder of the base model that it was trained on"
         )
 
 
 def _list_files(model: str, commit: str) -> list[str]:
-    """List a repository's files, if the hub can be asked: they are for a hint only."""
+    """List a repository's files for a hint; empty if the hub cannot be reached."""
     try:
         return sorted(huggingface_hub.list_repo_files(model, revision=commit))
-    # Whatever keeps the hub from telling.
+    # Any error means that the hub gives no list.
     except Exception:
         return []
 
@@ -146,15 +156,15 @@ def _download(model: str, patterns: Sequence[str], revision: str | None = None) 
     except RevisionNotFoundError as error:
         raise InputError(
             f"model {model}: the Hugging Face Hub has no revision {revision} of it "
-            f"({_first_line(error)}); give --model-revision a branch, tag or commit"
+            f"({_first_line(error)}). Give --model-revision a branch, tag or commit"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise InputError(
             f"model {model}: neither a local folder nor a model that the Hugging Face Hub shows "
-            f"you ({_first_line(error)}); check the spelling, or log in with `hf auth login` if "
+            f"you ({_first_line(error)}). Check the spelling, or log in with `hf auth login` if "
             "it is private or gated"
         ) from error
-    # The hub's library lets errors out of an HTTP client that differs from release to release.
+    # The hub's library raises errors of its HTTP client, which differ between releases.
     except Exception as error:
         raise InputError(
             f"model {model}: no local folder, and the Hugging Face Hub could not give it "
@@ -171,7 +181,7 @@ def _first_line(error: Exception) -> str:
 def _download_conversion(model: str, main: Path, start: str) -> Path | None:
     try:
         references = _list_conversions(model, main.name, start)
-    # Whatever keeps the hub from telling: the conversion of an earlier run may be in the cache.
+    # On any error of the hub, the conversion of an earlier run may still be in the cache.
     except Exception:
         cached = main.parents[1] / "refs" / "refs" / "pr"
         references = [f"refs/pr/{file.name}" for file in sorted(cached.glob("*"))]
@@ -181,11 +191,11 @@ def _download_conversion(model: str, main: Path, start: str) -> Path | None:
 
 
 def _list_conversions(model: str, commit: str, start: str) -> list[str]:
-    """List the references of the hub's conversions that were made of this commit's weights."""
+    """List the references of the hub's conversions of this commit's weights."""
     offers = huggingface_hub.get_repo_discussions(
         model, author=_CONVERTER, discussion_type="pull_request", discussion_status="open"
     )
-    # Asked for above, but what is loaded rests on it.
+    # The query asks for these already; the content that is loaded depends on it, so check again.
     references = [
         offer.git_reference
         for offer in offers
@@ -199,7 +209,7 @@ def _list_conversions(model: str, commit: str, start: str) -> list[str]:
 
 
 def _identify_weights(model: str, revision: str, start: str) -> dict[str, str]:
-    """Tell the content of a revision's PyTorch files in the folder `start`."""
+    """Return the content hashes of a revision's PyTorch files in the folder `start`."""
     files = huggingface_hub.list_repo_tree(model, start.strip("/") or None, revision=revision)
     return {
         file.path: file.blob_id

@@ -1,4 +1,4 @@
-"""The identity of a model folder by its content: equal weights elsewhere are the same model."""
+"""Identity of a model folder by content: equal weights in another folder are the same model."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from increlora_jax.weights.tokenizer import TOKENIZER_NAMES
 
 
 def identify_model(folder: Path) -> str:
-    """SHA-256 of the weights, as they lie in their files, and of the configuration."""
+    """Return the SHA-256 of the weight files and of the configuration."""
     return _hash_files(folder, [folder / CONFIG_NAME, *list_weights(folder)])
 
 
 def identify_tokenizer(folder: Path) -> str:
-    """SHA-256 of every file that a tokenizer is made of."""
+    """Return the SHA-256 of every file of the tokenizer."""
     present = [folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()]
     return _hash_files(folder, present)
 

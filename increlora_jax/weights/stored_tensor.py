@@ -1,4 +1,4 @@
-"""A tensor on disk, whatever the format of its file."""
+"""Tensors on disk, in any file format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,14 +20,22 @@ FLOAT_DTYPES = {
 
 
 Rows = slice | EllipsisType
-"""A range of a tensor's rows, or all there is: a scalar has no rows."""
+"""A range of a tensor's rows, or `...` for the whole: a scalar has no rows."""
 
 _MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk, not yet read; `load` reads rows of it, `dtype` is in safetensors' words."""
+    """A tensor on disk, not read yet.
+
+    Attributes:
+        file: The file.
+        key: Its key in the file.
+        dtype: Its dtype, by the safetensors format's name.
+        shape: Its shape.
+        load: A function that reads rows.
+    """
 
     file: Path
     key: str
@@ -39,20 +47,20 @@ class StoredTensor:
         """Read the tensor, or some of its rows.
 
         Raises:
-            InputError: it holds no floating-point numbers, or the file cannot be read.
+            InputError: If the numbers are not floating-point, or the file cannot be read.
         """
         if self.dtype not in FLOAT_DTYPES:
             raise InputError(
                 f"{self.file}: {self.key} holds {self.dtype} values, not one of "
-                f"{', '.join(FLOAT_DTYPES)}; give an unquantised copy of the model"
+                f"{', '.join(FLOAT_DTYPES)}. Give an unquantised copy of the model"
             )
         return self.load(rows)
 
     def read_into(self, array: np.ndarray) -> None:
-        """Read into an array of the same shape, a few rows at a time, so that memory holds it once.
+        """Read into an array of the same shape, a few rows at a time, to hold the data only once.
 
         Raises:
-            InputError: as `read` does.
+            InputError: As `read` raises.
         """
         if not self.shape:
             array[...] = self.read()

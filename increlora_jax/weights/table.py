@@ -1,7 +1,7 @@
-r"""The names of a model's parameters in its Hugging Face checkpoint.
+"""Names of a model's parameters in its Hugging Face checkpoint.
 
-Each model states one `WeightTable`. It is total both ways: every parameter of the model has exactly
-one key on disk, and every key on disk is a parameter's or is ignored by name.
+Each model has one `WeightTable`, which covers both sides. Every parameter of the model has exactly
+one key on disk. Every key on disk belongs to a parameter or is ignored by a pattern.
 """
 
 import re
@@ -13,7 +13,7 @@ from increlora_jax.errors import InputError
 
 
 class Place(NamedTuple):
-    """Where a parameter lies on disk: its key, and whether its two axes are swapped there."""
+    """The place of a parameter on disk: its key, and whether its two axes are swapped there."""
 
     key: str
     is_transposed: bool
@@ -21,10 +21,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    r"""The parameters whose dotted path matches the regex `path` as a whole lie under `key`.
+    r"""A rule from parameters to keys: paths that fully match the regex `path` have `key`.
 
-    `key` may refer to the groups of `path` (`\1`). A kernel `[in, out]` that PyTorch keeps as
-    `[out, in]` is transposed.
+    `key` may refer to the groups of `path` (`\1`). If `is_transposed`, the kernel `[in, out]` is
+    `[out, in]` on disk, as in PyTorch.
     """
 
     path: str
@@ -34,21 +34,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class WeightTable:
-    """The names of one model's weights. All patterns are regexes that must match as a whole.
+    """Names of one model's weights. All patterns are regexes that must match a whole name.
 
     Attributes:
-        rules: from the model's parameter paths to today's keys; exactly one rule a parameter.
-        renames: from old or bare keys to today's, applied one after the other to every key of a
-            file.
-        ignored: renamed keys that the model has no use for.
-        stand_ins: from a key that a file lacks to a renamed key that may hold the same weight, the
-            first that is there: how tied weights are found under whichever of their names was
-            saved.
-        may_be_missing: parameter paths that a file may lack; they start anew.
-        outputs: parameter paths of the layer with a row for each label; it starts anew where the
-            file has another shape or other labels.
-        body: renamed keys of the model without its heads; a key that is left over is an error
-            there, and elsewhere a note.
+        rules: From parameter paths to current keys; exactly one rule for each parameter.
+        renames: From old or prefixed keys to current ones, applied in order to every key of a file.
+        ignored: Current keys that the model does not use.
+        stand_ins: From a key that a file may lack to current keys that may hold the same weight;
+            the first in the file is used. Tied weights are thus found under either name.
+        may_be_missing: Parameter paths that a file may lack; they keep their initial values.
+        outputs: Parameter paths of the layer with a row for each label. If the file has another
+            shape or other labels, the layer is initialized anew.
+        body: Current keys of the model without its heads. An unused key in the body is an error,
+            and elsewhere a note.
     """
 
     rules: tuple[Rule, ...]
@@ -60,29 +58,29 @@ class WeightTable:
     body: tuple[str, ...] = (r".+",)
 
     def find_place(self, path: str) -> Place:
-        """Tell where the parameter at a dotted path lies on disk.
+        """Return the place on disk of the parameter at a dotted path.
 
         Raises:
-            InputError: no rule, or more than one, speaks of this path.
+            InputError: If not exactly one rule matches the path.
         """
         found = [(rule, match) for rule in self.rules if (match := re.fullmatch(rule.path, path))]
         if len(found) != 1:
             raise InputError(
-                f"parameter {path}: {len(found)} rules of the weight table name it instead of one; "
-                "only a plain model, with nothing attached to it, can be loaded or saved"
+                f"parameter {path}: {len(found)} rules of the weight table name it instead of one. "
+                "Only a plain model, without adapters, can be loaded or saved"
             )
         [(rule, match)] = found
         return Place(match.expand(rule.key), rule.is_transposed)
 
     def rename_key(self, key: str) -> str:
-        """Turn a key of any age or prefix into today's."""
+        """Return the current name of a key of any version or prefix."""
         for pattern, replacement in self.renames:
             if match := re.fullmatch(pattern, key):
                 key = match.expand(replacement)
         return key
 
     def list_stand_ins(self, key: str) -> list[str]:
-        """List the renamed keys under which a file without `key` may hold its weight."""
+        """List the current keys that may hold the weight of a missing `key`."""
         return [
             match.expand(other)
             for pattern, other in self.stand_ins
@@ -91,5 +89,5 @@ class WeightTable:
 
 
 def is_matched(name: str, patterns: Iterable[str]) -> bool:
-    """Tell whether any of the regexes matches the name as a whole."""
+    """Return whether any of the regexes matches the whole name."""
     return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""The tensors of a model folder, by key, read one at a time."""
+"""Tensors of a model folder by key, read one at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +23,10 @@ Tensors = dict[str, StoredTensor]
 
 
 def list_tensors(folder: Path) -> Tensors:
-    """List the tensors of a folder by their keys; safetensors go before PyTorch's own files.
+    """List the tensors of a folder by key; safetensors are preferred to PyTorch's own files.
 
     Raises:
-        InputError: there are none, a file is damaged, or shards and index disagree.
+        InputError: If there are no weights, a file is damaged, or shards and index disagree.
     """
     name = find_weights(folder)
     if name is None:
@@ -35,15 +35,15 @@ def list_tensors(folder: Path) -> Tensors:
 
 
 def find_weights(folder: Path) -> str | None:
-    """Find the name of the file that a folder's weights are read from, or of their index."""
+    """Return the name of the file with a folder's weights, or of their index."""
     return next((name for name in _LISTS if (folder / name).is_file()), None)
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """List the files that a folder's weights are read from: one or the shards, and their index.
+    """List the files with a folder's weights: one file, or the shards and their index.
 
     Raises:
-        InputError: there are none, or the index is damaged.
+        InputError: If there are no weights, or the index is damaged.
     """
     name = find_weights(folder)
     if name is None:
@@ -54,7 +54,7 @@ def list_weights(folder: Path) -> list[Path]:
 
 def _describe_empty(folder: Path) -> InputError:
     return InputError(
-        f"{folder}: none of {', '.join(_LISTS)} is here; give a folder or hub id that has one "
+        f"{folder}: none of {', '.join(_LISTS)} is here. Give a folder or hub id that has one "
         "(transformers' save_pretrained writes safetensors)"
     )
 
@@ -67,7 +67,7 @@ def _list_file(file: Path) -> Tensors:
 
 
 def _load(file: Path, key: str, rows: Rows) -> np.ndarray:
-    # Opened anew each time: closing unmaps what was read, so memory holds it once.
+    # Open the file for each tensor: closing unmaps the pages, so memory holds one tensor.
     with open_tensors(file) as reader:
         return reader.get_tensor(key) if rows is ... else reader.get_slice(key)[rows]
 
@@ -80,8 +80,8 @@ def _list_shards(list_file: Callable[[Path], Tensors], index: Path) -> Tensors:
     for key, shard in shard_of.items():
         if key not in tensors or tensors[key].file != shard:
             raise InputError(
-                f"{index}: {key} should be in {shard.name}, which does not hold it; "
-                "download the folder again"
+                f"{index}: {key} should be in {shard.name}, which does not hold it. "
+                "Download the folder again"
             )
     return tensors
 
@@ -98,4 +98,4 @@ _LISTS: dict[str, Callable[[Path], Tensors]] = {
     TORCH_NAME: list_torch_file,
     TORCH_INDEX_NAME: partial(_list_shards, list_torch_file),
 }
-"""How the weights are listed from each of the files that may hold them, the first found."""
+"""Functions that list the weights of each kind of file; the first kind found is used."""

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: its files, and how it is loaded."""
+"""Tokenizer of a model folder: its files, and its loading."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,21 +26,21 @@ TOKENIZER_NAMES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-"""All files that a tokenizer may be made of."""
+"""Files that a tokenizer may consist of."""
 
 SENTENCEPIECE_NAME = "spm.model"
-"""DeBERTa's vocabulary."""
+"""The vocabulary of DeBERTa."""
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load a folder's tokenizer; nothing is downloaded and no code of the folder is run.
+    """Load a folder's tokenizer; nothing is downloaded, and no code of the folder is run.
 
     Raises:
-        InputError: there is no vocabulary, it cannot be read, or it is larger than the model's.
+        InputError: If there is no vocabulary, or it cannot be read, or exceeds the model's.
     """
     if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
         raise InputError(
-            f"{folder}: no tokenizer here; copy the model's own into it "
+            f"{folder}: no tokenizer here. Copy the model's own into it "
             f"(one of {', '.join(VOCABULARY_NAMES)})"
         )
     tokenizer = _read_tokenizer(folder)
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model of {CONFIG_NAME} "
-            f"only {vocab_size} (vocab_size); copy the model's own tokenizer into the folder"
+            f"only {vocab_size} (vocab_size). Copy the model's own tokenizer into the folder"
         )
     return tokenizer
 
@@ -61,20 +61,21 @@ def _read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             folder, local_files_only=True, trust_remote_code=False
         )
         restore_normalization(tokenizer, folder)
-    # The tokenizers library raises plain Exception, and transformers lets KeyError and others out.
+    # The tokenizers library raises plain Exception; transformers raises KeyError and others.
     except Exception as error:
         raise InputError(
-            f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {error}); "
-            "copy the model's own tokenizer files into the folder again"
+            f"{folder}: transformers cannot read the tokenizer ({type(error).__name__}: {error}). "
+            "Copy the model's own tokenizer files into the folder again"
         ) from error
     return tokenizer
 
 
 def restore_normalization(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Normalize in place as the folder's `spm.model` says, where it says anything.
+    """Normalize in place as the folder's `spm.model` says, if it has rules.
 
-    transformers 5 makes DeBERTa's tokenizer from the pieces of that file but with a normalization
-    of its own, so that ligatures, full-width letters or no-break spaces would become unknown.
+    transformers 5 builds DeBERTa's tokenizer from the pieces of that file, with another
+    normalization. Ligatures, full-width letters and no-break spaces would then become unknown
+    tokens.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     file = folder / SENTENCEPIECE_NAME

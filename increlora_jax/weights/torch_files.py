@@ -1,7 +1,7 @@
-"""Tensors of PyTorch's own files (`pytorch_model.bin`), read one at a time without PyTorch.
+"""Tensors of PyTorch's files (`pytorch_model.bin`), read one at a time without PyTorch.
 
-Two formats: a zip archive whose entries are stored as they are (PyTorch ≥ 1.6), and before that a
-row of pickles with the numbers behind them. Nothing in a file is ever run, see `torch_pickle`.
+There are two formats. Since PyTorch 1.6 a file is a zip archive of uncompressed entries. Before, it
+was a row of pickles followed by the numbers. Nothing in a file is ever run; see `torch_pickle`.
 """
 
 import struct
@@ -31,14 +31,14 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LEGACY_LENGTH = struct.Struct("<q")
 _MOST_PICKLE_BYTES = 1 << 22
-"""A tensor takes some 300 bytes of pickle."""
+"""Limit of a pickle's size; a tensor takes some 300 bytes."""
 
 
 def list_torch_file(file: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a file that `torch.save` has written, by their keys.
+    """List the tensors of a file written by `torch.save`, by key.
 
     Raises:
-        InputError: the file is damaged, asks to import something, or holds more than tensors.
+        InputError: If the file is damaged, asks for an import, or holds more than tensors.
     """
     with _explain(file), file.open("rb") as handle:
         is_zip = handle.read(len(_ZIP_START)) == _ZIP_START
@@ -62,10 +62,10 @@ def _explain(file: Path) -> Iterator[None]:
         yield
     except ForbiddenImportError as error:
         raise InputError(
-            f"{file}: it asks to import {error}, and only plain tensors are read; nothing of the "
-            "file was run. Do not trust it unless you know why it asks; take a safetensors copy"
+            f"{file}: it asks to import {error}, and only plain tensors are read. Nothing of the "
+            "file was run. Do not trust it unless you know why it asks; use a safetensors copy"
         ) from error
-    # What the standard library's readers and the little machine raise on damaged files.
+    # Errors of the standard library's readers and of the pickle interpreter on damaged files.
     except (
         *(OSError, EOFError, ValueError, TypeError, LookupError, OverflowError, RuntimeError),
         *(zipfile.BadZipFile, struct.error),
@@ -122,7 +122,7 @@ def _read_entry(handle: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _locate_entry(handle: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Find where an entry's bytes begin, and that they lie in the file as they are."""
+    """Return the start of an entry's bytes, after checking that they are stored uncompressed."""
     handle.seek(entry.header_offset)
     magic, name_length, extra_length = _ZIP_HEADER.unpack(handle.read(_ZIP_HEADER.size))
     start = entry.header_offset + _ZIP_HEADER.size + name_length + extra_length
@@ -130,7 +130,7 @@ def _locate_entry(handle: BinaryIO, entry: zipfile.ZipInfo) -> int:
     if not is_plain or entry.compress_size != entry.file_size:
         raise ValueError(f"{entry.filename} is compressed or encrypted")
     if magic != _ZIP_START or start + entry.file_size > _measure(handle):
-        raise ValueError(f"{entry.filename} lies outside of the file")
+        raise ValueError(f"{entry.filename} is outside of the file")
     return start
 
 

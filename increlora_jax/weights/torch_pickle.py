@@ -1,9 +1,9 @@
-"""The pickles inside PyTorch's weight files, interpreted without importing or calling anything.
+"""Pickles in PyTorch's weight files, interpreted without importing or calling anything.
 
-The standard unpickler is not used, not even with its imports restricted: a file of a few bytes can
-make it claim gigabytes for its memo, or overflow the C stack by hashing nested tuples. This is the
-little of the pickle language in which tensors are written; the rest is refused. `pickletools` cuts
-the opcodes apart and checks that their arguments are there.
+The standard unpickler is not used, even with restricted imports. A few bytes can make it allocate
+gigabytes for its memo, or overflow the C stack by hashing nested tuples. Here only the opcodes that
+tensors need are interpreted; all others are refused. `pickletools` splits the opcodes and checks
+their arguments.
 """
 
 import pickletools
@@ -27,7 +27,7 @@ STORAGES = {
     "torch.ByteStorage": "U8",
     "torch.BoolStorage": "BOOL",
 }
-"""What the classes of storages hold, in the words of safetensors."""
+"""Dtypes of storages by their class, with the safetensors format's names."""
 
 ITEM_BYTES = {name: dtype.itemsize for name, dtype in FLOAT_DTYPES.items()} | {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -37,11 +37,11 @@ _MOST_AXES = 32
 
 
 class ForbiddenImportError(Exception):
-    """A pickle asks for something that weights have no need of; the message is its name."""
+    """Error of a pickle that asks for an import weights do not need; the message is its name."""
 
 
 class Storage(NamedTuple):
-    """A run of numbers, kept elsewhere in the file under `key`."""
+    """A run of numbers, stored elsewhere in the file under `key`."""
 
     key: str
     dtype: str
@@ -49,12 +49,12 @@ class Storage(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size on disk."""
+        """Size on disk."""
         return self.length * ITEM_BYTES[self.dtype]
 
 
 class View(NamedTuple):
-    """A tensor: a part of a storage, all counted in elements."""
+    """A tensor as a part of a storage, counted in elements."""
 
     storage: Storage
     offset: int
@@ -63,30 +63,30 @@ class View(NamedTuple):
 
     @property
     def span(self) -> int:
-        """The number of elements of the storage from its first to its last, both included."""
+        """Number of elements of the storage from the tensor's first to its last, both included."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
     def take(self, rows: slice) -> "View":
-        """Some of its rows; they must be given from where to where."""
+        """Return a range of its rows; both ends must be given."""
         offset = self.offset + rows.start * self.strides[0]
         return self._replace(offset=offset, shape=(rows.stop - rows.start, *self.shape[1:]))
 
 
 class Pickled(NamedTuple):
-    """The content of a pickle, and every storage it names, by key."""
+    """Content of a pickle, and all storages that it names, by key."""
 
     value: Any
     storages: dict[str, Storage]
 
 
 def interpret(source: BinaryIO) -> Pickled:
-    """Interpret one pickle, and leave `source` behind it.
+    """Interpret one pickle and advance `source` past it.
 
     Raises:
-        ForbiddenImportError: it asks for anything but tensors and dictionaries.
-        ValueError, IndexError, KeyError, TypeError: it is damaged, or no pickle of tensors.
+        ForbiddenImportError: If the pickle needs more than tensors and dictionaries.
+        ValueError, IndexError, KeyError, TypeError: If it is damaged, or no pickle of tensors.
     """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(source):
@@ -96,7 +96,7 @@ def interpret(source: BinaryIO) -> Pickled:
 
 
 class _Import(NamedTuple):
-    """Stands for what a pickle has imported, had it been run."""
+    """A placeholder for an import of the pickle."""
 
     name: str
 
@@ -119,7 +119,7 @@ _FRESH: dict[str, Callable[[], Any]] = {
 
 
 class _Machine:
-    """The stack and the memo of the pickle language."""
+    """Stack and memo of the pickle language."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -127,7 +127,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Carry out one opcode."""
+        """Run one opcode."""
         if opcode in _LITERALS:
             self.stack.append(argument)
         elif opcode in _FRESH:
@@ -137,43 +137,43 @@ class _Machine:
         elif opcode in _CHANGES:
             _CHANGES[opcode](self, argument)
         elif opcode not in _IGNORED:
-            raise ValueError(f"no opcode {opcode} stands in a file of tensors")
+            raise ValueError(f"no file of tensors has the opcode {opcode}")
 
     def pop(self, count: int) -> list[Any]:
-        """Take as many items off the stack."""
+        """Take the given number of items off the stack."""
         _require(len(self.stack) >= count, "more is taken from the stack than is there")
         taken = self.stack[-count:]
         del self.stack[-count:]
         return taken
 
     def pop_to_mark(self) -> list[Any]:
-        """Take what lies above the last mark off the stack, and the mark."""
+        """Take the items above the last mark, and the mark, off the stack."""
         taken = []
         while (item := self.stack.pop()) is not _MARK:
             taken.append(item)
         return taken[::-1]
 
     def put(self, index: int) -> None:
-        """Keep the top of the stack in the memo."""
+        """Store the top of the stack in the memo."""
         self.memo[index] = self.stack[-1]
 
     def append(self, items: list[Any]) -> None:
-        """Add to the list on top of the stack."""
-        _require(type(self.stack[-1]) is list, "something is appended to what is no list")
+        """Append to the list on top of the stack."""
+        _require(type(self.stack[-1]) is list, "something is appended to a thing that is no list")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         """Add keys and values in turn to the dictionary on top of the stack."""
-        _require(type(self.stack[-1]) is dict, "an entry is set in what is no dictionary")
+        _require(type(self.stack[-1]) is dict, "an entry is set in a thing that is no dictionary")
         keys, values = items[::2], items[1::2]
-        # Anything else is not hashed: the hash of nested tuples can overflow the C stack.
+        # Other keys are refused before hashing: the hash of nested tuples can overflow the C stack.
         _require(all(type(key) is str for key in keys), "the key of a dictionary is no string")
         self.stack[-1].update(zip(keys, values, strict=True))
 
     def find_storage(
         self, tag: str, kind: _Import, key: str, _place: str, length: int, view: None = None
     ) -> Storage:
-        """Turn the reference to a storage into the storage."""
+        """Return the storage that a persistent id refers to."""
         _require(tag == "storage" and type(kind) is _Import, "not the reference of a storage")
         _require(kind.name in STORAGES, f"{kind.name} is no kind of storage")
         _require(type(key) is str and _is_count(length), "a storage without key or length")
@@ -184,7 +184,7 @@ class _Machine:
         return storage
 
 
-# What an opcode puts on the stack, from what it takes off it and from its argument.
+# Each opcode's effect, from the items that it pops and its argument.
 _MAKERS: dict[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE": lambda machine, _: tuple(machine.pop_to_mark()),
     "TUPLE1": lambda machine, _: tuple(machine.pop(1)),
@@ -206,7 +206,7 @@ _CHANGES: dict[str, Callable[[_Machine, Any], Any]] = {
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
     "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    # Sets attributes, of which a dictionary of weights has one, `_metadata`.
+    # BUILD sets attributes; a dictionary of weights has one, `_metadata`.
     "BUILD": lambda machine, _: machine.pop(1),
 }
 
@@ -229,7 +229,7 @@ def _import(module: Any, name: Any) -> _Import:
 
 def _reduce(function: Any, arguments: Any) -> Any:
     is_call = type(function) is _Import and type(arguments) is tuple
-    _require(is_call and function.name in _FUNCTIONS, "a call of what is no function")
+    _require(is_call and function.name in _FUNCTIONS, "a call of a thing that is no function")
     return _FUNCTIONS[function.name](*arguments)
 
 
@@ -241,7 +241,7 @@ def _view_storage(
     _require(all(map(_is_count, (offset, *shape, *strides))), "a tensor of odd shape or strides")
     view = View(storage, offset, shape, strides)
     is_inside = offset + view.span <= storage.length
-    # Strides of 0 would let a few bytes stand for gigabytes.
+    # With strides of 0, a few bytes could claim gigabytes.
     _require(is_inside and prod(shape) <= storage.length, "a tensor larger than its storage")
     return view
 
@@ -258,6 +258,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def read_strided(view: View, numbers: np.ndarray) -> np.ndarray:
-    """Shape the elements of a view's span into its tensor."""
+    """Arrange the elements of a view's span into its tensor."""
     strides = [step * numbers.itemsize for step in view.strides]
     return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)

@@ -185,5 +185,5 @@ def test_generation_compiles_once_and_leaves_the_model_as_it_is():
 
 
 def test_a_draw_without_a_key_is_refused():
-    with pytest.raises(InputError, match=r"do_sample needs a key.*jax\.random\.key"):
+    with pytest.raises(InputError, match=r"do_sample needs a random key.*jax\.random\.key"):
         write(draw_chain(), [[0]], max_new_tokens=2, do_sample=True)

@@ -78,15 +78,15 @@ def test_the_fewest_tokens_that_have_the_probability_stay():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; give at least 1"),
-        ({"num_beams": 0}, "num_beams is 0; give at least 1"),
-        ({"top_k": -1}, "top_k is -1; give at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0. Give at least 1"),
+        ({"num_beams": 0}, "num_beams is 0. Give at least 1"),
+        ({"top_k": -1}, "top_k is -1. Give at least 0"),
         ({"min_new_tokens": -1}, "min_new_tokens is -1"),
         ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size is -2"),
-        ({"temperature": 0.0}, r"temperature is 0\.0; give more than 0"),
-        ({"top_p": 0.0}, r"top_p is 0\.0; give more than 0 and at most 1"),
+        ({"temperature": 0.0}, r"temperature is 0\.0\. Give more than 0"),
+        ({"top_p": 0.0}, r"top_p is 0\.0\. Give more than 0 and at most 1"),
         ({"top_p": 1.1}, r"top_p is 1\.1"),
-        ({"do_sample": True, "num_beams": 2}, "do_sample and num_beams 2 do not go together"),
+        ({"do_sample": True, "num_beams": 2}, "do_sample and num_beams 2 exclude each other"),
     ],
 )
 def test_values_out_of_range_are_refused(change, message):

@@ -59,7 +59,7 @@ def config_of(*names, **more):
         (config_of("negative", "positive"), ("0", "1"), 2, (0, 1), "0 is negative, 1 is positive"),
         (config_of("-1", "1"), ("1", "-1"), 2, (1, 0), "permuted"),
         (config_of("joy", "anger"), ("negative", "positive"), 2, None, "joy, anger, the task"),
-        (config_of("a", "A"), ("a", "b"), 2, None, "starts anew"),
+        (config_of("a", "A"), ("a", "b"), 2, None, "initialized anew"),
         (config_of(*MNLI), ("entailment", "not_entailment"), 2, (0, 1), "no names"),
         (config_of(*MNLI), ("entailment", "not_entailment"), 3, None, "labels entailment, neutral"),
         (config_of("score"), ("negative", "positive"), 1, None, "is for a regression"),
@@ -119,7 +119,7 @@ def test_every_familys_output_layer_is_permuted_or_starts_anew(family, save_fami
     _, report = load(("a", "b", "c"))
     # What lies before the output layer stays.
     assert {path.rpartition(".")[0] for path in report.new_parameters} == {key}
-    assert "starts anew" in report.describe()[0]
+    assert "initialized anew" in report.describe()[0]
 
 
 def test_an_nli_model_scores_on_mnli_what_pytorch_scores(make_reference, short_run, tmp_path):
