@@ -32,21 +32,21 @@ assemble assert attach attend average begin bind bound bring broadcast build cac
 call carry cast change check choose chunk clear clip close collate collect combine compare
 compile compute concatenate configure connect convert copy correct count cover create cut decide
 decode decompress define delete derive describe detach detect differentiate discard dispatch
-divide donate download draw drop embed empty encode enter estimate evaluate exit expand export
-extend extract feed fetch fill filter find fit flatten flush format forward freeze gather
-generate get give grant group grow handle hash hide hold identify ignore import initialize
-insert install interpret iterate join keep label launch lay leave let limit link list load lock
-log look make map mark mask match measure merge mix move multiply name normalize note number
-open order pack pad parse pass permute pick place plan plot pool predict prefix prepare preserve
-print project propagate protect prune put quantize raise rank read rebuild receive recompute
-record redirect reduce refuse regularize reject release remember remove rename render reorder
-repeat replace replicate report represent require reserve reset reshape resolve restore restrict
-resume return reuse reverse rotate round run sample save say scale scan score search see select
-send separate serve set shard share shift show shuffle skip slice smooth sort split spread stack
-start step stop store strip substitute subtract sum summarize support swap switch take tell test
-time tokenize total trace train transform translate transpose treat trim truncate try turn undo
-unpack unstack update upload use validate verify visit wait warn weigh widen wrap write yield
-zero
+distribute divide donate download draw drop embed empty encode enter estimate evaluate execute
+exit expand export extend extract feed fetch fill filter find fit flatten flush format forward
+freeze gather generate get give grant group grow handle hash hide hold identify ignore import
+infer initialize insert install interpret iterate join keep label launch lay leave let limit
+link list load lock log look make map mark mask match measure merge mix move multiply name
+normalize note number open order pack pad parse pass permute pick place plan plot pool pop
+predict prefix prepare preserve print project promote propagate protect prune put quantize quote
+raise rank read rebuild receive recompute record redirect reduce refuse regularize reject
+release remember remove rename render reorder repeat replace replicate report represent require
+reserve reset reshape resolve restore restrict resume return reuse reverse rotate round run
+sample save say scale scan score search see select send separate serve set shape shard share
+shift show shuffle skip slice smooth sort split spread stack start step stop store strip
+substitute subtract sum summarize support swap switch take tell test time tokenize total trace
+train transform translate transpose treat trim truncate try turn undo unpack unstack update
+upload use validate verify visit wait warn weigh widen wrap write yield zero
 """
 """The verbs that open a function's docstring. One that is missing here is added here."""
 

@@ -1,1 +1,1 @@
-"""Tasks: what is trained and judged, from the files or the hub to padded batches and metrics."""
+"""Tasks: reading of data, padded batches, losses and metrics."""

@@ -1,4 +1,4 @@
-"""From the scores of tokens to the text of an answer, as transformers' recipe for SQuAD has it."""
+"""Answers as text, from token scores, as in transformers' recipe for SQuAD."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from increlora_jax.tasks.windows import Windows
 
 
 class Candidate(NamedTuple):
-    """A possible answer: the characters of the context, and the sum of both scores."""
+    """A possible answer: a range of characters of the context, and the sum of its two scores."""
 
     start: int
     end: int
@@ -18,11 +18,11 @@ class Candidate(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The best answer to a question.
+    """Best answer to a question.
 
     Attributes:
         text: The best text that is not empty; "" if there is none.
-        null_odds: By how much no answer scores higher than this text; without one, than 0.
+        null_odds: The score of no answer minus that of this text; without a text, minus 0.
     """
 
     text: str
@@ -41,12 +41,12 @@ def find_answer(
     """Find the best answer to a question over all its rows.
 
     Args:
-        predictions: See `question_answering.predict`; arrays [rows, …].
+        predictions: Arrays [rows, …]; see `question_answering.predict`.
         windows: The rows.
-        example: The question.
+        example: The question's index.
         context: Its context.
-        n_best_size: How many candidates are kept.
-        max_answer_length: Tokens of an answer at most.
+        n_best_size: Number of candidates to keep.
+        max_answer_length: Largest number of tokens of an answer.
     """
     rows = windows.of(example)
     found = [
@@ -80,7 +80,7 @@ def _is_context(index: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 def choose_texts(found: Sequence[Found], threshold: float | None) -> list[str]:
-    """Return the answers; with a threshold "" for those whose null odds are above it."""
+    """Return the answers' texts; with a threshold, "" if the null odds exceed it."""
     if threshold is None:
         return [answer.text for answer in found]
     return ["" if answer.null_odds > threshold else answer.text for answer in found]

@@ -1,7 +1,7 @@
-"""Batches of few static shapes, each a pure function of (seed, step): nothing to save, or resume.
+"""Batches of few static shapes, each a pure function of (seed, step), with no state to save.
 
-The batch of a step depends on the seed and the step alone, so a resumed run, and every host of a
-distributed one, sees the batch that it would have seen.
+A batch depends only on seed and step. A resumed run and every host of a distributed run thus see
+the same batches as an uninterrupted run.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from increlora_jax.errors import InputError
 from increlora_jax.tasks.kind import Batch, Encoded, Ragged
 
 Lengths = dict[str, int]
-"""The padded length of each ragged field, by name."""
+"""Padded length of each ragged field, by name."""
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
-    """List the lengths batches are padded to: 16, 32, 48, 64, 96, 128, … and `max_length` at last.
+    """List the lengths that batches are padded to: 16, 32, 48, 64, 96, 128, … up to `max_length`.
 
-    Beyond 32 every doubling has a step half-way, so that at most a third of a batch's length is
-    there for nothing. Each bucket met is one compilation of the training step.
+    Above 32 each doubling has a step half-way, so that at most a third of a batch's length is
+    padding. Each length in use costs one compilation of the training step.
     """
     powers = [2**k for k in range(4, max_length.bit_length())]
     halfway = [3 * power // 2 for power in powers if power >= 32]
@@ -28,14 +28,22 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Count the batches that hold n examples, the last of them perhaps in part."""
+    """Count the batches of n examples, including a last partial one."""
     return -(-n // batch_size)
 
 
 def batch_lengths(
     encoded: Encoded, *, seed: int, step: int, batch_size: int, buckets: tuple[int, ...]
 ) -> Lengths:
-    """Choose the bucket of each ragged field in a step's training batch."""
+    """Choose the bucket of each ragged field for a step's training batch.
+
+    Args:
+        encoded: The rows.
+        seed: Seed of the data order.
+        step: The step, from 0 over all epochs.
+        batch_size: Examples in a batch.
+        buckets: The lengths to choose from.
+    """
     chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
     return choose_lengths(encoded, chosen, buckets)
 
@@ -57,10 +65,20 @@ def batch_at(
     lengths: Lengths,
     rows: np.ndarray | None = None,
 ) -> Batch:
-    """Build the training batch of a step, counted from 0 over all epochs, as `collate` has it.
+    """Build the training batch of a step.
 
     Every epoch visits each row of `encoded` once, in an order drawn from (seed, epoch).
-    A host that wants only some `rows` of the batch, ascending, gets those.
+
+    Args:
+        encoded: The rows.
+        seed: Seed of the data order.
+        step: The step, from 0 over all epochs.
+        batch_size: Rows of the batch.
+        lengths: The padded length of each ragged field.
+        rows: The rows of the batch to build, ascending; default: all.
+
+    Returns:
+        The batch; see `collate`.
     """
     chosen = choose_examples(encoded, seed=seed, step=step, batch_size=batch_size)
     return collate(encoded, chosen, batch_size=batch_size, lengths=lengths, rows=rows)
@@ -69,10 +87,17 @@ def batch_at(
 def evaluation_batches(
     encoded: Encoded, *, batch_size: int, buckets: tuple[int, ...], rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield (indices, batch) over every row once, short ones first, since those are cheap.
+    """Yield (indices, batch) over every row once, short rows first, which are cheap.
 
-    The batch is as in `collate`; the first `len(indices)` of its rows are those of the indices, so
-    `out[indices] = predictions[: len(indices)]` brings predictions back into the split's order.
+    Args:
+        encoded: The rows.
+        batch_size: Rows of a batch.
+        buckets: The lengths to choose from.
+        rows: The rows of each batch to build, ascending; default: all.
+
+    Yields:
+        The indices in the split and a batch as from `collate`. Its first `len(indices)` rows belong
+            to the indices: `out[indices] = predictions[: len(indices)]` restores the split's order.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
@@ -82,16 +107,23 @@ def evaluation_batches(
 
 
 def choose_examples(encoded: Encoded, *, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Tell which examples a step's training batch has; fewer than its size at an epoch's end."""
+    """Return the indices of a step's training examples; an epoch's last batch may be partial.
+
+    Args:
+        encoded: The rows.
+        seed: Seed of the data order.
+        step: The step, from 0 over all epochs.
+        batch_size: Examples in a batch.
+    """
     epoch, position = divmod(step, steps_per_epoch(len(encoded), batch_size))
     order = _shuffle(len(encoded), seed, epoch)
     return order[position * batch_size : (position + 1) * batch_size]
 
 
-@lru_cache(maxsize=32)  # of each run that trains, the epoch it is in
+@lru_cache(maxsize=32)  # holds the present epoch of each run that trains
 def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(n)
-    order.flags.writeable = False  # the cache hands the same array to everyone
+    order.flags.writeable = False  # all callers share the cached array
     return order
 
 
@@ -103,17 +135,17 @@ def collate(
     lengths: Lengths,
     rows: np.ndarray | None = None,
 ) -> Batch:
-    """Build a batch of the chosen rows of `encoded`, padded to `lengths`.
+    """Build a batch of the chosen rows, padded to `lengths`.
 
     Args:
         encoded: The rows.
-        chosen: At least one index, at most `batch_size`.
-        batch_size: The rows of the batch; those beyond `chosen` repeat its first, at weight 0.
-        lengths: The length of each ragged field.
+        chosen: The indices of the rows: at least one, at most `batch_size`.
+        batch_size: Rows of the batch; rows beyond `chosen` repeat its first one with weight 0.
+        lengths: The padded length of each ragged field.
         rows: The rows of the batch to build, ascending; default: all.
 
     Returns:
-        Every ragged field [rows, length] and fixed field [rows, …], and `weight` float32 [rows].
+        Every ragged field [rows, length], every fixed field [rows, …], and `weight` float32 [rows].
     """
     rows = np.arange(batch_size) if rows is None else rows
     is_real = rows < len(chosen)
@@ -135,7 +167,7 @@ def choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:
     """Choose the shortest bucket that holds an example.
 
     Raises:
-        InputError: none does.
+        InputError: If no bucket holds it.
     """
     holding = [bucket for bucket in buckets if bucket >= longest]
     if not holding:

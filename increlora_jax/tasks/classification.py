@@ -40,13 +40,13 @@ def load_texts(
 
     Args:
         name: One of `TASKS`.
-        data_dir: The folder of its files. GLUE tasks come from the hub without one; `text` needs
-            one; `demo` has its own.
+        data_dir: The folder of the files. Without one, GLUE tasks come from the hub; `text` needs a
+            folder; `demo` has its own data.
         problem_type: For `text`, one of `telling.PROBLEM_TYPES`.
         columns: The names of the files' columns; default: the task's own.
 
     Raises:
-        InputError: Saying what is wrong, where, and what to do.
+        InputError: If the data cannot be used. The message names the place and the remedy.
     """
     columns = columns or Columns()
     _check_arguments(name, data_dir, problem_type, columns)
@@ -59,7 +59,12 @@ def load_texts(
 
 
 def make_kind(task: TextTask, dropout: float | None = None) -> Kind:
-    """Bind the kind to a task; `dropout` is that before the classifier, None the model's own."""
+    """Bind the kind to a task.
+
+    Args:
+        task: The task.
+        dropout: Dropout before the classifier; None: the model's own.
+    """
 
     def score(
         predictions: Mapping[str, Any], encoded: Mapping[str, Encoded], splits: Mapping[str, Texts]
@@ -116,10 +121,10 @@ def sequence_loss(model: Any, batch: Batch, *, is_regression: bool) -> tuple[Arr
 
 
 def count_tokens(batch: Batch) -> tuple[Array, Array]:
-    """Count the tokens of real examples [], and the places for tokens [] with padding."""
+    """Count the tokens of real examples [], and all positions [] including padding."""
     mask = batch["attention_mask"]
     places = jnp.int32(mask.size)
-    if "firsts" in batch:  # a packed mask has numbers, and its rows have no weight
+    if "firsts" in batch:  # a packed mask numbers the examples, and weights belong to examples
         return jnp.sum(mask > 0), places
     return jnp.sum(mask * (batch["weight"] > 0)[..., None]), places
 
@@ -144,7 +149,7 @@ def _read(task: TextTask, path: Path, config: TaskConfig) -> tuple[Texts, tuple[
 
 
 def _load_own(task: TextTask, names: Sequence[str]) -> tuple[dict[str, Texts], tuple[str, ...]]:
-    """Load splits of a task that brings its data, or has it on the hub."""
+    """Load splits of a task with bundled data or data on the hub."""
     if task.name in GLUE_TASKS:
         return load_hub_splits(task, REPOSITORY, names)
     data = load_texts(task.name, None)

@@ -1,4 +1,4 @@
-"""The counts of a split: rows, lines and labels."""
+"""Counts of a split: rows, lines and labels."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _MOST_LABELS = 20
 
 
 def count_split(task: TextTask, split: Texts) -> dict[str, Any]:
-    """Count the rows, the lines and each label of a split; of scores give range and mean."""
+    """Count the rows, lines and labels of a split; for scores return their range and mean."""
     counts: dict[str, Any] = {"source": split.source, "rows": len(split), "lines": split.num_lines}
     if not split.is_labelled:
         return counts
@@ -24,14 +24,14 @@ def count_split(task: TextTask, split: Texts) -> dict[str, Any]:
 
 
 def describe_split(task: TextTask, split: Texts) -> str:
-    """Say the same in a line."""
+    """Describe these counts in one line."""
     counts = count_split(task, split)
     lines = "" if split.num_lines is None else f" of {count_word(split.num_lines, 'line')}"
     return f"{split.source}: {count_word(len(split), 'row')}{lines}; {_describe_labels(counts)}"
 
 
 def count_word(count: int, word: str) -> str:
-    """Say how many there are of something: `1 row`, `2 rows`."""
+    """Return a count with its noun: `1 row`, `2 rows`."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 

@@ -1,4 +1,4 @@
-"""The task that comes with the package: small, and no network needed."""
+"""Task with bundled data: small, and usable without a network."""
 
 from importlib import resources
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""All that a split's logits tell of a model: loss, every class by itself, who is taken for whom."""
+"""Detailed figures of a split: loss, each class by itself, and the confusion matrix."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from increlora_jax.tasks.metrics import compute_metrics, predict_labels
 
 
 def describe_split(task: TextTask, logits: np.ndarray, split: Texts) -> dict[str, Any]:
-    """Compute every figure of a split.
+    """Compute all figures of a split.
 
     Args:
         task: The task.
@@ -17,10 +17,10 @@ def describe_split(task: TextTask, logits: np.ndarray, split: Texts) -> dict[str
         split: The n examples with their labels.
 
     Returns:
-        `rows` and `loss` (mean cross-entropy in nats, or mean squared error). Of classes also
-        `accuracy`, `macro_f1` over the classes that occur in labels or predictions, `per_class` and
-        `confusion` (labels named; rows are the true ones). Of scores `mse`, `mae`, `pearson` and
-        `spearmanr`.
+        `rows` and `loss` (mean cross-entropy in nats, or mean squared error). For classes also
+            `accuracy`, `macro_f1` over the classes in labels or predictions, `per_class` and
+            `confusion` (named labels; rows are the true ones). For scores `mse`, `mae`, `pearson`
+            and `spearmanr`.
     """
     predictions = predict_labels(logits, task)
     if task.labels is None:
@@ -66,7 +66,7 @@ def _describe_classes(
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Divide, 0 by 0 being 0, as scikit-learn has it with `zero_division=0`."""
+    """Divide with 0 / 0 = 0, as scikit-learn does with `zero_division=0`."""
     return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
 
 

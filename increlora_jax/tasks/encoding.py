@@ -1,4 +1,4 @@
-"""From labelled texts to token ids, kept ragged: batches say what is padded, and how far."""
+"""Encoding of labelled texts as ragged token ids; batches pad them later."""
 
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,19 +10,24 @@ from increlora_jax.runtime.console import counted
 from increlora_jax.tasks.kind import Encoded, Ragged
 from increlora_jax.tasks.labelled_texts import Texts
 
-# Few enough that a chunk of long documents still fits in memory.
+# Small enough that a chunk of long documents fits in memory.
 _CHUNK_SIZE = 256
 
 
 def encode_texts(split: Texts, tokenizer: Any, max_length: int, name: str = "") -> Encoded:
-    """Tokenize a split with a fast Hugging Face tokenizer, cutting examples to `max_length` tokens.
+    """Tokenize a split with a fast tokenizer, truncating examples to `max_length` tokens.
 
-    The cut is the tokenizer's own `truncation="longest_first"`, from its `truncation_side`: of a
-    pair the longer text is cut until both are as long, then both. Progress that lasts is shown
-    under the split's `name`.
+    The truncation equals the tokenizer's `truncation="longest_first"` on its `truncation_side`: the
+    longer text of a pair is cut until both are equally long, then both are.
+
+    Args:
+        split: The examples.
+        tokenizer: The tokenizer.
+        max_length: Largest number of tokens of an example.
+        name: The split's name, for the display of progress.
 
     Returns:
-        One row an example, with the fields of `token_fields` and `labels` [rows].
+        One row an example, with the fields of `token_fields`, and `labels` [rows].
 
     Raises:
         InputError: If the tokenizer is not a fast one, or its special tokens alone are too many.
@@ -49,7 +54,14 @@ def encode_texts(split: Texts, tokenizer: Any, max_length: int, name: str = "") 
 def token_fields(
     token_ids: np.ndarray, token_types: np.ndarray, lengths: np.ndarray, tokenizer: Any
 ) -> dict[str, Ragged]:
-    """Return `input_ids`, `attention_mask` and `token_type_ids` of rows of tokens, end to end."""
+    """Return `input_ids`, `attention_mask` and `token_type_ids` of rows of tokens.
+
+    Args:
+        token_ids: The ids of all rows, end to end.
+        token_types: The type ids of all rows, end to end.
+        lengths: Tokens of each row.
+        tokenizer: The tokenizer, for its pad token.
+    """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # Without a pad token any id will do: the mask hides it.
     pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -62,10 +74,10 @@ def token_fields(
 
 
 def check_tokenizer(tokenizer: Any, needed: int, max_length: int) -> None:
-    """Check that a tokenizer is a fast one, and that `needed` tokens fit.
+    """Check that a tokenizer is a fast one, and that `needed` tokens fit in `max_length`.
 
     Raises:
-        InputError: One of both is not so.
+        InputError: If one of these does not hold.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -94,8 +106,8 @@ class _Chunk(NamedTuple):
 def _encode_chunk(split: Texts, start: int, tokenizer: Any, max_length: int) -> _Chunk:
     """Encode `_CHUNK_SIZE` examples from `start` on.
 
-    The tokenizer is told not to truncate: it would also build every piece it cuts off, of a pair in
-    all combinations, which for two long texts takes more memory than any machine has.
+    The tokenizer does not truncate itself: it would also build every cut piece, for a pair in all
+    combinations. For two long texts, these need more memory than any machine has.
     """
     chosen = slice(start, start + _CHUNK_SIZE)
     second = None if split.second is None else split.second[chosen]
@@ -120,9 +132,9 @@ def _choose_kept(sequence_ids: list[int | None], max_length: int, side: str) -> 
     """Choose the positions to keep of an example: all special tokens, and a part of each text.
 
     Args:
-        sequence_ids: For each token the text it is of, 0 or 1; None for a special token.
-        max_length: How many to keep.
-        side: Where a text is cut, `right` or `left`.
+        sequence_ids: For each token its text, 0 or 1; None for a special token.
+        max_length: Number of tokens to keep.
+        side: Side on which a text is cut, `right` or `left`.
     """
     texts = np.array([-1 if text is None else text for text in sequence_ids])
     special, first, second = (np.flatnonzero(texts == text) for text in (-1, 0, 1))

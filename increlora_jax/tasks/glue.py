@@ -1,4 +1,4 @@
-"""The nine GLUE tasks, and the ways in which their files lay out the same columns."""
+"""The nine GLUE tasks, and the layouts of their files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from increlora_jax.tasks.labelled_files import load_folder, report_empty_texts
 from increlora_jax.tasks.labelled_texts import TextData, Texts, TextTask
 
 REPOSITORY = "nyu-mll/glue"
-"""Where the hub has the tasks."""
+"""Repository of the tasks on the hub."""
 
 _HIDDEN = -1
-"""The label of a row whose true one the hub does not tell, in every GLUE task."""
+"""Label of a row whose true label the hub hides, in every GLUE task."""
 
 _PAIR = ("sentence1", "sentence2")
 
@@ -46,8 +46,8 @@ GLUE_TASKS = {
     )
 }
 
-# GLUE's files as distributed, where they differ from the hub's columns. QQP's has some questions
-# broken over two lines; nobody can put them together again, so both halves are skipped and counted.
+# Layouts of GLUE's original files that differ from the hub's columns. Some questions of QQP are
+# broken over two lines and cannot be restored, so both halves are skipped and counted.
 _ORIGINAL_LAYOUTS = {
     "cola": Layout(("sentence", "label"), headless=("source", "label", "star", "sentence")),
     "mrpc": Layout(("#1 String", "#2 String", "Quality")),
@@ -58,10 +58,11 @@ _ORIGINAL_LAYOUTS = {
 
 
 def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) -> TextData:
-    """Load a GLUE task from a folder, or from the hub where none is given.
+    """Load a GLUE task from a folder, or from the hub if no folder is given.
 
     Raises:
-        InputError: Naming file and line, or how to work without the hub.
+        InputError: If the data cannot be used. The message gives file and line, or explains offline
+            use.
     """
     task = GLUE_TASKS[name]
     if data_dir is None:
@@ -70,12 +71,12 @@ def load_glue(name: str, data_dir: Path | None, columns: Columns | None = None) 
 
 
 def list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
-    """List the layouts a task's files may have: the hub's, then GLUE's own, then sentence1, 2.
+    """List the possible layouts of a task's files: the hub's, GLUE's own, sentence1, sentence2.
 
-    If the user names columns, those are the layout.
+    If the user names columns, they are the only layout.
 
     Raises:
-        InputError: The task has another number of texts than the user names.
+        InputError: If the user names another number of texts than the task has.
     """
     if columns != Columns():
         columns.check_number(f"--task {task.name}", len(task.columns))
@@ -92,7 +93,8 @@ def load_hub(task: TextTask, repository: str) -> TextData:
     """Load the configuration of a hub data set that has the task's name.
 
     Raises:
-        InputError: If it cannot be had (the message says how to work offline), or is not the task.
+        InputError: If the data cannot be loaded (the message explains offline use), or do not fit
+            the task.
     """
     splits, notes = load_hub_splits(task, repository, ("train", *task.dev_splits))
     return TextData(task, splits.pop("train"), splits, notes)
@@ -101,10 +103,10 @@ def load_hub(task: TextTask, repository: str) -> TextData:
 def load_hub_splits(
     task: TextTask, repository: str, names: Sequence[str]
 ) -> tuple[dict[str, Texts], tuple[str, ...]]:
-    """Load splits by their names, this package's or the hub's; and notes for the user.
+    """Load splits by their names, this package's or the hub's; return them with notes for the user.
 
     Raises:
-        InputError: As `load_hub`; or the hub has no such split, or hides its labels.
+        InputError: As `load_hub` raises; or if the hub has no such split, or hides its labels.
     """
     source = download(repository, task.name, task.name)
     where = f"{repository}'s {task.name}"
@@ -126,14 +128,14 @@ def _read_split(task: TextTask, source: Any, name: str) -> Texts:
     labels = np.array(source["label"], np.float32 if task.is_regression else np.int32)
     if np.any(labels == _HIDDEN):
         raise InputError(
-            f"{name} has hidden labels ({_HIDDEN}): there is no score; name another split, or give "
+            f"{name} has hidden labels ({_HIDDEN}): there is no score. Name another split, or give "
             "--file with labels"
         )
     return Texts(texts[0], texts[1] if task.is_pair else None, labels, name)
 
 
 def _check_labels(task: TextTask, feature: Any) -> None:
-    """Hold the hub's label names against the task's: another order would train in silence."""
+    """Check the hub's label names: another order would silently train wrong labels."""
     names = getattr(feature, "names", None)
     if names != (task.labels and list(task.labels)):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The protocol of tasks: all that the trainer knows of a kind of task, and of its data."""
+"""Protocol of kinds of tasks: everything that the trainer knows of a task and its data."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 Batch = dict[str, Any]
-"""Arrays by name, of a leading axis of rows; NumPy's on the host, JAX's in a compiled program."""
+"""Arrays by name with a leading axis of rows: NumPy's on the host, JAX's in a compiled program."""
 
 Predictions = Any
 """A pytree of arrays with a leading axis of rows."""
@@ -20,12 +20,12 @@ Metrics = dict[str, float]
 
 
 class Split(Protocol):
-    """The examples of one split, in the order of their source; a kind adds its own fields.
+    """Examples of one split, in the order of their source; a kind adds its own fields.
 
     Attributes:
         source: The file's name, or the hub's name of the split.
         num_lines: The lines of the file; None for a source without lines.
-        is_labelled: Whether the source has what the model is to predict.
+        is_labelled: Whether the source has the labels or answers that the model predicts.
     """
 
     @property
@@ -45,7 +45,7 @@ class Split(Protocol):
 
 
 def identify(*splits: Split) -> str:
-    """Return the SHA-256 of every example, in order: equal data under another path is the same."""
+    """Return the SHA-256 of all examples in order; it does not depend on the path of the data."""
     digest = hashlib.sha256()
     for split in splits:
         split.feed(digest)
@@ -53,7 +53,7 @@ def identify(*splits: Split) -> str:
 
 
 def note_shared(train: Split, dev: Mapping[str, Split]) -> list[str]:
-    """Return a note for every dev split of which examples are training examples, too."""
+    """Return a note for every dev split on examples that are also training examples."""
     judged = {name: list(split.inputs()) for name, split in dev.items()}
     known = set().union(*judged.values()).intersection(train.inputs())
     counts = {name: sum(row in known for row in rows) for name, rows in judged.items()}
@@ -66,12 +66,12 @@ def note_shared(train: Split, dev: Mapping[str, Split]) -> list[str]:
 
 
 class Ragged(NamedTuple):
-    """A field of every row, whose lengths differ: all rows end to end.
+    """A field whose rows differ in length: all rows end to end.
 
     Attributes:
         values: [total]; row i is `values[offsets[i]:offsets[i + 1]]`.
         offsets: int64 [rows + 1].
-        fill: The value that pads a row.
+        fill: The padding value.
     """
 
     values: np.ndarray
@@ -80,19 +80,19 @@ class Ragged(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """The length of each row, int64 [rows]."""
+        """Length of each row, int64 [rows]."""
         return np.diff(self.offsets)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A split as rows of numbers; an example may be several rows.
+    """A split as rows of numbers; an example may have several rows.
 
     Attributes:
-        ragged: Fields of rows of any length, by their names in a batch.
-        fixed: Fields of rows of one shape [rows, …], by their names in a batch.
-        beside: Whatever else scoring needs of the rows; no batch holds it.
-        notes: What the user should know of the encoding.
+        ragged: Fields whose rows differ in length, by their names in a batch.
+        fixed: Fields whose rows have one shape [rows, …], by their names in a batch.
+        beside: Further data that scoring needs; batches do not hold it.
+        notes: Notes on the encoding, for the user.
     """
 
     ragged: dict[str, Ragged]
@@ -105,7 +105,7 @@ class Encoded:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """The length of each row's longest field, int64 [rows]."""
+        """Length of each row's longest field, int64 [rows]."""
         return reduce(np.maximum, (field.lengths for field in self.ragged.values()))
 
 
@@ -113,27 +113,32 @@ class Encoded:
 class Kind:
     """A kind of task, bound to one task: a small record of functions.
 
-    Beside `task`, the name that `--task` has for it:
-
-    - `dev_splits`: the splits it is judged on; the best adapter is chosen on the first.
-    - `head`: a word of `models.spec.Head`; `head_options` are what that head takes.
-    - `loading`: what loading a checkpoint's own head takes beside: how its rows are matched.
-    - `labels`: the names of the outputs, on which a checkpoint depends; None without names.
-    - `saved`: what an adapter keeps of the task, in plain JSON; the kind is restored from it.
-    - `find(folder, split)` → the file of a split; `read(path, config)` → the split of a file, and
-      notes for the user.
-    - `load_own(names)` → splits by name and notes, of a task with data of its own or on the hub.
-    - `encode(split, tokenizer, max_length, name)` makes rows of numbers of a split.
-    - `pack` builds a batch whose examples share rows, as `packing.pack_batch`; None if none may.
-    - `loss(model, batch)` → (sum of the losses [], sum of their weights []), traced.
-    - `predict(model, batch)` → what scoring needs of every row, reduced on the device; traced.
-    - `score(predictions, encoded, splits)` → metrics over all dev splits, each by name.
-    - `examine(predictions, encoded, split)` → every figure of one split.
-    - `count(split)` → its numbers of rows and labels.
-    - `metrics`: the names of the metrics of a split; the best adapter is chosen by the first.
-    - `is_better(new, old)`: whether one value of that metric is better than another.
-    - `count_tokens(batch)` → (tokens of examples [], places for tokens []), traced.
-    - `is_one_row`: whether each example is one row, whatever its length.
+    Attributes:
+        task: The task's name for `--task`.
+        dev_splits: The splits it is judged on; the best adapter is chosen on the first.
+        head: A word of `models.spec.Head`.
+        head_options: Options of that head.
+        loading: Options for loading a checkpoint's own head: how its rows are matched.
+        labels: The names of the outputs, which a checkpoint depends on; None without names.
+        saved: The task's entry in an adapter's file, in plain JSON, from which the kind is
+            restored.
+        find: (folder, split) → the file of a split.
+        read: (path, config) → the split of a file, and notes for the user.
+        load_own: (names) → splits by name and notes, for a task with bundled data or data on the
+            hub.
+        encode: (split, tokenizer, max_length, name) → the rows of numbers of a split.
+        pack: Builds a batch whose examples share rows, as `packing.pack_batch`; None if they must
+            not.
+        loss: (model, batch) → (sum of the losses [], sum of their weights []), traced.
+        predict: (model, batch) → the numbers of every row that scoring needs, reduced on the
+            device; traced.
+        score: (predictions, encoded, splits) → metrics over all dev splits, by name.
+        examine: (predictions, encoded, split) → all figures of one split.
+        count: (split) → its numbers of rows and labels.
+        metrics: The names of the metrics of a split; the best adapter is chosen by the first.
+        is_better: (new, old) → whether a value of the first metric is better than another.
+        count_tokens: (batch) → (tokens of examples [], positions including padding []), traced.
+        is_one_row: Whether each example is one row, whatever its length.
     """
 
     task: str
@@ -165,9 +170,9 @@ class TaskData:
 
     Attributes:
         kind: The task's kind; for the user's own data, with the labels found in training.
-        train: The training examples; None if the data is only to be scored.
+        train: The training examples; None if the data are only scored.
         dev: One split for each of `kind.dev_splits`, in that order.
-        notes: What the user should know of how the data was read, one counted report each.
+        notes: Notes on the reading of the data, for the user.
     """
 
     kind: Kind
@@ -177,7 +182,7 @@ class TaskData:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Every split by name, training first."""
+        """All splits by name, training first."""
         train = {} if self.train is None else {"train": self.train}
         return {**train, **self.dev}
 
@@ -187,11 +192,12 @@ class TaskData:
 
 
 class Reader(NamedTuple):
-    """One kind of task, before it is bound to a task: how its tasks are loaded.
+    """A kind of task before it is bound to a task.
 
-    - `tasks`: the names that `--task` has for them.
-    - `load(config)` → `TaskData` of the configuration's `TaskConfig`.
-    - `restore(saved, config)` → the `Kind` of a trained adapter, from what it says of its task.
+    Attributes:
+        tasks: Its names for `--task`.
+        load: (config) → the `TaskData` for a configuration.
+        restore: (saved, config) → the `Kind` of a trained adapter, from its file's entry.
     """
 
     tasks: tuple[str, ...]
@@ -200,7 +206,7 @@ class Reader(NamedTuple):
 
 
 def count_not_finite(predictions: Predictions) -> int:
-    """Count the rows of which a number is not finite."""
+    """Count the rows with a number that is not finite."""
     import jax
 
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(predictions)]

@@ -1,4 +1,4 @@
-"""From files of labelled texts to a task's examples, and reports on what was read."""
+"""Examples of a task from files of labelled texts, with reports on the rows."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ _QUOTED = re.compile('"(?:[^"]|"")+"')
 
 
 def load_folder(task: TextTask, data_dir: Path, layouts: Sequence[Layout]) -> TextData:
-    """Read the training and development files of a task whose labels are known beforehand.
+    """Read the training and development files of a task whose labels are known.
 
     A file may give a class by its name or by its id.
 
     Raises:
-        InputError: Naming the folder, or file and line.
+        InputError: If the files cannot be used. The message gives the folder, or file and line.
     """
     paths = [find_split(data_dir, split) for split in ("train", *task.dev_splits)]
     ids = index_labels(task)
@@ -35,12 +35,12 @@ def load_folder(task: TextTask, data_dir: Path, layouts: Sequence[Layout]) -> Te
 
 
 def assemble_data(task: TextTask, tables: Sequence[Table], ids: Mapping[str, int]) -> TextData:
-    """Turn the tables of the training and of each development split into a task's data.
+    """Assemble a task's data from the tables of the training and development splits.
 
     Args:
         task: The task.
         tables: The training table, then one for each of `task.dev_splits`.
-        ids: The id of each text a label may have; not read for a regression.
+        ids: The id of each possible label text; not used for a regression.
     """
     train, *dev = [make_split(task, table, ids) for table in tables]
     splits = zip(tables, (train, *dev), strict=True)
@@ -50,7 +50,7 @@ def assemble_data(task: TextTask, tables: Sequence[Table], ids: Mapping[str, int
 
 
 def report_rows(task: TextTask, table: Table, split: Texts) -> list[str]:
-    """Report the rows of a file: their number and labels, and those that are odd."""
+    """Report the rows of a file: their number, their labels, and odd rows."""
     name = table.path.name
     return [
         describe_split(task, split),
@@ -64,7 +64,7 @@ def report_rows(task: TextTask, table: Table, split: Texts) -> list[str]:
 
 
 def report_empty_texts(split: Texts, name: str) -> list[str]:
-    """Report the rows with an empty text, which are allowed, if there are any."""
+    """Report the number of rows with an empty text, which are allowed, if there are any."""
     count = split.num_empty
     return [f"{count_word(count, 'row')} with empty text in {name}"] if count else []
 
@@ -83,7 +83,7 @@ def _report_lines(lines: Sequence[int], problem: str) -> list[str]:
 
 
 def _report_quotes(table: Table) -> list[str]:
-    """Report the rows of a .tsv file that have fields as CSV quotes them, which are text here."""
+    """Report the rows of a .tsv file with fields in CSV quotes, which are part of the text here."""
     if kind_of(table.path.name) != ".tsv":
         return []
     *texts, last = table.columns
@@ -101,7 +101,7 @@ def _report_quotes(table: Table) -> list[str]:
 
 
 def report_unread(tables: Sequence[Table]) -> list[str]:
-    """Report the columns that were not read, files with the same ones together."""
+    """Report the unread columns, files with the same ones together."""
     names: dict[tuple[str, ...], list[str]] = {}
     for table in tables:
         names.setdefault(table.unread, []).append(table.path.name)
@@ -121,10 +121,10 @@ def _report_broken_rows(table: Table) -> list[str]:
 
 
 def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
-    """Turn a table into a split; without labels its ids are -1, its scores NaN.
+    """Turn a table into a split; without labels its ids are -1 and its scores NaN.
 
     Raises:
-        InputError: A label is none of the task's, or every row has an empty text.
+        InputError: If a label is not one of the task's, or every row has an empty text.
     """
     texts = len(table.layout.texts)
     first, *second = table.columns[:texts]
@@ -148,7 +148,7 @@ def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
 
 
 def index_labels(task: TextTask) -> dict[str, int]:
-    """Number the texts that a label may have: each class's name, and its id."""
+    """Number the possible texts of a label: each class's name, and its id."""
     names = task.labels or ()
     return {str(index): index for index in range(len(names))} | {
         name: index for index, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""Tasks of labelled texts: their columns and labels, their examples, and both together."""
+"""Tasks of labelled texts: columns, labels and examples."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TextTask:
-    """One thing to learn: which texts, which labels, judged by which metrics.
+    """A task: its text columns, labels and metrics.
 
     Attributes:
-        name: What `--task` calls it.
+        name: Its name for `--task`.
         columns: The names of its one or two text columns.
         labels: The class names, in the order of their ids; None for a regression.
-        metrics: Names known to `metrics.METRICS`; the best adapter is chosen by the first.
+        metrics: Names in `metrics.METRICS`; the best adapter is chosen by the first.
         dev_splits: The splits it is judged on; the best adapter is chosen on the first.
-        score_range: The lowest and highest label of a regression, where it has bounds.
+        score_range: The lowest and highest label of a bounded regression.
     """
 
     name: str
@@ -41,13 +41,13 @@ class TextTask:
 
     @property
     def num_labels(self) -> int:
-        """The width of the model's output: the number of classes, or 1 for a regression."""
+        """Width of the model's output: the number of classes, or 1 for a regression."""
         return 1 if self.labels is None else len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """The examples of one split.
+    """Examples of one split.
 
     Attributes:
         first: The text, or the first of each pair.
@@ -77,7 +77,7 @@ class Texts:
 
     @property
     def num_empty(self) -> int:
-        """The number of examples with an empty text; white space alone is empty too."""
+        """Number of examples with an empty text; white space alone counts as empty."""
         seconds = self.first if self.second is None else self.second
         pairs = zip(self.first, seconds, strict=True)
         return sum(not (first.strip() and second.strip()) for first, second in pairs)
@@ -90,7 +90,7 @@ class TextData(NamedTuple):
         task: The task; for the user's own data, with the labels found in training.
         train: The training examples.
         dev: One split for each of `task.dev_splits`, in that order.
-        notes: What the user should know of how the data was read, one counted report each.
+        notes: Notes on the reading of the data, for the user.
     """
 
     task: TextTask

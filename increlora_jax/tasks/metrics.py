@@ -1,4 +1,4 @@
-"""The metrics of GLUE, from scikit-learn and scipy, which take seconds and 130 MB to import."""
+"""Metrics of GLUE; scikit-learn and scipy, slow and large to import, are imported late."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from increlora_jax.tasks.kind import count_not_finite
 from increlora_jax.tasks.labelled_texts import Texts, TextTask
 
-# As Hugging Face's run_glue names them: accuracy and accuracy_mm.
+# The names are those of Hugging Face's run_glue: accuracy and accuracy_mm.
 _SUFFIXES = {"dev_mismatched": "_mm"}
 
 
@@ -22,16 +22,16 @@ def predict_labels(logits: np.ndarray, task: TextTask) -> np.ndarray:
 def compute_metrics(
     names: Iterable[str], predictions: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Compute the named metrics of predictions [n] against labels [n]; each lies in [-1, 1]."""
+    """Compute the named metrics of predictions [n] against labels [n], each in [-1, 1]."""
     return {name: METRICS[name](predictions, labels) for name in names}
 
 
 def score_splits(
     task: TextTask, logits: Mapping[str, np.ndarray], splits: Mapping[str, Texts]
 ) -> dict[str, float]:
-    """Compute a task's metrics on every split; MNLI's second ends in `_mm`.
+    """Compute a task's metrics on every split; the names of MNLI's second end in `_mm`.
 
-    Those of a split are NaN where one of its logits [n, num_labels] is not finite.
+    If a split has a logit [n, num_labels] that is not finite, its metrics are NaN.
     """
     return {
         name + _SUFFIXES.get(split, ""): value
@@ -83,10 +83,10 @@ def _spearmanr(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:
-    """Return whether a correlation has no value, one side being constant; it counts as 0.
+    """Return whether a correlation is undefined because one side is constant; it counts as 0.
 
-    A model that says the same of everything has learnt nothing, and a NaN in its place would be
-    neither better nor worse than any other score, so that no best adapter could be told.
+    A model with constant output has learnt nothing. NaN would compare as neither better nor worse
+    than other scores, so that no best adapter could be chosen.
     """
     return bool(np.ptp(predictions) == 0 or np.ptp(labels) == 0)
 

@@ -1,6 +1,6 @@
-"""Training batches whose examples share rows, one after another: fewer places, the same loss.
+"""Training batches whose examples share rows: less padding, the same loss.
 
-As those of `batching`, each is a pure function of (seed, step), and has the same examples.
+As in `batching`, each batch is a pure function of (seed, step), with the same examples.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from increlora_jax.tasks.kind import Batch, Encoded
 
 
 def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
-    """Spread examples over rows, the longest first, each into the first row that has room.
+    """Spread examples over rows, the longest first, each into the first row with room.
 
     Returns:
-        The examples of each row; first-fit decreasing needs at most 11/9 of the fewest rows, and
+        The examples of each row. First-fit decreasing needs at most 11/9 of the fewest rows, plus
             one.
     """
     rows: list[list[int]] = []
@@ -31,7 +31,7 @@ def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
 
 
 def count_rows(needed: int, batch_size: int) -> int:
-    """Round up to eighths of the batch size, so that batches are of few shapes."""
+    """Round up to eighths of the batch size, so that batches have few shapes."""
     step = -(-batch_size // 8)
     return -(-needed // step) * step
 
@@ -44,12 +44,19 @@ def pack_batch(
     batch_size: int,
     shape: tuple[int, int],
 ) -> Batch:
-    """Build a batch of `shape` [rows, length] that holds the examples as `rows` spreads them.
+    """Build a batch of `shape` [rows, length] with examples packed into rows.
 
-    It has `input_ids`, `attention_mask` and `token_type_ids` int32 [rows, length], of which the
-    mask numbers the examples of a row from 1 on and is 0 on padding; and of every example, in
-    order, `firsts` int32 [batch_size], the place of its first token counted over all rows, `labels`
-    and `weight` as in `batching.batch_at`.
+    Args:
+        encoded: The split.
+        examples: The indices of the examples.
+        rows: The examples of each row, by their place in `examples`.
+        batch_size: The largest number of examples.
+        shape: The number of rows and their length.
+
+    Returns:
+        The ragged fields int32 [rows, length]; the mask numbers a row's examples from 1 on. For
+            every example also the fixed fields and `weight` as from `batching.collate`, and
+            `firsts` int32 [batch_size], the place of its first token over all rows.
     """
     fields = encoded.ragged
     batch: Batch = {name: np.full(shape, field.fill, np.int32) for name, field in fields.items()}

@@ -1,4 +1,4 @@
-"""Extractive question answering: a span of a context, or no answer; SQuAD v1.1 and v2.0."""
+"""Extractive question answering, SQuAD v1.1 and v2.0: a span of a context, or no answer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ V2 = "squad_v2"
 TASKS = ("squad", V2)
 METRICS = ("f1", "exact_match")
 LOWEST = -1e30
-"""The score of a token that is none; finite, so that sums stay so."""
+"""Score of positions without a token; finite, so that sums stay finite."""
 
 
 def make_kind(task: str, config: TaskConfig) -> Kind:
@@ -75,7 +75,7 @@ def make_kind(task: str, config: TaskConfig) -> Kind:
 
 
 def span_loss(model: Any, batch: Batch) -> tuple[Array, Array]:
-    """Sum the mean cross-entropy of start and end over the tokens of a row, without padding.
+    """Sum over rows the mean cross-entropy of start and end, without padding.
 
     Returns:
         The sum of the losses [], and of the weights [].
@@ -85,11 +85,11 @@ def span_loss(model: Any, batch: Batch) -> tuple[Array, Array]:
 
 
 def predict(model: Any, batch: Batch, *, n_best_size: int) -> Predictions:
-    """Return of each row the best starts and ends, the score of no answer, and the loss.
+    """Return the best starts and ends of each row, the score of no answer, and the loss.
 
     Returns:
         `start`, `end` float32 and `start_index`, `end_index` int32 [rows, n_best_size], best first;
-        `null`, `loss` float32 [rows].
+            `null`, `loss` float32 [rows].
     """
     scores = _call_model(model, batch)
     null = batch["null_position"][:, None]
@@ -134,7 +134,7 @@ def _score_dev(
 def _score(
     task: str, config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
 ) -> Metrics:
-    """Compute the official figures in per cent; of v2.0 also those of both sorts of questions."""
+    """Compute the official figures in per cent; for v2.0 also those of both sorts of questions."""
     is_v2 = task == V2
     if count_not_finite(predictions):
         known = jax.tree.map(np.nan_to_num, predictions)

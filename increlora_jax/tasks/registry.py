@@ -1,4 +1,4 @@
-"""Every kind of task, and every task by its name."""
+"""All kinds of tasks, and all tasks by name."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ def find_reader(task: str) -> Reader:
     """Return the reader of a task.
 
     Raises:
-        InputError: No kind has such a task.
+        InputError: If no kind has such a task.
     """
     for reader in READERS:
         if task in reader.tasks:
@@ -30,7 +30,7 @@ def load_task(config: TaskConfig) -> TaskData:
     """Load the examples of a configuration's task.
 
     Raises:
-        InputError: Saying what is wrong, where, and what to do.
+        InputError: If the data cannot be used. The message names the place and the remedy.
     """
     data = find_reader(config.task).load(config)
     shared = note_shared(data.train, data.dev) if data.train else []
@@ -38,13 +38,13 @@ def load_task(config: TaskConfig) -> TaskData:
 
 
 def restore_kind(saved: Mapping[str, Any], config: TaskConfig) -> Kind:
-    """Return the kind of a trained adapter, bound to the task that its file describes.
+    """Return the kind of a trained adapter, bound to the task in the adapter's file.
 
     Args:
-        saved: What `adapter_config.json` holds.
+        saved: The content of `adapter_config.json`.
         config: The settings of the run.
 
     Raises:
-        InputError: The task is unknown, or is described otherwise here.
+        InputError: If the task is unknown, or has another description here.
     """
     return find_reader(saved["task"]).restore(saved, config)

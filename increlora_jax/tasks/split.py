@@ -1,4 +1,4 @@
-"""One split by itself, for a model that is trained already: its labels are given, not told."""
+"""A single split for a trained model, whose labels are known."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ def known_task(name: str, labels: Sequence[str] | None, columns: Sequence[str] =
     """Return the task of a trained adapter, without any data.
 
     Args:
-        name: The task's name, as `--task` calls it.
+        name: The task's name for `--task`.
         labels: The class names in the order of their ids; None for a regression.
-        columns: For `text`, its text columns; without any, those that a file is found to have.
+        columns: For `text`, its text columns; default: found in the file.
 
     Raises:
         InputError: If no task has the name, or a GLUE task has other labels.
@@ -50,20 +50,20 @@ def load_split(
     columns: Columns | None = None,
     needs_labels: bool = True,
 ) -> tuple[Texts, tuple[str, ...]]:
-    """Read one file, or the file of one split of a folder.
+    """Read one file, or the file of one split in a folder.
 
     Args:
         task: The task, with its labels (see `known_task`).
         source: A file, or a folder.
         split: The split to look for in a folder: `train`, `dev`, `dev_matched`, `test` and so on.
         columns: The names of the file's columns; default: the task's own.
-        needs_labels: Whether a file without a label column, or whose labels are all -1, is refused.
+        needs_labels: Whether to refuse a file without labels, or with all labels -1.
 
     Returns:
-        The split, whose `is_labelled` is false if it has no labels; and notes for the user.
+        The split, whose `is_labelled` is false without labels; and notes for the user.
 
     Raises:
-        InputError: Naming file and line.
+        InputError: If the file cannot be used. The message gives file and line.
     """
     path = Path(source)
     if path.is_dir():
@@ -88,12 +88,12 @@ def _list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
 
 
 def _number(labels: tuple[str, ...] | None) -> dict[str, int]:
-    """Number the labels, also those that an older adapter knows with blanks around them."""
+    """Number the labels, including those that an older adapter knows with blanks around them."""
     ids = {label: index for index, label in enumerate(labels or ())}
     return {strip_blanks(label): index for label, index in ids.items()} | ids
 
 
 def _hides_labels(table: Table, task: TextTask) -> bool:
-    """Tell whether every label is -1, as the hub writes the hidden ones of a test split."""
+    """Return whether every label is -1, as in the hub's test splits with hidden labels."""
     is_class = task.labels is not None and "-1" not in task.labels
     return is_class and set(table.columns[-1]) == {"-1"}

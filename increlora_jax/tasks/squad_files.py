@@ -1,4 +1,4 @@
-"""Questions with answers in a text: SQuAD's JSON, JSON Lines, the hub's columns."""
+"""Questions with answers in a context: SQuAD's JSON, JSON Lines, the hub's columns."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ _READERS = {".json": read_json_file, ".jsonl": read_json_records}
 
 
 class Answer(NamedTuple):
-    """A text, and the place of its first character in the context."""
+    """An answer's text, and the index of its first character in the context."""
 
     text: str
     start: int
 
 
 class Question(NamedTuple):
-    """One example; without answers it has none in its context."""
+    """An example; without answers, its context has none."""
 
     id: str
     question: str
@@ -41,7 +41,7 @@ _Located = tuple[str, Question]
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """The examples of one split; see `kind.Split`."""
+    """Examples of one split; see `kind.Split`."""
 
     rows: list[Question]
     source: str = ""
@@ -61,15 +61,15 @@ class Questions:
 
 
 def find_questions(data_dir: Path, split: str, version: str) -> Path:
-    """Find the one file of a split: its name has the split's as a word, as `train-v1.1.json`.
+    """Find the file of a split, whose name contains the split's as a word, as `train-v1.1.json`.
 
     Args:
         data_dir: The folder.
-        split: `train`, `dev` and so on; `validation` is `dev` too.
-        version: `v1.1` or `v2.0`, by which one of several files is chosen.
+        split: `train`, `dev` and so on; `validation` means `dev` too.
+        version: `v1.1` or `v2.0`, to choose one of several files.
 
     Raises:
-        InputError: There is no such file, or more than one.
+        InputError: If there is no such file, or more than one.
     """
     words = {split.lower(), name_hub_split(split.lower()), name_own_split(split.lower())}
     is_split = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(map(re.escape, words))})(?:$|[^a-z])")
@@ -90,7 +90,8 @@ def read_questions(path: Path) -> Questions:
     """Read a file of questions: SQuAD's articles, or rows of `FIELDS`, as JSON or JSON Lines.
 
     Raises:
-        InputError: Naming file, line and the place in an article.
+        InputError: If the file cannot be used. The message gives file, line and the place in an
+            article.
     """
     if kind_of(path.name) not in _READERS:
         raise InputError(f"{path}: questions are read from .json and .jsonl files; give one")
@@ -145,7 +146,7 @@ def _read_row(where: str, row: Any) -> _Located:
 
 
 def _read_answers(where: str, given: Any) -> Iterator[Answer]:
-    """Read answers as SQuAD has them, a list of objects, or as the hub has, two lists."""
+    """Read answers: SQuAD's list of objects, or the hub's two lists."""
     if isinstance(given, dict):
         texts, starts = (
             _take(f"{where}: answers", given, n, list) for n in ("text", "answer_start")
@@ -183,7 +184,7 @@ def _check(path: Path, located: list[_Located], num_lines: int | None) -> Questi
     for where, question in located:
         if question.id in first:
             raise InputError(
-                f"{where}: the id {quote(question.id)} stands at {first[question.id]} too; give "
+                f"{where}: the id {quote(question.id)} is at {first[question.id]} too; give "
                 "every question its own"
             )
         first[question.id] = where

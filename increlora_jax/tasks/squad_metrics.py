@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, as SQuAD's official evaluation of v1.1 and v2.0 defines them."""
+"""Exact match and F1 of answers, as in SQuAD's official evaluation of v1.1 and v2.0."""
 
 import re
 import string
@@ -10,7 +10,7 @@ _PUNCTUATION = frozenset(string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Return lower case without ASCII punctuation and articles, words one blank apart."""
+    """Return the text in lower case, without ASCII punctuation and articles, with single blanks."""
     kept = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
@@ -18,16 +18,16 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, answers: Sequence[str], *, is_v2: bool) -> float:
     """Return 1 if a prediction equals one of the answers, both normalized.
 
-    By v2.0, answers of nothing but articles and punctuation count only if there are no others;
-    "" is right where none is left.
+    In v2.0, answers of only articles and punctuation count only if there are no others. If no
+    answer is left, "" is right.
     """
     return max(float(normalize_answer(prediction) == known) for known in _known(answers, is_v2))
 
 
 def f1_score(prediction: str, answers: Sequence[str], *, is_v2: bool) -> float:
-    """Return the largest F1 of the words of a prediction against one of the answers.
+    """Return the largest F1 of a prediction's words against one of the answers.
 
-    Without words on one side it is 0 by v1.1; by v2.0 it is 1 if there are none on either.
+    If one side has no words, F1 is 0 in v1.1; in v2.0, F1 is 1 if neither side has any.
     """
     words = normalize_answer(prediction).split()
     return max(_f1(words, known.split(), is_v2) for known in _known(answers, is_v2))
@@ -44,16 +44,16 @@ def find_best_threshold(
     is_answered: Sequence[bool],
     null_odds: Sequence[float],
 ) -> tuple[float, float]:
-    """Find the threshold below whose null odds it is best to answer.
+    """Find the best threshold: a question is answered if its null odds do not exceed it.
 
     Args:
-        scores: Of each question the score of its answer.
-        is_answerable: Whether each question has an answer; if not, saying so scores 1.
-        is_answered: Whether the answer to each question has any characters.
-        null_odds: Of each question, how much more likely no answer is.
+        scores: The score of each question's answer.
+        is_answerable: Whether each question has an answer; if not, no answer scores 1.
+        is_answered: Whether the predicted answer of each question has any characters.
+        null_odds: The score of no answer minus that of an answer, for each question.
 
     Returns:
-        100·(best mean score), and the threshold; a question is answered up to it.
+        100·(best mean score), and the threshold.
     """
     current = best = float(len(is_answerable) - sum(is_answerable))
     threshold = 0.0

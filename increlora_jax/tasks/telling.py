@@ -1,4 +1,4 @@
-"""The task that the labels of a training file make, and labels that cannot be right."""
+"""Inference of a task from the labels of a training file, and refusal of wrong labels."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,33 +21,33 @@ from increlora_jax.tasks.labelled_texts import TextTask
 PROBLEM_TYPES = ("auto", "single_label_classification", "regression")
 
 MOSTLY, HALF = 0.9, 0.5
-"""The shares of numbers, among rows or among different labels, that make the rest an error.
+"""Shares of numbers, among rows or different labels, above which other labels are errors.
 
-`MOSTLY` is for integers: a tenth leaves room for classes of mixed names ("0", "1", "two"). More
-than `HALF` is enough if a number is no integer, since names of classes seldom are such. `HALF` is
-enough if each of the rest is a word for a missing value, or has a decimal comma: a slip.
+`MOSTLY` is for integers: a tenth leaves room for classes of mixed names ("0", "1", "two"). If a
+number is not an integer, more than `HALF` is enough, since class names seldom are such numbers.
+`HALF` is enough if all others are words for a missing value or have a decimal comma.
 """
 
 REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
 
 
 def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TextTask:
-    """Return the task of these text columns and labels; of a regression without labels."""
+    """Return the task of these text columns and labels; without labels, a regression."""
     return TextTask(
         "text", columns, labels, REGRESSION_METRICS if labels is None else CLASS_METRICS
     )
 
 
 def tell_task(train: Table, problem_type: str) -> TextTask:
-    """Tell a task from the training table, whose labels are not empty.
+    """Infer a task from the training table, whose labels are not empty.
 
     Args:
         train: The table.
         problem_type: One of `PROBLEM_TYPES`. `auto` is a regression if every label is a number and
-            at least one of them is not an integer literal.
+            at least one is not an integer literal.
 
     Raises:
-        InputError: Naming file and line of labels that cannot be right.
+        InputError: If labels cannot be right. The message gives file and line.
     """
     columns, labels = train.layout.texts, set(train.columns[-1])
     if problem_type == "auto":
@@ -68,7 +68,7 @@ def tell_task(train: Table, problem_type: str) -> TextTask:
 
 
 def note_task(task: TextTask, train: Table) -> list[str]:
-    """Say what was told from the training table, and what of its labels may be a slip."""
+    """Return notes on the inferred task, and on labels that may be slips."""
     kind = "regression" if task.is_regression else f"classification into {task.num_labels} labels"
     columns = " and ".join(task.columns)
     name = train.path.name
@@ -101,7 +101,7 @@ def note_task(task: TextTask, train: Table) -> list[str]:
 
 
 def find_alike(labels: set[str]) -> list[tuple[str, str]]:
-    """Find pairs of labels that differ by blanks, quotes, case, width or spelling only."""
+    """Find pairs of labels that differ only by blanks, quotes, case, width or spelling."""
     groups = defaultdict(list)
     for label in sorted(labels):
         groups[fold(label)].append(label)
@@ -109,7 +109,7 @@ def find_alike(labels: set[str]) -> list[tuple[str, str]]:
 
 
 def _refuse_odd_labels(train: Table) -> None:
-    """Refuse the labels that are no numbers where the others are: slips, not names of classes."""
+    """Refuse labels that are no numbers among numbers: they are slips, not class names."""
     labels = train.columns[-1]
     odd = [row for row, label in enumerate(labels) if not is_number(label)]
     if odd and _are_slips({labels[row] for row in odd}, labels):
@@ -129,7 +129,7 @@ def _refuse_odd_labels(train: Table) -> None:
 
 
 def _refuse_units(train: Table) -> None:
-    """Refuse numbers with a unit, which would be names of classes, if most labels are such."""
+    """Refuse numbers with a unit if most labels have one: they would become class names."""
     labels = train.columns[-1]
     rows = [row for row, label in enumerate(labels) if has_unit(label)]
     if len(rows) > HALF * len(labels):
@@ -143,7 +143,7 @@ def _refuse_units(train: Table) -> None:
 
 
 def _are_slips(odd: set[str], labels: Sequence[str]) -> bool:
-    """Tell whether labels that are no numbers are slips among these labels; see `MOSTLY`."""
+    """Return whether labels that are no numbers are slips among these labels; see `MOSTLY`."""
     share = _share_numbers(labels)
     if all(may_be_missing(label) or has_decimal_comma(label) for label in odd):
         return share >= HALF
@@ -160,7 +160,7 @@ def _share_numbers(labels: Sequence[str]) -> float:
 
 
 def _refuse_two_spellings(train: Table) -> None:
-    """Refuse whole numbers of which one is spelt in two ways: they may be classes or scores."""
+    """Refuse whole numbers if one of them has two spellings: they may be classes or scores."""
     labels = set(train.columns[-1])
     groups = find_alike(labels)
     if groups and all(float(label).is_integer() for label in labels):
@@ -168,7 +168,7 @@ def _refuse_two_spellings(train: Table) -> None:
 
 
 def _describe_alike(train: Table, pair: Sequence[str]) -> InputError:
-    """Describe two labels that look like one, at the first row of the rarer."""
+    """Describe two labels that look alike, at the first row of the rarer one."""
     labels = train.columns[-1]
     rare, common = sorted(pair, key=labels.count)
     return InputError(
@@ -181,6 +181,6 @@ def _describe_alike(train: Table, pair: Sequence[str]) -> InputError:
 
 def _sort_labels(labels: set[str]) -> tuple[str, ...]:
     if all(map(is_integer, labels)):
-        # float, because int() refuses thousands of digits.
+        # float: int() refuses thousands of digits.
         return tuple(sorted(labels, key=lambda label: (float(label), label)))
     return tuple(sorted(labels))

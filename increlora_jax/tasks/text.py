@@ -1,4 +1,4 @@
-"""The user's own data: single texts or pairs, classes or scores, told from the training file."""
+"""The user's own data: texts or pairs, classes or scores, inferred from the training file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from increlora_jax.tasks.labelled_files import assemble_data
 from increlora_jax.tasks.labelled_texts import TextData
 from increlora_jax.tasks.telling import note_task, tell_task
 
-# Pairs come first: a pair's file may well have a column that alone would do for a single text.
+# Pairs come first: a pair's file may also have a column that would do for a single text.
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
     ("text1", "text2"),
@@ -27,15 +27,15 @@ TEXT_COLUMNS = (
 def load_text(
     data_dir: Path, problem_type: str = "auto", columns: Columns | None = None
 ) -> TextData:
-    """Load the user's own data; what was told from the training file stands in the notes.
+    """Load the user's own data; the notes describe the inferred task.
 
     Args:
-        data_dir: Holds train and dev files.
+        data_dir: The folder of the train and dev files.
         problem_type: See `telling.tell_task`.
         columns: The names of the columns; default: one of `TEXT_COLUMNS`, and `label` or `labels`.
 
     Raises:
-        InputError: Naming file and line.
+        InputError: If the data cannot be used. The message gives file and line.
     """
     columns = columns or Columns()
     paths = [find_split(data_dir, split) for split in ("train", "dev")]

@@ -1,4 +1,4 @@
-"""Questions with their contexts as rows of tokens: windows of the context that overlap."""
+"""Questions with their contexts as rows of tokens: overlapping windows of the context."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ _CHUNK_SIZE = 256
 
 
 class Windows(NamedTuple):
-    """The rows that questions were cut into: windows of their contexts.
+    """Rows of the questions: windows of their contexts.
 
     Attributes:
         example: int64 [rows]; the question of each row, ascending.
-        spans: int32 [tokens, 2]; the characters of the context that a token is, from and to; -1, -1
-            for tokens of no context.
+        spans: int32 [tokens, 2]; the first and last-plus-one character of each token in the
+            context; -1, -1 for tokens outside of a context.
         offsets: int64 [rows + 1]; row i has the tokens `offsets[i]` to `offsets[i + 1]`.
     """
 
@@ -39,18 +39,25 @@ class Windows(NamedTuple):
 def encode_windows(
     split: Questions, tokenizer: Any, max_length: int, name: str = "", *, stride: int | str = "auto"
 ) -> Encoded:
-    """Tokenize questions with their contexts, which are cut into windows that overlap by `stride`.
+    """Tokenize questions with their contexts, cut into windows that overlap by `stride` tokens.
 
-    The windows and their labels are those of transformers' recipe; only where an answer begins in a
-    window's last token, whose start the recipe misplaces, it is that token here.
+    Windows and labels equal those of transformers' recipe, with one correction: if an answer begins
+    in a window's last token, the recipe misplaces its start.
+
+    Args:
+        split: The questions.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens of a row.
+        name: The split's name, for the display of progress.
+        stride: Tokens that windows overlap by.
 
     Returns:
-        The rows with their tokens; `start_positions`, `end_positions` and `null_position` int32
-        [rows]: the first and the last token of the answer, both the null position if it is not in
-        the row; and `Windows` beside.
+        The rows with their tokens, and `Windows` beside them. `start_positions` and `end_positions`
+            int32 [rows] are the first and last token of the answer; if the answer is not in the
+            row, both equal `null_position` int32 [rows].
 
     Raises:
-        InputError: The tokenizer is not a fast one, or a question leaves no room for a context.
+        InputError: If the tokenizer is not fast, or a question leaves no room for a context.
     """
     check_tokenizer(tokenizer, tokenizer.num_special_tokens_to_add(pair=True) + 2, max_length)
     chosen = max_length // 3 if isinstance(stride, str) else stride
@@ -66,7 +73,7 @@ def encode_windows(
 
 
 def _join(rows: Sequence["_Row"], tokenizer: Any, notes: tuple[str, ...]) -> Encoded:
-    """Put the arrays of all rows end to end."""
+    """Join the arrays of all rows end to end."""
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     ids, types, spans = (
         np.concatenate([getattr(row, name) for row in rows]) for name in ("ids", "types", "spans")
@@ -80,7 +87,7 @@ def _join(rows: Sequence["_Row"], tokenizer: Any, notes: tuple[str, ...]) -> Enc
 
 
 class _Row(NamedTuple):
-    """One window: its tokens, the characters that they are, and where the answer is."""
+    """A window: its tokens, their characters, and the answer's place."""
 
     example: int
     ids: np.ndarray
@@ -96,7 +103,7 @@ def _encode_chunk(
     questions = [split.rows[i].question.lstrip() for i in chosen]
     _check_room(split, chosen, questions, tokenizer, max_length, stride)
     contexts = [split.rows[i].context for i in chosen]
-    is_first = tokenizer.padding_side == "right"  # then the question comes first
+    is_first = tokenizer.padding_side == "right"  # the question comes first
     texts = (questions, contexts) if is_first else (contexts, questions)
     tokens = tokenizer(
         *texts,
@@ -145,7 +152,7 @@ def _check_room(
 
 
 def _find_null(ids: list[int], tokenizer: Any) -> int:
-    """Return the position that stands for no answer: of the first [CLS] or <s>, else the first."""
+    """Return the position for no answer: the first [CLS] or <s>, or position 0 without one."""
     for token in (tokenizer.cls_token_id, tokenizer.bos_token_id):
         if token in ids:
             return ids.index(token)
@@ -155,13 +162,13 @@ def _find_null(ids: list[int], tokenizer: Any) -> int:
 def _find_span(
     answers: Sequence[Answer], spans: np.ndarray, context: np.ndarray, null: int
 ) -> tuple[int, int]:
-    """Return the first and last token of the first answer; the null position if it is not here."""
+    """Return the first and last token of the first answer, or the null position twice."""
     if not answers or not len(context):
         return null, null
     begin, end = answers[0].start, answers[0].start + len(answers[0].text)
     starts, ends = spans[context].T
     if starts[0] > begin or ends[-1] < end:
         return null, null
-    # A character of several tokens, which all span it, would have the last before the first.
+    # If a character has several tokens, all span it, and the last could come before the first.
     places = np.flatnonzero(starts <= begin)[-1], np.flatnonzero(ends >= end)[0]
     return int(context[min(places)]), int(context[max(places)])

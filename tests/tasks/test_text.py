@@ -88,7 +88,7 @@ def test_dev_must_have_the_columns_that_train_was_read_by(tmp_path):
     (tmp_path / "train.tsv").write_text("text1\ttext2\tlabel\na\tb\t1\na\tb\t0\n")
     (tmp_path / "dev.tsv").write_text("text\tlabel\na\t1\n")
     with pytest.raises(
-        InputError, match=r"dev.tsv:1: .*what is needed is 'text1', 'text2', 'label"
+        InputError, match=r"dev.tsv:1: .*the needed ones are 'text1', 'text2', 'label"
     ):
         load_text(tmp_path)
 

@@ -1,1 +1,1 @@
-"""Files and the hub as the columns that a task reads."""
+"""Data files and hub data sets as the columns that a task reads."""

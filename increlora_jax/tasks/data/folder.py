@@ -1,4 +1,4 @@
-"""The files of a data folder: which of them is which split."""
+"""Files of a data folder, by split."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from increlora_jax.tasks.data.lines import PACKED
 from increlora_jax.tasks.data.records import quote_all
 from increlora_jax.tasks.data.tables import SUFFIXES, kind_of
 
-_ONLY_SHARD = "-00000-of-00001"  # so the hub names a split that is one file
+_ONLY_SHARD = "-00000-of-00001"  # the hub's suffix of a split in one file
 
 
 def find_split(data_dir: Path, split: str) -> Path:
-    """Find the one file of a split, in any case: `dev.tsv`, `dev.csv.gz`, `VALIDATION.JSON`, ….
+    """Find the file of a split, in any case: `dev.tsv`, `dev.csv.gz`, `VALIDATION.JSON`, ….
 
     Raises:
         InputError: If there is no such file, or more than one.
@@ -46,7 +46,7 @@ def list_names(data_dir: Path) -> list[str]:
     """List the names in a folder, sorted, without hidden ones.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: If the folder cannot be read.
     """
     try:
         names = os.listdir(data_dir)
@@ -64,10 +64,10 @@ def _stem_of(name: str) -> str:
 
 
 def name_hub_split(split: str) -> str:
-    """Give Hugging Face's name of a split: `validation_matched` for `dev_matched`."""
+    """Return Hugging Face's name of a split: `validation_matched` for `dev_matched`."""
     return split.replace("dev", "validation", 1)
 
 
 def name_own_split(split: str) -> str:
-    """Give this package's name of a split: `dev_matched` for `validation_matched`."""
+    """Return this package's name of a split: `dev_matched` for `validation_matched`."""
     return split.replace("validation", "dev", 1)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of what its cache holds."""
+"""Data sets of the Hugging Face hub, or of its cache."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ def download(repository: str, configuration: str | None, task: str) -> Any:
     """Return the splits of a hub data set by name.
 
     Raises:
-        InputError: It cannot be had; the message names the task and says how to work offline.
+        InputError: If the data set cannot be loaded. The message names the task and explains
+            offline use.
     """
-    # Imported here: it takes seconds, and data from a folder does without.
+    # A late import: it takes seconds, and data from a folder needs none of it.
     import datasets
 
     try:
         return datasets.load_dataset(repository, configuration)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # A RuntimeError is httpx's word for a connection that older versions try again once closed.
+        # RuntimeError: older versions of httpx raise it for a closed connection that is used again.
         raise InputError(
-            f"{task} cannot be had from {repository} on the Hugging Face hub "
+            f"{task} cannot be loaded from {repository} on the Hugging Face hub "
             f"({type(error).__name__}: {error}). To work offline give --data-dir a folder that "
             "holds the train and dev files, or load the task once on a machine that reaches the "
             "hub, copy its cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
@@ -28,10 +29,10 @@ def download(repository: str, configuration: str | None, task: str) -> Any:
 
 
 def take_split(source: Any, name: str, where: str) -> Any:
-    """Return a split of `download`'s by its name here or on the hub.
+    """Return a split of `download`'s result by its name here or on the hub.
 
     Raises:
-        InputError: The hub has no such split.
+        InputError: If the hub has no such split.
     """
     if name_hub_split(name) not in source:
         held = ", ".join(map(name_own_split, source))

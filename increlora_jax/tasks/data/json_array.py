@@ -1,4 +1,4 @@
-"""From a .json file to records: an array of objects, alone or as "data", or an object a line."""
+"""Records of a .json file: an array of objects, alone or under "data", or one object a line."""
 
 import json
 import re
@@ -20,11 +20,11 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 def read_json_file(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield (line, object) for each row, with the line on which the object starts.
 
-    The file is an array of objects, an object whose "data" is such an array, or has one object a
-    line, as a .jsonl file has.
+    The file holds an array of objects, an object whose "data" is such an array, or one object a
+    line.
 
     Raises:
-        InputError: Naming file and line.
+        InputError: If the file is not valid. The message gives file and line.
     """
     text = "".join(line for _, line in lines)
     start = _skip_blanks(text, 0)
@@ -39,7 +39,7 @@ def read_json_file(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _find_data(lines: Lines, text: str, start: int) -> int | None:
-    """Find where the array begins that the object at `start` has under the key "data"."""
+    """Return the start of the array under "data" in the object at `start`, if there is one."""
     place, keys = _skip_blanks(text, start + 1), set()
     try:
         while text.startswith('"', place):
@@ -47,14 +47,14 @@ def _find_data(lines: Lines, text: str, start: int) -> int | None:
             if key in keys:
                 raise RepeatedKeyError(key)
             keys.add(key)
-            place = _skip_blanks(text, _skip_blanks(text, place) + 1)  # past the colon
+            place = _skip_blanks(text, _skip_blanks(text, place) + 1)  # skips the colon
             if key == "data" and text.startswith("[", place):
                 return place
             place = _skip_blanks(text, DECODER.raw_decode(text, place)[1])
             place = _skip_blanks(text, place + text.startswith(",", place))
     except RepeatedKeyError as error:
         raise InputError(f"{_locate(lines, text, place)}: {error}") from error
-    except (ValueError, RecursionError):  # said by the reader of lines, with its line
+    except (ValueError, RecursionError):  # the reader of lines reports it with its line
         return None
     return None
 
@@ -62,7 +62,7 @@ def _find_data(lines: Lines, text: str, start: int) -> int | None:
 def _read_array(
     lines: Lines, text: str, start: int, is_inner: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the items of the array that starts at `start`, which may be inside an object."""
+    """Yield the items of the array at `start`, which may be inside an object."""
     place, line, seen = _skip_blanks(text, start + 1), 1, 0
     while text[place : place + 1] != "]":
         line, seen = line + text.count("\n", seen, place), place
@@ -73,14 +73,14 @@ def _read_array(
         if text[place : place + 1] == ",":
             place = _skip_blanks(text, place + 1)
             if text[place : place + 1] == "]":
-                place = len(text)  # a comma that nothing follows
+                place = len(text)  # a trailing comma
         elif text[place : place + 1] != "]":
             raise _describe_bad_json(lines, text, place, "a comma or ] is needed here")
     _check_end(lines, text, place + 1, is_inner)
 
 
 def _check_end(lines: Lines, text: str, place: int, is_inner: bool) -> None:
-    """See that only blanks follow an array, or the other keys of the object that it is in."""
+    """Check that only blanks follow an array, or other keys of the enclosing object."""
     if is_inner:
         where = _locate(lines, text, place)
         tail = text[place:].lstrip(" \t\r\n").removeprefix(",")

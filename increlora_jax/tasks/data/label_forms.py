@@ -1,4 +1,4 @@
-"""The forms in which one label may be written: blanks, case, width, spellings of a number."""
+"""Forms in which one label may be written: blanks, case, width, spellings of a number."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "nil", "-", "--", 
 
 
 def strip_blanks(label: str) -> str:
-    """Take away the blanks around a label, of Unicode's and of no width too."""
+    """Remove the blanks around a label, including Unicode's and those of no width."""
     shorter = label.strip().strip(_UNSEEN)
     return shorter if shorter == label else strip_blanks(shorter)
 
@@ -41,12 +41,12 @@ def has_unit(text: str) -> bool:
 
 
 def may_be_missing(label: str) -> bool:
-    """Return whether a label is a word that stands for a missing value in many files."""
+    """Return whether a label is a common word for a missing value."""
     return label.lower() in _MISSING
 
 
 def fold(label: str) -> str:
-    """Return what labels share that differ by blanks, quotes, case, width or spelling only."""
+    """Return one form for labels that differ only by blanks, quotes, case, width or spelling."""
     text = unicodedata.normalize("NFKC", label).casefold().strip(_QUOTES) or label
     seen = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", " ".join(seen.split()))

@@ -1,4 +1,4 @@
-"""From the text of a label to the number the model is trained on."""
+"""Conversion of label texts to the numbers that the model is trained on."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ def parse_classes(table: Table, ids: Mapping[str, int]) -> np.ndarray:
     """Turn the label column into int32 ids.
 
     Raises:
-        InputError: At the first label that `ids` does not have.
+        InputError: At the first label that `ids` lacks.
     """
     labels = table.columns[-1]
     for row, label in enumerate(labels):
@@ -56,7 +56,7 @@ def parse_scores(table: Table, score_range: tuple[float, float] | None = None) -
 
 
 def refuse_empty_labels(table: Table) -> None:
-    """Raise InputError if the label of any row is empty."""
+    """Raise an InputError if any row has an empty label."""
     empty = [row for row, label in enumerate(table.columns[-1]) if not label]
     if empty:
         raise describe_rows(table, empty, "the label is empty", "give one or remove the row")
@@ -65,7 +65,14 @@ def refuse_empty_labels(table: Table) -> None:
 def describe_rows(
     table: Table, rows: Sequence[int], problem: str, remedy: str = "correct it or remove the row"
 ) -> InputError:
-    """Describe what is wrong with the first of some rows, and name a few of the others."""
+    """Return an error about the first of some rows that also names a few of the others.
+
+    Args:
+        table: The table.
+        rows: The indices of the wrong rows.
+        problem: The fault of the first row.
+        remedy: Words for the user's next action.
+    """
     labels = table.columns[-1]
     if has_decimal_comma(labels[rows[0]]):
         remedy = "write its decimal comma as a point, and leave commas of thousands out"

@@ -1,4 +1,4 @@
-"""The columns that a file may have, and the choice of those that a task reads."""
+"""Possible columns of a file, and the choice of those that a task reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ LABEL_COLUMNS = ("label", "labels")
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a file may lay out the columns a task reads.
+    """A layout of the columns that a task reads.
 
     Attributes:
         columns: The columns to read, in the task's order: its texts, then its label.
         headless: For a file without a header line: all of its columns, in the order of the file.
-        skips_broken_rows: Skip and count rows of another width than the header, where other layouts
-            make them an error.
+        skips_broken_rows: Whether rows of another width than the header are skipped and counted;
+            otherwise they are errors.
         is_labelled: Whether the last of the columns is the label.
     """
 
@@ -32,20 +32,20 @@ class Layout:
         return self.columns[:-1] if self.is_labelled else self.columns
 
     def without_label(self) -> "Layout":
-        """Return the layout of a file that has the texts alone."""
+        """Return the layout of a file with the texts alone."""
         return replace(self, columns=self.texts, headless=(), is_labelled=False)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The user's names of columns, where they are given.
-
-    Attributes:
-        texts: The one or two text columns, as `--text-column` names them; empty: not given.
-        label: The label column, as `--label-column` names it; None: not given.
+    """Column names given by the user.
 
     Raises:
-        InputError: The names do not fit together.
+        InputError: If the names exclude each other.
+
+    Attributes:
+        texts: The one or two text columns of `--text-column`; empty: not given.
+        label: The label column of `--label-column`; None: not given.
     """
 
     texts: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Columns:
             )
 
     def check_number(self, reader: str, number: int) -> None:
-        """Raise InputError if the user names another number of text columns than is read."""
+        """Raise an InputError unless the user names as many text columns as `number`, or none."""
         if self.texts and len(self.texts) != number:
             raise InputError(
                 f"--text-column {' '.join(self.texts)}: {reader} reads {number} of them; name as "
@@ -75,10 +75,10 @@ class Columns:
             )
 
     def make_layouts(self, texts: Sequence[tuple[str, ...]]) -> list[Layout]:
-        """List the layouts of files with the columns named, else with one of `texts`.
+        """List the layouts for the user's column names; without them, one for each of `texts`.
 
         Raises:
-            InputError: The label column is one of the text columns.
+            InputError: If the label column is one of the text columns.
         """
         labels = LABEL_COLUMNS if self.label is None else (self.label,)
         layouts = [
@@ -98,10 +98,10 @@ class Columns:
 def choose_layout(
     where: str, first: list[str], layouts: Sequence[Layout]
 ) -> tuple[Layout, list[str]]:
-    """Find the first layout that fits a file's first record; return it and the file's header.
+    """Return the first layout that fits a file's first record, and the file's header.
 
     Raises:
-        InputError: None fits.
+        InputError: If no layout fits.
     """
     for layout in layouts:
         if layout.headless:
@@ -124,7 +124,7 @@ def _refuse_repeated_columns(where: str, header: list[str], layout: Layout) -> N
 def describe_missing_columns(
     where: str, columns: list[str], layouts: Sequence[Layout]
 ) -> InputError:
-    """Describe a file that has none of the layouts, by those that come closest."""
+    """Return an error about a file that fits no layout, with the closest layouts."""
     present = {name.strip().lower() for name in columns}
     shared = [len(set(layout.columns) & present) for layout in layouts]
     closest = [
@@ -132,11 +132,11 @@ def describe_missing_columns(
         for layout, count in zip(layouts, shared, strict=True)
         if count == max(shared)
     ]
-    # Of two layouts that differ by the label's name alone, the first will do as an example.
+    # Layouts that differ only by the label's name: the first serves as an example.
     examples = {names[:-1]: names for names in reversed(closest)}
     accepted = " or ".join(map(quote_all, reversed(examples.values())))
     return InputError(
-        f"{where}: the columns here are {quote_all(columns)}, and what is needed is {accepted}; "
+        f"{where}: the columns here are {quote_all(columns)}, the needed ones are {accepted}; "
         "name the columns so, or say which they are by --text-column and --label-column"
         + _suspect_separator(columns)
     )
@@ -146,7 +146,7 @@ _SEPARATORS = {"\t": ("tabs", ".tsv"), ",": ("commas", ".csv"), ";": ("semicolon
 
 
 def _suspect_separator(columns: list[str]) -> str:
-    """Say what may have kept a header in one piece."""
+    """Return a guess why the whole header is one column."""
     if any("\r" in name for name in columns):
         return " (it may be that its lines end in a carriage return alone; end them in a line feed)"
     for separator, (name, suffix) in _SEPARATORS.items():

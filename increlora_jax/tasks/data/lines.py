@@ -1,7 +1,7 @@
-r"""The lines of a text file: opened, unpacked, decoded and counted.
+r"""Lines of a text file: opened, unpacked, decoded and counted.
 
-Lines end at "\n" alone (a "\r" before it is dropped by the readers) whatever else Unicode calls a
-line break, so line numbers are those of every text editor. Whatever is not UTF-8 is an error.
+Lines end only at "\n"; the readers drop a "\r" before it. Unicode's other line breaks do not count,
+so line numbers equal those of text editors. Bytes that are not UTF-8 are errors.
 """
 
 import codecs
@@ -27,15 +27,15 @@ _SIGNATURES = {
     b"PAR1": "Parquet; end its name in .parquet",
     b"\xd0\xcf\x11\xe0": "an old workbook; save it as CSV in UTF-8",
 }
-"""What the first bytes of a file that is no text say of it, and what to do."""
+"""Kinds of files by their first bytes, with the remedy."""
 
 
 class Lines:
-    """The lines of a file, which may be packed by gzip.
+    """Lines of a file, which may be packed by gzip.
 
     Attributes:
         path: The file.
-        count: How many lines have been read; all of them, once the iteration has ended.
+        count: The number of lines read so far.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,8 @@ class Lines:
         """Yield (line number from 1, text with its line break).
 
         Raises:
-            InputError: Naming the file, and the line if there is one.
+            InputError: If the file cannot be read. The message gives the file, and the line if
+                known.
         """
         self.count = 0
         check_regular(self.path)
@@ -61,10 +62,10 @@ class Lines:
 
 
 def check_regular(path: Path) -> None:
-    """See that a path is of a regular file: the reading of a FIFO may never end.
+    """Check that a path is a regular file: reading a FIFO may never end.
 
     Raises:
-        InputError: Naming the path and its kind.
+        InputError: If it is not. The message has the path and its kind.
     """
     try:
         mode = path.stat().st_mode
@@ -76,7 +77,7 @@ def check_regular(path: Path) -> None:
 
 
 def describe_unreadable(path: Path, error: Exception) -> InputError:
-    """Describe a file that the system, or its packing, does not let us read."""
+    """Return an error about a file that cannot be read or unpacked."""
     reason = getattr(error, "strerror", None) or error
     return InputError(f"{path}: cannot be read ({reason}); give a readable file")
 

@@ -1,4 +1,4 @@
-"""From a Parquet file to records."""
+"""Records of a Parquet file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, object) for each row.
 
     Raises:
-        InputError: The file is not Parquet, or pyarrow is not installed.
+        InputError: If the file is not Parquet, or pyarrow is not installed.
     """
     check_regular(path)
     try:
-        # Imported here: no other kind of file needs it.
+        # A late import: no other kind of file needs it.
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""From lines to records: the fields of a row, or a JSON object, each with its line number."""
+"""Records of lines: the fields of a row, or a JSON object, each with its line number."""
 
 import csv
 import json
@@ -9,28 +9,28 @@ from typing import Any, NoReturn
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.data.lines import Lines
 
-# csv keeps its limit in a C long, which is 32 bits wide on some machines.
+# csv stores its limit in a C long, which has 32 bits on some machines.
 _LONGEST_CSV_FIELD = 2**31 - 1
 _LONGEST_QUOTE = 60
 _MOST_QUOTES = 20
 
 
 def quote(value: str) -> str:
-    """Show a value from a file in a message: escaped, quoted, and cut to a readable length."""
+    """Quote a value from a file for a message: escaped, and cut to a readable length."""
     if len(value) > _LONGEST_QUOTE:
         return f"{value[:_LONGEST_QUOTE]!r}… ({len(value)} characters)"
     return repr(value)
 
 
 def quote_all(values: Sequence[str]) -> str:
-    """Show several values in a message, cutting a long list too."""
+    """Quote several values for a message, cutting a long list too."""
     shown = ", ".join(quote(value) for value in values[:_MOST_QUOTES])
     more = len(values) - _MOST_QUOTES
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def read_tsv_records(lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, fields), split at tabs alone: GLUE's quotes are text and need not balance.
+    """Yield (line, fields), split only at tabs: GLUE's quotes are text and need not balance.
 
     A blank line has no fields.
     """
@@ -44,7 +44,7 @@ def read_csv_records(lines: Lines, delimiter: str = ",") -> Iterator[tuple[int, 
 
     A blank line has no fields.
     """
-    # Strict, because otherwise a quote left open swallows the rest of the file as one field.
+    # Strict: otherwise an open quote would turn the rest of the file into one field.
     texts = (_refuse_lone_return(lines, line, text) for line, text in lines)
     reader = csv.reader(texts, strict=True, delimiter=delimiter)
     line = 1
@@ -82,7 +82,7 @@ def check_object(where: str, record: object) -> dict[str, Any]:
     """Return a row's JSON value if it is an object.
 
     Raises:
-        InputError: It is none.
+        InputError: If it is not.
     """
     if not isinstance(record, dict):
         raise InputError(
@@ -93,19 +93,19 @@ def check_object(where: str, record: object) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    """Refuse what Python's json takes for a number and JSON does not."""
+    """Refuse the constants that Python's json accepts although JSON lacks them."""
     raise ValueError(f"{name} is not JSON")
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object has two values under one key, of which a reader would drop one."""
+    """Error of a JSON object with a repeated key: readers would silently drop a value."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"more than one key is called {quote(key)}; rename or remove all but one")
 
 
 def find_repeated(names: Sequence[str]) -> str | None:
-    """Return the first of the names that stands there twice; None if there is none."""
+    """Return the first name that appears twice; None if there is none."""
     seen = set()
     for name in names:
         if name in seen:
@@ -121,12 +121,12 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-# Of two equal keys Python keeps the last without a word.
+# Of equal keys, Python silently keeps the last.
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_make_object)
 
 
 def _refuse_lone_return(lines: Lines, line: int, text: str) -> str:
-    """Refuse the line breaks of old Macintoshes, which leave a whole file on one line."""
+    """Refuse the line breaks of old Macintoshes, which make a whole file one line."""
     place = text.removesuffix("\n").removesuffix("\r").find("\r")
     if place >= 0 and text.count('"', 0, place) % 2 == 0 and line == 1:
         raise InputError(

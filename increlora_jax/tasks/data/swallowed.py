@@ -1,4 +1,4 @@
-"""Rows of a CSV file that two stray quotes have made part of one text."""
+"""Detection of CSV rows that two stray quotes have merged into one text."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from increlora_jax.tasks.data.label_forms import fold, is_integer, is_number, st
 from increlora_jax.tasks.data.records import quote
 
 _FEW = 10
-"""Different integers up to which a file is taken to have all of them outside of suspect texts."""
+"""Largest number of different integers that are assumed to be all known from safe rows."""
 
 
 def refuse_swallowed_rows(
@@ -20,27 +20,27 @@ def refuse_swallowed_rows(
     labels: Collection[str],
     known: Collection[str] | None,
 ) -> None:
-    """See that no line within a quoted field looks like a row by itself.
+    """Check that no line within a quoted field looks like a row itself.
 
-    A line does if it has as many fields as the row, and a known label in the label's place. Where
-    all lines have as many fields, a label in another form (blanks, quotes, case) is one too.
+    A line does if it has as many fields as the row, and a known label in the label's place. If all
+    lines have as many fields, a label in another form (blanks, quotes, case) counts as known.
 
     Args:
         path: The file.
         rows: The rows with a line break in a field, each with the line that it starts on.
-        label_place: The place of the label among the fields.
+        label_place: The index of the label among the fields.
         delimiter: The character between fields.
         labels: The labels of all rows of the file.
         known: The labels known from elsewhere; None for scores.
 
     Raises:
-        InputError: Naming file and line.
+        InputError: If a line does. The message gives file and line.
     """
     is_label = _choose_test({*labels, *(known or ())}, known is None)
     folded = {fold(_unquote(label)) for label in (*labels, *(known or ()))}
     for start, fields in rows:
         lines = list(_split_lines(fields, label_place, delimiter))
-        # No other quote stands between two stray ones: there, each line splits as its row does.
+        # There is no other quote between two stray ones: each line splits as its row does.
         is_even = all(len(inner) == len(fields) for _, inner, _ in lines)
         found = [
             (start + offset, inner[label_place])
@@ -65,7 +65,7 @@ def _describe(path: Path, start: int, found: Sequence[tuple[int, str]]) -> Input
 
 
 def _is_alike(label: str, is_label: Callable[[str], bool], folded: set[str]) -> bool:
-    """Tell whether a label is a known one in another form."""
+    """Return whether a label is a known one in another form."""
     bare = _unquote(label)
     return is_label(bare) or fold(bare) in folded
 
@@ -75,7 +75,7 @@ def _unquote(label: str) -> str:
 
 
 def _choose_test(labels: set[str], is_score: bool) -> Callable[[str], bool]:
-    """Tell classes by their equality to a known one; scores, and many integers, by being such."""
+    """Return a test for labels: a known class; for scores and many integers, any number."""
     if is_score:
         return is_number
     if all(map(is_integer, labels)):
@@ -86,7 +86,7 @@ def _choose_test(labels: set[str], is_score: bool) -> Callable[[str], bool]:
 def _split_lines(
     fields: list[str], label_place: int, delimiter: str
 ) -> Iterator[tuple[int, list[str], bool]]:
-    """Yield (offset from the first line, fields, whether it holds the row's own label)."""
+    """Yield (offset from the first line, fields, whether the line holds the row's own label)."""
     offset = 0
     for place, field in enumerate(fields):
         parts = [part.removesuffix("\r") for part in field.split("\n")]

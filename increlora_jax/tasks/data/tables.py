@@ -1,4 +1,4 @@
-"""From records to columns: a data file of any kind as the columns that a task reads."""
+"""Data files of any kind as the columns that a task reads."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,23 +29,23 @@ JSON: dict[str, Callable[[Lines], Iterator[tuple[int, dict[str, Any] | None]]]] 
 }
 SUFFIXES = (*TABULAR, *JSON, PARQUET)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-"""Characters that may separate the columns of a .csv file, the usual one first."""
+"""Separators of the columns of a .csv file, the usual one first."""
 
-# JSON can spell half of a surrogate pair, which is no text: no tokenizer takes it.
+# JSON can encode half of a surrogate pair, which tokenizers do not accept.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The columns of a file that a task reads.
+    """Columns of a file that a task reads.
 
     Attributes:
         path: The file.
-        layout: The layout it was found to have.
+        layout: The layout found in it.
         lines: For each row, the line of the file on which it starts, from 1; or the row's number.
         columns: One list of strings for each of `layout.columns`, as long as `lines`.
         unread: The file's other columns.
-        num_lines: How many lines the file has; None where it has none.
+        num_lines: The number of lines of the file; None if it has no lines.
         delimiter: The character between columns, of a .tsv or .csv file.
         broken_lines: The lines that were skipped.
         multiline: The lines of the rows whose quoted fields hold line breaks.
@@ -64,7 +64,7 @@ class Table:
     padded: list[int] = field(default_factory=list)
 
     def locate(self, row: int) -> str:
-        """Name a row as file:line."""
+        """Return a row's place as file:line."""
         return _locate(self.path, self.lines[row])
 
     def without_label(self) -> "Table":
@@ -73,7 +73,7 @@ class Table:
 
 
 def kind_of(name: str) -> str:
-    """Return the ending that says how a file is read, in lower case; "" if it cannot be read."""
+    """Return the ending that decides how a file is read, in lower case; "" for an unknown one."""
     suffix = Path(name.lower().removesuffix(PACKED)).suffix
     is_readable = suffix in SUFFIXES and not name.lower().endswith(PARQUET + PACKED)
     return suffix if is_readable else ""
@@ -84,11 +84,11 @@ def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | N
 
     Args:
         path: The file.
-        layouts: The layouts it may have.
-        known: The labels known from elsewhere, by which swallowed rows are told; None for scores.
+        layouts: The possible layouts.
+        known: The labels known from elsewhere, to detect swallowed rows; None for scores.
 
     Raises:
-        InputError: Naming file and line, for anything that is not such a table.
+        InputError: If the file is no such table. The message gives file and line.
     """
     kind = kind_of(path.name)
     lines = Lines(path)
@@ -138,13 +138,13 @@ def _read_delimited(
 
 
 def _choose_delimiter(path: Path, layouts: Sequence[Layout]) -> str:
-    """Choose the character whose header has the columns; the comma if several do, or none does."""
-    # Without a header, nothing tells the character for certain.
+    """Choose the separator whose header has the columns; if several or none do, the comma."""
+    # Without a header, the separator cannot be known for certain.
     wanted = [set(layout.columns) for layout in layouts if not layout.headless]
     for delimiter in DELIMITERS:
         try:
             _, header = next(read_csv_records(Lines(path), delimiter), (1, []))
-        except InputError:  # said when the file is read by the comma
+        except InputError:  # raised again when the file is read with the comma
             continue
         if any(names <= set(header) for names in wanted):
             return delimiter
@@ -206,7 +206,7 @@ def _append_row(table: Table, line: int, values: list[str]) -> None:
 
 
 def _strip_labels(table: Table) -> Table:
-    """Take the blanks away around labels, which nobody sees, and note where they were."""
+    """Remove the invisible blanks around labels, and note their lines."""
     given = table.columns[-1]
     labels = [strip_blanks(label) for label in given]
     pairs = zip(table.lines, given, labels, strict=True)
@@ -215,19 +215,19 @@ def _strip_labels(table: Table) -> Table:
 
 
 def take_label(where: str, name: str, value: object) -> str:
-    """Read a JSON value as the text of a label; a boolean is the class `true` or `false`.
+    """Return a JSON value as a label's text; a boolean is the class `true` or `false`.
 
     Raises:
-        InputError: As `take_text`.
+        InputError: As `take_text` raises.
     """
     return str(value).lower() if isinstance(value, bool) else take_text(where, name, value)
 
 
 def take_text(where: str, name: str, value: object) -> str:
-    """Read a JSON value as the text that a TSV file would hold in its place.
+    """Return a JSON value as the text that a TSV file would hold.
 
     Raises:
-        InputError: It is neither a string nor a number, or holds half a character.
+        InputError: If it is neither a string nor a number, or holds half a character.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(
@@ -249,7 +249,7 @@ def _locate(path: Path, line: int) -> str:
 def _refuse_inner_blanks(
     path: Path, records: Iterator[tuple[int, Any]]
 ) -> Iterator[tuple[int, Any]]:
-    """Drop blank lines at the end of a file; anywhere else one is a row gone missing."""
+    """Drop blank lines at the end of a file; raise an error for one before a row."""
     blank = None
     for line, record in records:
         if record is None or record == []:

@@ -85,7 +85,7 @@ def test_unreachable_hub_says_how_to_work_offline(tmp_path, environment):
     result = load_elsewhere(tmp_path, "rte", **environment)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
-    assert last.startswith("InputError: rte cannot be had from nyu-mll/glue")
+    assert last.startswith("InputError: rte cannot be loaded from nyu-mll/glue")
     assert "--data-dir" in last
     assert "HF_HUB_OFFLINE=1" in last
 
