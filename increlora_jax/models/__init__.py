@@ -1,1 +1,1 @@
-"""Pretrained models as plain NNX modules, and their Hugging Face weights in and out."""
+"""Pretrained models as plain NNX modules, with their Hugging Face names of weights."""

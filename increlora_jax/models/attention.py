@@ -1,4 +1,4 @@
-"""Attention to keys and values: of the tokens at hand, of a source, or of all tokens so far."""
+"""Attention to keys and values: of present tokens, of a source, or of all tokens so far."""
 
 from functools import partial
 from typing import NamedTuple, Self
@@ -12,7 +12,7 @@ from increlora_jax.models.layers import at_least_float32
 
 
 class KeyValue(NamedTuple):
-    """The keys and values of an attention."""
+    """Keys and values of an attention."""
 
     key: Float[Array, "batch slots heads size"]
     value: Float[Array, "batch slots heads size"]
@@ -23,8 +23,8 @@ class KeyValue(NamedTuple):
         return type(self)(*(jnp.pad(array, widths) for array in self))
 
     def write(self, new: "KeyValue", first: Int[Array, ""] | int) -> Self:
-        """Put the keys and values of new tokens into the slots from `first` on."""
-        # One slice for the whole batch, since the rows are in step: written in place, no scatter.
+        """Write the keys and values of new tokens into the slots from `first` on."""
+        # All rows write the same slots: one slice, updated in place, instead of a scatter.
         write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
         return type(self)(write(self.key, new.key), write(self.value, new.value))
 
@@ -32,7 +32,7 @@ class KeyValue(NamedTuple):
 def split_heads(
     x: Float[Array, "*batch features"], num_heads: int
 ) -> Float[Array, "*batch heads size"]:
-    """Part the last axis into heads."""
+    """Split the last axis into heads."""
     return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
@@ -45,9 +45,19 @@ def attend(
     scale: float = 1.0,
     bias: Float[Array, "1 heads query slots"] | None = None,
 ) -> Float[Array, "batch query features"]:
-    """Mix the values that each query sees; heads of queries share the fewer heads of keys.
+    """Mix the values that each query sees; several heads of queries may share a head of keys.
 
-    The softmax is in float32 at least.
+    Args:
+        query: Queries, [batch, query, heads, size].
+        seen: Keys and values, [batch, slots, heads, size].
+        is_seen: Mask of visible slots, [batch, 1, query, slots].
+        dropout: Dropout on the attention weights.
+        scale: Factor of the scores.
+        bias: Summand of the scores, [1, heads, query, slots].
+
+    Returns:
+        The mixed values with joined heads, [batch, query, features]. The softmax is in float32 at
+            least.
     """
     batch, length, heads, size = query.shape
     slots, shared = seen.key.shape[1:3]
@@ -57,7 +67,7 @@ def attend(
     scores = scores.reshape(batch, heads, length, slots) * scale
     if bias is not None:
         scores = scores + bias
-    # The lowest finite number and not −inf: a row of padding only must not become NaN.
+    # The lowest finite number instead of −inf: a row of only padding must not become NaN.
     scores = jnp.where(is_seen, scores, jnp.finfo(wide).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(seen.value.dtype))
     weights = weights.reshape(batch, shared, heads // shared, length, slots)

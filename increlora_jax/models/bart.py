@@ -51,7 +51,7 @@ BART_WEIGHTS = WeightTable(
             (r"model\.shared\.weight", f"{name}.weight")
             for name in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head")
         ),
-        # An untied model may begin as a tied one.
+        # A model that becomes untied may start from a tied one.
         (r"(?:model\.(?:encoder|decoder)\.embed_tokens|lm_head)\.weight", "model.shared.weight"),
     ),
     may_be_missing=(r"final_logits_bias", r"(classification_head|qa_outputs)\..+"),
@@ -61,7 +61,7 @@ BART_WEIGHTS = WeightTable(
 
 
 class BartModel(nnx.Module):
-    """The encoder and the decoder over one table of words, or each over its own if untied."""
+    """The encoder and the decoder with one table of words, or one each if untied."""
 
     def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         _check_config(config)
@@ -76,10 +76,10 @@ class BartModel(nnx.Module):
     def read(
         self, input_ids: Int[Array, "batch source"], attention_mask: Int[Array, "batch source"]
     ) -> Cache:
-        """Encode the source and make of it what the decoder looks at.
+        """Encode the source, and return the cache of the decoder.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         is_source = attention_mask > 0
         source = self.encoder(self._embed(self.encoder, input_ids), is_source)
@@ -92,10 +92,10 @@ class BartModel(nnx.Module):
         cache: Cache,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Decode all tokens at once, each from those before it; make the states of some or all.
+        """Decode all tokens at once, each from the earlier ones; return the taken states.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         return self.decoder(self._embed(self.decoder, ids), is_token, cache, take)
 
@@ -113,13 +113,13 @@ class BartModel(nnx.Module):
 
 
 class BartForConditionalGeneration(Seq2SeqLM):
-    """BART with a head over the vocabulary, tied to the words unless the configuration says not."""
+    """BART with a head over the vocabulary, which is tied to the words by default."""
 
     model: BartModel
     body_name, make_body, scale_name = "model", BartModel, "init_std"
 
     def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the matrix, if it is one of its own."""
+        """Create the matrix of an untied head."""
         self.final_logits_bias = nnx.Param(jnp.zeros((1, config.vocab_size), make.param_dtype))
         if not self.model.is_tied:
             self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
@@ -137,13 +137,13 @@ class BartForConditionalGeneration(Seq2SeqLM):
 
 
 class BartForSequenceClassification(EncoderDecoderClassifier):
-    """BART that scores sequences."""
+    """BART with a score for each label of a sequence."""
 
     body_name, make_body, scale_name = "model", BartModel, "init_std"
 
 
 class BartForQuestionAnswering(EncoderDecoderQuestionAnswerer):
-    """BART that finds answers."""
+    """BART with scores of an answer's start and end."""
 
     body_name, make_body, scale_name = "model", BartModel, "init_std"
 

@@ -27,7 +27,7 @@ from increlora_jax.models.taking import Take, take_all
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# The table of positions begins with two rows that are never used.
+# The first two rows of the table of positions are never used.
 FIRST_POSITION = 2
 NORM_EPSILON = 1e-5
 
@@ -50,13 +50,13 @@ class BartAttention(nnx.Module):
         is_seen: Bool[Array, "#batch 1 #query key"],
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Attend to what has been projected."""
+        """Attend to projected keys and values."""
         query = split_heads(self.q_proj(hidden), self.num_heads)
         scale = query.shape[-1] ** -0.5
         return self.out_proj(take(attend(query, seen, is_seen, self.dropout, scale=scale)))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
-        """Make the keys and values of what can be looked at."""
+        """Project states to keys and values."""
         return KeyValue(
             split_heads(self.k_proj(hidden), self.num_heads),
             split_heads(self.v_proj(hidden), self.num_heads),
@@ -84,7 +84,7 @@ class BartLayer(RepeatedLayer):
         position: Int[Array, " batch"] | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Attend to these tokens, or to the past and one more; tell what was seen too."""
+        """Attend to these tokens, or to the past and one more; also return the keys and values."""
         seen = remember(past, self.self_attn.project(hidden), position)
         mixed = self.dropout(self.self_attn(hidden, seen, is_seen, take))
         return self.self_attn_layer_norm(take(hidden) + mixed), seen
@@ -109,7 +109,7 @@ class BartEncoderLayer(BartLayer):
         is_seen: Bool[Array, "batch 1 1 length"],
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Apply both."""
+        """Apply both parts."""
         attended, _ = self.attend_self(hidden, is_seen, take=take)
         return self.feed_forward(attended)
 
@@ -131,7 +131,7 @@ class BartDecoderLayer(BartLayer):
         memory: Memory,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], Memory]:
-        """Apply all three; give this layer's memory with the new tokens in it."""
+        """Apply all three parts; also return this layer's memory with the new tokens."""
         hidden, seen = self.attend_self(hidden, is_seen, memory.target, cache.position, take)
         is_source = cache.is_source[:, None, None, :]
         mixed = self.dropout(self.encoder_attn(hidden, memory.source, is_source))
@@ -140,7 +140,7 @@ class BartDecoderLayer(BartLayer):
 
 
 class BartStack(nnx.Module):
-    """The beginning of either stack: positions added to words, a norm; own words if untied."""
+    """Input of either stack: word and position embeddings with a norm; own words if untied."""
 
     def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         if not config.tie_word_embeddings:
@@ -154,15 +154,15 @@ class BartStack(nnx.Module):
     def add_positions(
         self, words: Float[Array, "batch length hidden"], start: Int[Array, ""] | int = 0
     ) -> Float[Array, "batch length hidden"]:
-        """Tell the words' positions, from `start` on."""
+        """Add the embeddings of positions from `start` on."""
         positions = self.embed_positions(FIRST_POSITION + start + jnp.arange(words.shape[1]))
         return self.dropout(self.layernorm_embedding(words + positions))
 
     def check_length(self, length: int) -> None:
-        """Refuse what is longer than the table of positions.
+        """Check that the table of positions is long enough.
 
         Raises:
-            InputError: it is.
+            InputError: If it is not.
         """
         limit = self.embed_positions.num_embeddings - FIRST_POSITION
         if length > limit:
@@ -189,7 +189,7 @@ class BartEncoder(BartStack):
         """Apply every layer in turn.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         self.check_length(words.shape[1])
         hidden = self.add_positions(words)
@@ -212,10 +212,10 @@ class BartDecoder(BartStack):
         cache: Cache,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Decode all tokens at once, each from those before it; make the states of some or all.
+        """Decode all tokens at once, each from the earlier ones; return the taken states.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         self.check_length(words.shape[1])
         hidden, _ = self._run(self.add_positions(words), see_earlier(is_token), cache, take)
@@ -224,7 +224,7 @@ class BartDecoder(BartStack):
     def look_at(
         self, source: Float[Array, "batch source hidden"], is_source: Bool[Array, "batch source"]
     ) -> Cache:
-        """Make every layer's keys and values of the source."""
+        """Return the cache with every layer's keys and values of the source."""
         return look_at((layer.encoder_attn.project(source) for layer in self.layers), is_source)
 
     def advance(
@@ -233,7 +233,7 @@ class BartDecoder(BartStack):
         """Decode one more token.
 
         Raises:
-            InputError: there is room for more tokens than the model has positions.
+            InputError: If the cache has room for more tokens than the model has positions.
         """
         position, room = cache.next_slot()
         self.check_length(room)

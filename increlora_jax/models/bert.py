@@ -44,7 +44,7 @@ BERT_WEIGHTS = WeightTable(
     ),
     ignored=(
         r"bert\.embeddings\.(position_ids|token_type_ids)",  # constants
-        # The other heads, and what is there twice where the decoder is the word embeddings.
+        # Other heads, and the repeated weights where the decoder equals the word embeddings.
         r"(cls|classifier|qa_outputs|bert\.pooler)\..+",
     ),
     # Files of another head, and those of the bare encoder.
@@ -72,10 +72,10 @@ class BertEmbeddings(nnx.Module):
         token_type_ids: Int[Array, "batch length"],
         sequences: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length hidden"]:
-        """Embed the tokens; those of each of the `sequences` of a row have positions of their own.
+        """Embed the tokens; each of a row's `sequences` has its own positions.
 
         Raises:
-            InputError: the sequence is longer than the position table.
+            InputError: If a sequence is longer than the table of positions.
         """
         length = input_ids.shape[-1]
         if length > self.max_length:
@@ -90,7 +90,7 @@ class BertEmbeddings(nnx.Module):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence that has positions."""
+        """Length of the longest sequence that has positions."""
         return self.position_embeddings.num_embeddings
 
     def find_positions(
@@ -98,7 +98,7 @@ class BertEmbeddings(nnx.Module):
         input_ids: Int[Array, "batch length"],
         sequences: Int[Array, "batch length"] | None = None,
     ) -> Int[Array, "... length"]:
-        """Tell which row of the position table each token has."""
+        """Return the row of the position table for each token."""
         if sequences is None:
             return jnp.arange(input_ids.shape[-1])
         return count_places(jnp.ones_like(input_ids, bool), sequences) - 1
@@ -120,8 +120,8 @@ class BertSelfAttention(nnx.Module):
         is_seen: Bool[Array, "batch 1 #length length"],
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Mix the values of the tokens that are seen, softmax in float32 at least."""
-        # Tokens that see all alike need not ask to be left out later.
+        """Mix the values of the visible tokens; the softmax is in float32 at least."""
+        # If all tokens see the same, the taken ones may be chosen before the attention.
         asking, take = (take(hidden), take_all) if is_seen.shape[2] == 1 else (hidden, take)
         query, key, value = (
             split_heads(project(tokens), self.num_heads)
@@ -132,7 +132,7 @@ class BertSelfAttention(nnx.Module):
 
 
 class BertOutput(nnx.Module):
-    """Dense layer, dropout, residual, layer norm: how both halves of a layer end."""
+    """Dense layer, dropout, residual, layer norm: the end of both halves of a layer."""
 
     def __init__(self, config: "EncoderConfig", in_features: int, make: LayerFactory):
         self.dense = make.linear(in_features, config.hidden_size)
@@ -144,7 +144,7 @@ class BertOutput(nnx.Module):
         inner: Float[Array, "batch length inner"],
         residual: Float[Array, "batch length hidden"],
     ) -> Float[Array, "batch length hidden"]:
-        """Project back to the hidden size and add what went in."""
+        """Project back to the hidden size and add the residual."""
         return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
 
 
@@ -161,7 +161,7 @@ class BertAttention(nnx.Module):
         is_seen: Bool[Array, "batch 1 #length length"],
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Attend and add."""
+        """Attend and add the residual."""
         return self.output(self.self(hidden, is_seen, take), take(hidden))
 
 
@@ -221,7 +221,7 @@ class BertPooler(nnx.Module):
         self.dense = make.linear(config.hidden_size, config.hidden_size)
 
     def __call__(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
-        """Sum a sequence up in one vector."""
+        """Summarize a sequence in one vector."""
         return jnp.tanh(self.dense(state))
 
 
@@ -244,14 +244,14 @@ class BertModel(nnx.Module):
         is_packed: bool = False,
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Encode tokens as vectors; packed, the mask numbers the sequences of a row."""
+        """Encode tokens as vectors; if packed, the mask numbers the sequences of a row."""
         sequences = attention_mask if is_packed else None
         embedded = self.embeddings(input_ids, token_type_ids, sequences)
         return self.encoder(embedded, find_seen(attention_mask, is_packed=is_packed), take)
 
 
 class PooledBertModel(BertModel):
-    """The same with a pooler, for the heads that judge a sequence as a whole."""
+    """The same with a pooler, for heads that score a whole sequence."""
 
     def __init__(self, config: "BertConfig", make: LayerFactory):
         super().__init__(config, make)
@@ -265,13 +265,13 @@ class BertForSequenceClassification(SequenceClassifier):
 
     @property
     def can_pack(self) -> bool:
-        """Always."""
+        """True: attention keeps the sequences of a row apart."""
         return True
 
     def add_classifier(
         self, config: "BertConfig", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the dropout and the linear layer."""
+        """Create the dropout and the linear layer."""
         self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
 
@@ -281,32 +281,32 @@ class BertForSequenceClassification(SequenceClassifier):
 
 
 class BertForQuestionAnswering(QuestionAnswerer):
-    """BERT that finds answers."""
+    """BERT with scores of an answer's start and end."""
 
     body_name, make_body = "bert", BertModel
 
 
 class BertForMaskedLM(Scorer):
-    """BERT with a score for every word of the vocabulary at every place."""
+    """BERT with a score for every word of the vocabulary at every position."""
 
     body_name, make_body = "bert", BertModel
 
     def add_head(self, config: "BertConfig", make: LayerFactory) -> None:
-        """Make the head, by Hugging Face's names."""
+        """Create the head, by Hugging Face's names."""
         self.cls = nnx.Dict(predictions=PredictionHead(config, config.hidden_size, make))
 
     def compute_logits(
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         return self.cls.predictions(hidden, self.body.embeddings.word_embeddings)
 
 
 def check_config(config: "EncoderConfig") -> None:
-    """Refuse what this encoder does not do.
+    """Check that this encoder supports the configuration.
 
     Raises:
-        InputError: names the entry of `config.json`.
+        InputError: If not; the message names the entry of `config.json`.
     """
     position = getattr(config, "position_embedding_type", None) or "absolute"
     if position != "absolute":

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    """Consecutive tokens that a model reads at once, among all tokens so far.
+    """Consecutive tokens that a model reads at once, with the slots of all tokens so far.
 
     Attributes:
-        positions: each token's place in its sequence, padding not counted.
-        is_token: which of all slots hold tokens, those of the span included.
-        first: the slot of the span's first token.
+        positions: Position of each token in its sequence, padding not counted.
+        is_token: Mask of the slots that hold tokens, including the span's.
+        first: Slot of the span's first token.
     """
 
     positions: Int[Array, "batch length"]
@@ -36,7 +36,7 @@ class Span(NamedTuple):
 
     @classmethod
     def from_start(cls, attention_mask: Int[Array, "batch length"]) -> Self:
-        """Take whole sequences, padded on either side."""
+        """Return the span of whole sequences, padded on either side."""
         is_token = attention_mask > 0
         return cls(jnp.maximum(jnp.cumsum(is_token, axis=1) - 1, 0), is_token, 0)
 
@@ -46,12 +46,12 @@ class Span(NamedTuple):
         key: Float[Array, "batch length heads size"],
         value: Float[Array, "batch length heads size"],
     ) -> KeyValue:
-        """Add the span's keys and values to those of the past, where there is one."""
+        """Add the span's keys and values to the past, if there is one."""
         new = KeyValue(key, value)
         return new if past is None else past.write(new, self.first)
 
     def find_visible(self, window: int | None = None) -> Bool[Array, "batch 1 length slots"]:
-        """Tell which slots each token attends to: the last `window` up to itself, no padding."""
+        """Return the slots each token sees: the last `window` up to itself, without padding."""
         slots = jnp.arange(self.is_token.shape[1])
         own = self.first + jnp.arange(self.positions.shape[1])[:, None]
         is_near = slots <= own
@@ -61,16 +61,16 @@ class Span(NamedTuple):
 
 
 class CausalCache(NamedTuple):
-    """The state of `CausalLM.advance` after some tokens; every array has a leading batch axis."""
+    """State of `CausalLM.advance` after some tokens; every array has a leading batch axis."""
 
     layers: tuple[KeyValue, ...]
     is_token: Bool[Array, "batch slots"]
     used: Int[Array, " batch"]
-    """How many slots are filled: the same in every row, so that rows can be reordered."""
+    """Number of filled slots, equal in all rows, so that rows can be reordered."""
 
 
 def take_last_token(attention_mask: Int[Array, "batch length"]) -> Take:
-    """Take each row's last token that is not padding, on whichever side the padding is."""
+    """Take each row's last token that is not padding, with padding on either side."""
     slots = jnp.arange(attention_mask.shape[1])
     return take_places(jnp.argmax(slots * (attention_mask > 0), axis=1))
 
@@ -79,7 +79,7 @@ class CausalBody(Protocol):
     """A model's body as the heads need it.
 
     Attributes:
-        words: the table of word embeddings.
+        words: The table of word embeddings.
     """
 
     words: nnx.Embed
@@ -91,11 +91,11 @@ class CausalBody(Protocol):
         past: tuple[KeyValue, ...] | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return some states, and the past with all tokens in it."""
+        """Read tokens after the past; return the taken states, and the past with all tokens."""
 
 
 class CausalModel(HeadedModel):
-    """A causal model with a head: its body takes spans and no token types."""
+    """A causal model with a head; its body has no token types."""
 
     @property
     def body(self) -> CausalBody:
@@ -103,20 +103,20 @@ class CausalModel(HeadedModel):
         return super().body
 
     def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "batch taken hidden"]:
-        """Read whole sequences, and make the states of some tokens or all."""
+        """Read whole sequences; return the states that `take` takes."""
         return self.body(tokens.input_ids, Span.from_start(tokens.attention_mask), take=take)[0]
 
 
 class CausalLM(CausalModel):
-    """Scores of the next token, by the word embeddings or a matrix of their own; also writes.
+    """Scores of the next token, by the word embeddings or an own matrix; also generates text.
 
-    `config.tie_word_embeddings` says which; for writing see `generation`.
+    `config.tie_word_embeddings` chooses between the two. For generation see `generation`.
     """
 
     continues_prompt = True
 
     def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the matrix, if it is one of its own."""
+        """Create the matrix of an untied head."""
         self.is_tied = config.tie_word_embeddings
         if not self.is_tied:
             self.lm_head = make.linear(config.hidden_size, config.vocab_size, use_bias=False)
@@ -124,10 +124,10 @@ class CausalLM(CausalModel):
     def __call__(
         self, input_ids: Int[Array, "batch length"], attention_mask: Int[Array, "batch length"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score what may follow each token; `attention_mask` is 1 on tokens, 0 on padding.
+        """Score the next token after each token; `attention_mask` is 1 on tokens, 0 on padding.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         hidden, _ = self.body(input_ids, Span.from_start(attention_mask))
         return self.score_words(hidden)
@@ -144,7 +144,7 @@ class CausalLM(CausalModel):
         attention_mask: Int[Array, "batch length"],
         max_new_tokens: int,
     ) -> tuple[Float[Array, "batch vocab"], CausalCache]:
-        """Read the prompts, padded on either side, and make room for the new tokens."""
+        """Read the prompts, padded on either side; return scores and a cache with free room."""
         batch, length = input_ids.shape
         span, last = Span.from_start(attention_mask), take_last_token(attention_mask)
         hidden, layers = self.body(input_ids, span, take=last)
@@ -158,10 +158,10 @@ class CausalLM(CausalModel):
     def advance(
         self, tokens: Int[Array, " batch"], cache: CausalCache
     ) -> tuple[Float[Array, "batch vocab"], CausalCache]:
-        """Read one more token in every row.
+        """Read one more token of every row.
 
         Raises:
-            InputError: prompt and new tokens together are more than the model has positions.
+            InputError: If prompt and new tokens together exceed the model's positions.
         """
         slot = cache.used[0]
         is_token = cache.is_token.at[:, slot].set(True)
@@ -175,7 +175,7 @@ class CausalLM(CausalModel):
 class CausalSequenceClassifier(CausalModel, SequenceClassifier):
     """A linear head without bias on each sequence's last token.
 
-    It has no dropout unless one is asked for, as Hugging Face has none there.
+    By default it has no dropout, as in Hugging Face's models.
     """
 
     rate_names = ()
@@ -183,12 +183,12 @@ class CausalSequenceClassifier(CausalModel, SequenceClassifier):
     def add_classifier(
         self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the dropout and the linear layer."""
+        """Create the dropout and the linear layer."""
         self.dropout = make.dropout(rate)
         self.score = make.linear(config.hidden_size, num_labels, use_bias=False)
 
     def choose(self, tokens: Tokens) -> Take:
-        """Take the last token, which has seen all others."""
+        """Take the last token, which sees all others."""
         return take_last_token(tokens.attention_mask)
 
     def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
@@ -197,4 +197,4 @@ class CausalSequenceClassifier(CausalModel, SequenceClassifier):
 
 
 class CausalQuestionAnswerer(CausalModel, QuestionAnswerer):
-    """Scores of where an answer starts and ends."""
+    """Scores of an answer's start and end."""

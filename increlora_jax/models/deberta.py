@@ -30,7 +30,7 @@ DEBERTA_WEIGHTS = WeightTable(
     rules=(
         Rule(r"(deberta\.(?:embeddings\.\w+|encoder\.rel)_embeddings)\.embedding", r"\1.weight"),
         Rule(r"(.+\.LayerNorm)\.scale", r"\1.weight"),
-        # All axes of a convolution's kernel are in the opposite order on disk.
+        # On disk, the axes of a convolution's kernel are in the opposite order.
         Rule(
             r"(.+\.(?:\w+_proj|dense|conv|decoder)|classifier|qa_outputs)\.kernel",
             r"\1.weight",
@@ -64,7 +64,7 @@ class ContextPooler(nnx.Module):
         self.activation = get_activation(config.pooler_hidden_act)
 
     def __call__(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
-        """Sum a sequence up in one vector."""
+        """Summarize a sequence in one vector."""
         return self.activation(self.dense(self.dropout(state)))
 
 
@@ -76,13 +76,13 @@ class DebertaForSequenceClassification(SequenceClassifier):
 
     @property
     def can_pack(self) -> bool:
-        """Without a convolution, which would mix neighbours in a row."""
+        """True unless there is a convolution, which would mix neighbours in a row."""
         return self.body.encoder.conv is None
 
     def add_classifier(
         self, config: "DebertaV2Config", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the pooler, the dropout and the linear layer."""
+        """Create the pooler, the dropout and the linear layer."""
         self.pooler = ContextPooler(config, make)
         self.dropout = make.dropout(rate)
         self.classifier = make.linear(config.hidden_size, num_labels)
@@ -93,13 +93,13 @@ class DebertaForSequenceClassification(SequenceClassifier):
 
 
 class DebertaForQuestionAnswering(QuestionAnswerer):
-    """DeBERTa that points at the first and the last token of an answer."""
+    """DeBERTa with scores of an answer's first and last token."""
 
     body_name, make_body = "deberta", DebertaModel
 
 
 class TiedPredictionHead(PredictionTransform):
-    """The head of the published checkpoints, which compares with the word embeddings."""
+    """The head of the published checkpoints, tied to the word embeddings."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
         if embedding_size(config) != config.hidden_size:
@@ -113,21 +113,21 @@ class TiedPredictionHead(PredictionTransform):
     def score_words(
         self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         return compare_with_words(self(hidden), words) + self.bias[...]
 
 
 class DebertaForMaskedLM(Scorer):
-    """DeBERTa that guesses the words behind the masks.
+    """DeBERTa with scores for the words behind the masks.
 
-    `config.legacy` chooses the head `cls`, which no published checkpoint holds, over
-    `lm_predictions`, as in PyTorch's transformers.
+    As in PyTorch's transformers, `config.legacy` chooses the head `cls` instead of
+    `lm_predictions`; no published checkpoint holds `cls`.
     """
 
     body_name, make_body = "deberta", DebertaModel
 
     def add_head(self, config: "DebertaV2Config", make: LayerFactory) -> None:
-        """Make one of the two heads, by Hugging Face's names."""
+        """Create one of the two heads, by Hugging Face's names."""
         self.is_legacy = config.legacy
         if self.is_legacy:
             self.cls = nnx.Dict(predictions=PredictionHead(config, embedding_size(config), make))
@@ -137,7 +137,7 @@ class DebertaForMaskedLM(Scorer):
     def compute_logits(
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         words = self.body.embeddings.word_embeddings
         if self.is_legacy:
             return self.cls.predictions(hidden, words)

@@ -1,7 +1,7 @@
-"""The encoder of DeBERTa-v2 and -v3 (He et al., arXiv 2006.03654 and 2111.09543).
+"""Encoder of DeBERTa-v2 and -v3 (He et al., arXiv 2006.03654 and 2111.09543).
 
-Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules,
-each once in a forward pass.
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`. Each is called as a
+module, once in a forward pass.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class DebertaEmbeddings(nnx.Module):
-    """Word vectors, with positions and token types where the model has them, normalised."""
+    """Word vectors, plus positions and token types if the model has them, normalised."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
         size = embedding_size(config)
@@ -55,10 +55,10 @@ class DebertaEmbeddings(nnx.Module):
         token_type_ids: Int[Array, "batch length"],
         sequences: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length hidden"]:
-        """Embed the tokens; padding becomes 0. `sequences` of a row have positions of their own.
+        """Embed the tokens; padding becomes 0. Each of a row's `sequences` has its own positions.
 
         Raises:
-            InputError: the sequence is longer than the table of absolute positions.
+            InputError: If a sequence is longer than the table of absolute positions.
         """
         summed = self.word_embeddings(input_ids)
         if self.position_embeddings is not None:
@@ -107,7 +107,7 @@ class DebertaSelfAttention(FusableAttention):
         is_seen: Bool[Array, "batch 1 length length"],
         positions: RelativePositions,
     ) -> Float[Array, "batch length hidden"]:
-        """Mix the values of the tokens that are seen, softmax in float32 at least."""
+        """Mix the values of the visible tokens; the softmax is in float32 at least."""
         rows = self.pos_dropout(positions.rows)
         query, row_query = self._project("query", "p2c", hidden, rows)
         key, row_key = self._project("key", "c2p", hidden, rows)
@@ -122,7 +122,7 @@ class DebertaSelfAttention(FusableAttention):
         if row_query is not None:
             scores += positions.score_position_to_content(key, row_query, wide)
         scores *= self._scale(query)
-        # A row of padding attends to all alike, as PyTorch has it, and never becomes NaN.
+        # A row of padding attends to all tokens equally, as in PyTorch, and never becomes NaN.
         scores = jnp.where(is_seen, scores, jnp.finfo(wide).min)
         weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
@@ -158,14 +158,21 @@ class DebertaSelfAttention(FusableAttention):
         hidden: Float[Array, "batch length hidden"],
         rows: Float[Array, "rows hidden"],
     ) -> tuple[Float[Array, "batch length heads size"], Float[Array, "rows hidden"] | None]:
-        """Project the tokens, and the positions if attention of this kind looks at them."""
+        """Project the tokens, and the positions if this kind of attention uses them.
+
+        Args:
+            name: The name of the projection.
+            kind: The kind of attention, `c2p` or `p2c`.
+            hidden: The tokens' states, [batch, length, hidden].
+            rows: The table of relative positions, [rows, hidden].
+        """
         project = getattr(self, f"{name}_proj")
         if kind not in self.pos_att_type:
             return split_heads(project(hidden), self.num_heads), None
         if not self.is_shared:
             project_rows = getattr(self, f"pos_{name}_proj")
             return split_heads(project(hidden), self.num_heads), project_rows(rows)
-        # One call for both: an adapter's score is that of the gradient summed over all inputs.
+        # One call for both: an adapter's score needs the gradient summed over all inputs.
         joined = project(jnp.concatenate([hidden.reshape(-1, hidden.shape[-1]), rows]))
         tokens, projected_rows = jnp.split(joined, [hidden.shape[0] * hidden.shape[1]])
         return split_heads(tokens.reshape(hidden.shape), self.num_heads), projected_rows
@@ -185,7 +192,7 @@ class DebertaAttention(nnx.Module):
         positions: RelativePositions,
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Attend and add."""
+        """Attend and add the residual."""
         return self.output(take(self.self(hidden, is_seen, positions)), take(hidden))
 
 
@@ -210,7 +217,7 @@ class DebertaLayer(RepeatedLayer):
 
 
 class DebertaConvolution(nnx.Module):
-    """The convolution of neighbours' embeddings that v2's large models add to the first layer."""
+    """Convolution of neighbours' embeddings, which v2's large models add to the first layer."""
 
     def __init__(self, config: "DebertaV2Config", make: LayerFactory):
         groups = getattr(config, "conv_groups", 1)
@@ -255,7 +262,7 @@ class DebertaEncoder(nnx.Module):
         is_packed: bool = False,
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Apply every layer in turn; packed, the mask numbers the sequences of a row."""
+        """Apply every layer in turn; if packed, the mask numbers the sequences of a row."""
         is_token = attention_mask > 0
         is_seen = find_seen(attention_mask, is_packed=is_packed) & is_token[:, None, :, None]
         positions = self._relative_positions(embedded.shape[1])
@@ -291,14 +298,14 @@ class DebertaModel(nnx.Module):
         is_packed: bool = False,
         take: Take = take_all,
     ) -> Float[Array, "rows taken hidden"]:
-        """Encode tokens; packed, the mask numbers the sequences of a row."""
+        """Encode tokens; if packed, the mask numbers the sequences of a row."""
         sequences = attention_mask if is_packed else None
         embedded = self.embeddings(input_ids, attention_mask > 0, token_type_ids, sequences)
         return self.encoder(embedded, attention_mask, is_packed=is_packed, take=take)
 
 
 def embedding_size(config: "DebertaV2Config") -> int:
-    """Tell the width of the word vectors, which may differ from that of the layers."""
+    """Return the width of the word vectors, which may differ from that of the layers."""
     return getattr(config, "embedding_size", config.hidden_size)
 
 

@@ -1,4 +1,4 @@
-"""Shared parts of encoder-decoders: decoder inputs, the cache of generation, the heads."""
+"""Shared parts of encoder-decoders: decoder inputs, the cache of generation, heads."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """The keys and values of a decoder layer, beside the tokens that it is given.
+    """Keys and values of a decoder layer from earlier calls.
 
     Attributes:
-        target: the tokens so far, with room for those to come; None where all are given at once.
-        source: what the encoder made of the source.
+        target: Tokens so far, with room for later ones; None if all tokens are given at once.
+        source: Keys and values of the encoded source.
     """
 
     target: KeyValue | None
@@ -36,13 +36,13 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The state of a decoder beside its tokens; every array has a leading batch axis.
+    """State of a decoder besides its tokens; every array has a leading batch axis.
 
     Attributes:
-        layers: one memory a decoder layer.
-        is_source: `[batch, source]`, which tokens of the source are not padding.
-        position: `[batch]`, where the next token goes, the same in every row; None where all tokens
-            are given at once.
+        layers: One memory for each decoder layer.
+        is_source: `[batch, source]`, mask of the source's tokens without padding.
+        position: `[batch]`, position of the next token, equal in all rows; None if all tokens are
+            given at once.
     """
 
     layers: tuple[Memory, ...]
@@ -50,25 +50,25 @@ class Cache(NamedTuple):
     position: Array | None
 
     def next_slot(self) -> tuple[Array, int]:
-        """Tell the next token's position, and how many there is room for."""
+        """Return the next token's position, and the number of slots."""
         target = self.layers[0].target
         assert target is not None
         assert self.position is not None
         return self.position[0], target.key.shape[1]
 
     def move_on(self, layers: Iterable[Memory]) -> "Cache":
-        """Take the layers' new memories, one token on."""
+        """Return the cache one token later, with the layers' new memories."""
         position = None if self.position is None else self.position + 1
         return Cache(tuple(layers), self.is_source, position)
 
 
 def look_at(sources: Iterable[KeyValue], is_source: Bool[Array, "batch source"]) -> Cache:
-    """Make the cache of a decoder that is given all its tokens at once."""
+    """Return the cache of a decoder that gets all its tokens at once."""
     return Cache(tuple(Memory(None, source) for source in sources), is_source, None)
 
 
 def make_room(cache: Cache, length: int) -> Cache:
-    """Make room for `length` tokens, to be given one at a time."""
+    """Return the cache with room for `length` tokens, given one at a time."""
 
     def empty(array: Array) -> Array:
         return jnp.zeros((array.shape[0], length, *array.shape[2:]), array.dtype)
@@ -78,25 +78,25 @@ def make_room(cache: Cache, length: int) -> Cache:
 
 
 def remember(past: KeyValue | None, new: KeyValue, position: Array | None) -> KeyValue:
-    """Write one token's key and value at its position; without a past, the new is all there is."""
+    """Write one token's key and value at its position; without a past, return them alone."""
     if past is None or position is None:
         return new
     return past.write(new, position[0])
 
 
 def see_earlier(is_token: Bool[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
-    """Let each token see itself and those before it that are not padding."""
+    """Return the mask by which each token sees itself and earlier tokens, without padding."""
     length = is_token.shape[1]
     return jnp.tri(length, dtype=bool) & is_token[:, None, None, :]
 
 
 def see_so_far(position: Int[Array, ""], room: int) -> Bool[Array, "1 1 1 room"]:
-    """Let the token at `position` see itself and those before it, and not the empty room."""
+    """Return the mask by which the token at `position` sees itself and earlier tokens."""
     return (jnp.arange(room) <= position)[None, None, None]
 
 
 def shift_right(ids: Int[Array, "batch length"], start: int) -> Int[Array, "batch length"]:
-    """Make decoder inputs from what is to be said: `start` first, the last token dropped."""
+    """Turn target tokens into decoder inputs: `start` first, the last token dropped."""
     return jnp.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)
 
 
@@ -105,7 +105,7 @@ def take_last_eos(
     attention_mask: Int[Array, "batch length"],
     eos_token_id: int | list[int] | None,
 ) -> Take:
-    """Take the place of each row's last eos; without one, that of its last token before padding."""
+    """Take each row's last eos; without one, the last token before padding."""
     is_token = attention_mask > 0
     eos = jnp.asarray([] if eos_token_id is None else eos_token_id, jnp.int32)
     is_eos = jnp.isin(input_ids, eos) & is_token
@@ -118,7 +118,7 @@ class EncoderDecoderBody(Protocol):
     """A model's body as the heads need it.
 
     Attributes:
-        start_token_id: with which the decoder starts.
+        start_token_id: The first token of the decoder.
     """
 
     start_token_id: int
@@ -126,7 +126,7 @@ class EncoderDecoderBody(Protocol):
     def read(
         self, input_ids: Int[Array, "batch source"], attention_mask: Int[Array, "batch source"]
     ) -> Cache:
-        """Encode the source and make of it what the decoder looks at."""
+        """Encode the source, and return the cache of the decoder."""
 
     def decode(
         self,
@@ -135,7 +135,7 @@ class EncoderDecoderBody(Protocol):
         cache: Cache,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Decode all tokens at once, each from those before it; make the states of some or all."""
+        """Decode all tokens at once, each from the earlier ones; return the taken states."""
 
     def decode_next(
         self, tokens: Int[Array, " batch"], cache: Cache
@@ -144,7 +144,7 @@ class EncoderDecoderBody(Protocol):
 
 
 class EncoderDecoderModel(HeadedModel):
-    """An encoder-decoder with a head: its body has two stacks and no token types."""
+    """An encoder-decoder with a head; its body has two stacks and no token types."""
 
     @property
     def body(self) -> EncoderDecoderBody:
@@ -152,14 +152,14 @@ class EncoderDecoderModel(HeadedModel):
         return super().body
 
     def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "batch taken hidden"]:
-        """Decode sequences that are their own sources; make the states of some tokens or all."""
+        """Decode sequences with themselves as sources; return the states that `take` takes."""
         cache = self.body.read(tokens.input_ids, tokens.attention_mask)
         shifted = shift_right(tokens.input_ids, self.body.start_token_id)
         return self.body.decode(shifted, jnp.ones_like(shifted, bool), cache, take)
 
 
 class Seq2SeqLM(EncoderDecoderModel):
-    """Scores of the next token of the target; also writes, see `generation`."""
+    """Scores of the target's next token; also generates text, see `generation`."""
 
     continues_prompt = False
 
@@ -176,10 +176,10 @@ class Seq2SeqLM(EncoderDecoderModel):
         decoder_input_ids: Int[Array, "batch target"],
         decoder_attention_mask: Int[Array, "batch target"],
     ) -> Float[Array, "batch target vocab"]:
-        """Score what follows each decoder token; masks are 1 on tokens and 0 on padding.
+        """Score the next token after each decoder token; masks are 1 on tokens and 0 on padding.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         cache = self.body.read(input_ids, attention_mask)
         is_token = decoder_attention_mask > 0
@@ -194,7 +194,7 @@ class Seq2SeqLM(EncoderDecoderModel):
         """Read the source; score the first new token, and make room for `max_new_tokens`.
 
         Raises:
-            InputError: the source or `max_new_tokens` is longer than the model has positions.
+            InputError: If the source or `max_new_tokens` is longer than the model has positions.
         """
         cache = make_room(self.body.read(input_ids, attention_mask), max_new_tokens)
         return self.advance(jnp.full(input_ids.shape[0], self.body.start_token_id), cache)
@@ -202,7 +202,7 @@ class Seq2SeqLM(EncoderDecoderModel):
     def advance(
         self, tokens: Int[Array, " batch"], cache: Cache
     ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Take one more token of each row; score the next."""
+        """Read one more token of each row; score the next."""
         hidden, cache = self.body.decode_next(tokens, cache)
         return self.score_words(hidden)[:, 0], cache
 
@@ -210,7 +210,7 @@ class Seq2SeqLM(EncoderDecoderModel):
 class EncoderDecoderClassifier(EncoderDecoderModel, SequenceClassifier):
     """A head of two dense layers on the decoder's state at the last eos.
 
-    In a row without eos it is the state at the last token before padding.
+    In a row without eos, the state at the last token before padding is used.
     """
 
     rate_names = ("classifier_dropout",)
@@ -218,12 +218,12 @@ class EncoderDecoderClassifier(EncoderDecoderModel, SequenceClassifier):
     def add_classifier(
         self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the head."""
+        """Create the head."""
         self.classification_head = ClassificationHead(config.d_model, num_labels, rate, make)
         self.eos_token_id = config.eos_token_id
 
     def choose(self, tokens: Tokens) -> Take:
-        """Take what the decoder says at the last eos."""
+        """Take the decoder's state at the last eos."""
         return take_last_eos(tokens.input_ids, tokens.attention_mask, self.eos_token_id)
 
     def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
@@ -232,4 +232,4 @@ class EncoderDecoderClassifier(EncoderDecoderModel, SequenceClassifier):
 
 
 class EncoderDecoderQuestionAnswerer(EncoderDecoderModel, QuestionAnswerer):
-    """A linear head on the decoder's states, the question and its text being the source."""
+    """A linear head on the decoder's states; the source is the question with its text."""

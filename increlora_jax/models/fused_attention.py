@@ -1,10 +1,11 @@
-"""DeBERTa's attention as kernels for NVIDIA GPUs, in Pallas by way of Triton, with a backward pass.
+"""DeBERTa's attention as kernels for NVIDIA GPUs, by Pallas and Triton, with a backward pass.
 
-A program takes a block of queries past all keys or, for the gradients of keys and values, a block
-of keys past all queries; scores, softmax and what dropout leaves exist in its registers only. XLA
-multiplies tokens with the rows of all 2L distances, as in `relative_positions`, and each pair of
-tokens reads its entry where it lies, in place of the skew. The backward pass makes products and
-scores again (Dao et al., arXiv 2205.14135): nothing is kept for it that grows with L², but masks.
+A program handles a block of queries and loops over all keys. For the gradients of keys and values
+it handles a block of keys and loops over all queries. Scores, softmax and dropped weights stay in
+its registers. XLA multiplies tokens with the rows of all 2L distances, as in `relative_positions`.
+Each pair of tokens then reads its entry directly, without the skew. The backward pass computes
+products and scores again (Dao et al., arXiv 2205.14135): of all arrays that grow with L², only
+masks are kept.
 """
 
 import re
@@ -24,21 +25,21 @@ from increlora_jax.models.layers import at_least_float32
 from increlora_jax.models.relative_positions import multiply_keys, multiply_queries
 
 AttentionImplementation = Literal["xla", "pallas"]
-"""What computes an attention: XLA's own operations, or the kernels here."""
+"""Implementation of an attention: XLA's own operations, or the kernels of this file."""
 
 FORWARD_BLOCK, BACKWARD_BLOCK = 64, 32
-"""Tokens of either side that a program looks at together; the backward pass holds more of each."""
+"""Tokens of either side that a program handles at once; the backward pass keeps more of each."""
 
 SMALLEST_BLOCK = 16
-"""What a tensor core takes of either side."""
+"""Smallest size of either side for a tensor core."""
 
 
 class FusableAttention(nnx.Module):
-    """An attention that either XLA or the kernels here compute.
+    """An attention that either XLA or the kernels of this file compute.
 
     Attributes:
-        attn_implementation: which of them.
-        is_interpreted: whether Pallas's interpreter runs the kernels, on any device and slowly.
+        attn_implementation: The chosen implementation.
+        is_interpreted: Whether Pallas's interpreter runs the kernels, slowly and on any device.
     """
 
     attn_implementation: AttentionImplementation = "xla"
@@ -46,23 +47,23 @@ class FusableAttention(nnx.Module):
 
 
 def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
-    """See that there are kernels for a model's attention, and one device that can run them.
+    """Check that the kernels support a model's attention, and that one device can run them.
 
     Raises:
-        InputError: there are none, or not such a device.
+        InputError: If they do not, or the device cannot.
     """
     flag = "--attn-implementation pallas"
     if not any(isinstance(module, FusableAttention) for _, module in nnx.iter_modules(model)):
         raise InputError(
-            f"{flag}: {type(model).__name__} has no attention that the kernels compute, only "
-            "DeBERTa's is; leave it out"
+            f"{flag}: {type(model).__name__} has no attention that the kernels support, only "
+            "DeBERTa has; leave it out"
         )
     if len(devices) > 1:
         raise InputError(
-            f"{flag} is done on one device, as kernels are not divided, and this run has "
+            f"{flag} needs a single device, since kernels are not sharded, and this run has "
             f"{len(devices)}; leave it out, or --mesh and --distributed"
         )
-    # A number of NVIDIA's, of which Triton needs Ampere's or a later one; AMD has names for it.
+    # Triton needs NVIDIA's Ampere or later; AMD's capabilities are names, not numbers.
     if not re.fullmatch(r"([89]|\d\d)\.\d", str(getattr(devices[0], "compute_capability", ""))):
         raise InputError(
             f"{flag} needs an NVIDIA GPU of compute capability 8.0 or later, and JAX found "
@@ -71,13 +72,13 @@ def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
 
 
 def set_attention(model: nnx.Module, implementation: AttentionImplementation) -> None:
-    """Say for every attention of a model what computes it, in place."""
+    """Set the implementation of every attention of a model, in place."""
     if implementation != "xla":
         model.set_attributes(FusableAttention, attn_implementation=implementation)
 
 
 class Settings(NamedTuple):
-    """The factors of scores and of the weights that dropout keeps, and the backend."""
+    """Factors of scores and of the weights that dropout keeps, and the backend."""
 
     score_scale: float
     kept_scale: float
@@ -85,9 +86,9 @@ class Settings(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """Queries, and the keys and values that they attend to.
+    """Queries, with the keys and values that they attend to.
 
-    The rows are those of the distances −L … L − 1, if positions of the kind are looked at.
+    If positions are used, their rows are those of the distances −L … L − 1.
     """
 
     query: Float[Array, "batch length heads size"]
@@ -103,8 +104,9 @@ class Attended(NamedTuple):
 def attend_fused(settings: Settings, attended: Attended) -> Float[Array, "batch length heads size"]:
     """Σⱼ dropout(softmaxⱼ((qᵢ·kⱼ + qᵢ·key_row[i − j] + kⱼ·query_row[i − j]) · scale)) · vⱼ.
 
-    Products with rows are in the tokens' dtype, all else between is in float32 at least. An unseen
-    key has the lowest finite score: a query that sees none attends to all alike.
+    Products with rows have the tokens' dtype; all other intermediate numbers are in float32 at
+    least. An unseen key has the lowest finite score: a query without visible keys attends to all
+    equally.
     """
     return _attend(settings, attended)[0]
 
@@ -146,7 +148,7 @@ def _differentiate(settings: Settings, kept: tuple, d_mixed: jax.Array) -> tuple
     attended, mixed, peak, total = kept
     products, differentiate_products = jax.vjp(_multiply_rows, *attended[:4])
     wide = at_least_float32(mixed.dtype)
-    # Of the softmax's denominator: Σ over keys of a weight times its gradient, dropout or not.
+    # Part of the softmax's gradient: Σ over keys of a weight times its gradient, dropout included.
     through_total = jnp.einsum("bqhd,bqhd->bhq", d_mixed.astype(wide), mixed.astype(wide))
     tokens = _Tokens(attended.query, attended.key, attended.value, d_mixed)
     pairs = _Pairs(*products, attended.is_seen, attended.is_kept, peak, total, through_total)
@@ -192,13 +194,23 @@ def _call(
     results: Any,
     pair_results: Any,
 ) -> Any:
-    """Run a kernel once for each block of each head of each sequence."""
+    """Run a kernel once for each block of each head of each sequence.
+
+    Args:
+        kernel: The kernel.
+        settings: Factors and backend.
+        block: Tokens of a block.
+        tokens: Its inputs by token.
+        pairs: Its inputs by pair of tokens.
+        results: Its results by token.
+        pair_results: Its results by pair.
+    """
     batch, length, heads, _ = tokens.query.shape
     block = min(block, max(SMALLEST_BLOCK, pl.next_power_of_2(length)))
     outputs = (results, pair_results)
     return pl.pallas_call(
         partial(kernel, settings=settings, block=block),
-        # The blocks of a head are neighbours: they read the same tokens.
+        # The blocks of a head are adjacent: they read the same tokens.
         grid=(pl.cdiv(length, block), heads, batch),
         in_specs=(jax.tree.map(_spec_of_tokens, tokens), jax.tree.map(_spec_of_pairs, pairs)),
         out_specs=(
@@ -225,7 +237,7 @@ def _spec_of_pairs(x: jax.Array) -> pl.BlockSpec:
 
 
 class _Tile(NamedTuple):
-    """Some queries and some keys, their places along one axis each."""
+    """A tile of queries and keys, whose places are along one axis each."""
 
     query: jax.Array
     key: jax.Array
@@ -237,12 +249,12 @@ class _Tile(NamedTuple):
 
     @property
     def by_query(self) -> tuple[jax.Array, jax.Array]:
-        """Where the products of queries with rows are."""
+        """Places of the products of queries with rows."""
         return self.query, self.length - 1 - self.query + self.key
 
     @property
     def by_key(self) -> tuple[jax.Array, jax.Array]:
-        """Where the products of keys with rows are."""
+        """Places of the products of keys with rows."""
         return self.key, self.length + self.query - self.key
 
     def read(self, pairs: Any, place: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -251,17 +263,18 @@ class _Tile(NamedTuple):
         return triton.load(pairs.at[place], mask=self.is_inside, other=nothing)
 
     def read_each_query(self, queries: Any, otherwise: float) -> jax.Array:
-        """Read an entry for each query, and something else beyond the sequence."""
+        """Read an entry for each query; beyond the sequence, return `otherwise`."""
         nothing = jnp.asarray(otherwise, queries.dtype)
         is_inside = self.query < self.length
         return triton.load(queries.at[self.query], mask=is_inside, other=nothing)
 
     def write(self, pairs: Any, place: tuple[jax.Array, jax.Array], values: jax.Array) -> None:
-        """Write an entry for each pair, and a 0 half a row further on, where there is none."""
+        """Write an entry for each pair; also write 0 half a row further, where no pair writes."""
         triton.store(pairs.at[place], values.astype(pairs.dtype), mask=self.is_inside)
         row, column = place
         opposite = jnp.where(column < self.length, column + self.length, column - self.length)
-        # Where the mask is off, Pallas's interpreter writes what it has read: out of bounds, here.
+        # At masked places, Pallas's interpreter writes back its reads, which here are out of
+        # bounds.
         opposite = jnp.where(self.is_inside, opposite, 2 * self.length)
         zeros = jnp.zeros(values.shape, pairs.dtype)
         triton.store(pairs.at[row, opposite], zeros, mask=self.is_inside)
@@ -288,7 +301,7 @@ def _drop(tile: _Tile, pairs: _Pairs, weights: jax.Array, scale: float) -> jax.A
 def _mix_kernel(
     tokens: _Tokens, pairs: _Pairs, mixed: Any, sums: Any, *, settings: Settings, block: int
 ) -> None:
-    """Mix the values for a block of queries; the softmax is that of the keys so far."""
+    """Mix the values for a block of queries, with a running softmax over the keys."""
     places, length, wide = _own_places(block), tokens.query.shape[0], sums[0].dtype
     query = _read_rows(tokens.query, places)
 
@@ -306,7 +319,7 @@ def _mix_kernel(
         total = total * shrink + weights.sum(axis=1)
         return new_peak, total, result * shrink[:, None] + _dot(kept, value)
 
-    # No score of a query is lower, so that no −∞ is taken from another.
+    # No score of a query is lower, so −∞ is never subtracted from −∞.
     peak = jnp.full(block, jnp.finfo(wide).min, wide)
     start = peak, jnp.zeros(block, wide), jnp.zeros(query.shape, wide)
     peak, total, result = jax.lax.fori_loop(0, pl.cdiv(length, block), look_at, start)
@@ -322,7 +335,7 @@ def _pass_back(
     d_kept: jax.Array,
     settings: Settings,
 ) -> tuple[jax.Array, jax.Array]:
-    """Make the weights that dropout leaves again, and differentiate by the sum of products."""
+    """Compute the dropped-out weights again, and the gradient of the sum of products."""
     scores = _score(tile, pairs, products, settings.score_scale)
     peak = tile.read_each_query(pairs.peak, 0)
     weights = jnp.exp(scores - peak) / tile.read_each_query(pairs.total, 1)
@@ -389,7 +402,7 @@ def _own_places(block: int) -> jax.Array:
 
 
 def _rows_at(rows: Any, places: jax.Array) -> tuple[Any, jax.Array]:
-    """Where rows are, as wide as a tensor core wants them, and which of it is there."""
+    """Return the places of rows, widened for a tensor core, and the mask of existing entries."""
     length, size = rows.shape
     columns = jnp.arange(max(SMALLEST_BLOCK, pl.next_power_of_2(size)))[None, :]
     places = places[:, None]

@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 
-Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules;
-on disk most of their kernels lie as here, [in, out].
+Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules. On
+disk, most of their kernels have the same layout, [in, out].
 """
 
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ GPT2_WEIGHTS = WeightTable(
     renames=((r"((?:wte|wpe|h|ln_f)\..+)", r"transformer.\1"),),
     ignored=(
         r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",  # constants
-        # The word embeddings once more where tied; other heads.
+        # The word embeddings again, if tied; other heads.
         r"(lm_head|score|qa_outputs|multiple_choice_head|classifier)\..+",
     ),
     may_be_missing=(r"(score|qa_outputs)\..+",),
@@ -69,7 +69,7 @@ class GPT2Attention(nnx.Module):
         past: KeyValue | None,
         take: Take,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Mix the values of the visible tokens; also return the past with these tokens in it."""
+        """Mix the values of the visible tokens; also return the past with these tokens."""
         heads = self.c_attn(hidden).reshape(*hidden.shape[:-1], 3, self.num_heads, -1)
         query, key, value = (heads[..., part, :, :] for part in range(3))
         past = span.extend(past, key, value)
@@ -95,7 +95,7 @@ class GPT2MLP(nnx.Module):
 
 
 class GPT2Block(RepeatedLayer):
-    """Attention, then a feed-forward half, each normalised before and added to what went in."""
+    """Attention, then a feed-forward half, each with a norm before and a residual after."""
 
     def __init__(self, config: "GPT2Config", layer: int, make: LayerFactory):
         self.ln_1 = make.layer_norm(config.hidden_size, config.layer_norm_epsilon)
@@ -110,7 +110,7 @@ class GPT2Block(RepeatedLayer):
         past: KeyValue | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Apply both halves; also return the past with these tokens in it."""
+        """Apply both halves; also return the past with these tokens."""
         attended, past = self.attn(self.ln_1(hidden), span, past, take)
         hidden = take(hidden) + attended
         return hidden + self.mlp(self.ln_2(hidden)), past
@@ -130,7 +130,7 @@ class GPT2Model(nnx.Module):
 
     @property
     def words(self) -> nnx.Embed:
-        """The table of word embeddings."""
+        """Table of word embeddings."""
         return self.wte
 
     def __call__(
@@ -140,10 +140,10 @@ class GPT2Model(nnx.Module):
         past: tuple[KeyValue, ...] | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return some states, and the past with all tokens in it.
+        """Read tokens after the past; return the taken states, and the past with all tokens.
 
         Raises:
-            InputError: all tokens together are more than the position table has rows.
+            InputError: If all tokens together exceed the position table.
         """
         slots, limit = span.is_token.shape[-1], self.wpe.num_embeddings
         if slots > limit:
@@ -157,25 +157,25 @@ class GPT2Model(nnx.Module):
 
 
 class GPT2LMHeadModel(CausalLM):
-    """GPT-2 that scores the next token."""
+    """GPT-2 with scores of the next token."""
 
     body_name, make_body = "transformer", GPT2Model
 
 
 class GPT2ForSequenceClassification(CausalSequenceClassifier):
-    """GPT-2 that scores sequences."""
+    """GPT-2 with a score for each label of a sequence."""
 
     body_name, make_body = "transformer", GPT2Model
 
 
 class GPT2ForQuestionAnswering(CausalQuestionAnswerer):
-    """GPT-2 that finds answers."""
+    """GPT-2 with scores of an answer's start and end."""
 
     body_name, make_body = "transformer", GPT2Model
 
 
 def _narrow(make: LayerFactory, config: "GPT2Config") -> LayerFactory:
-    """Start what is added to the residual stream the smaller, the more layers add to it."""
+    """Return a factory for layers before a residual; more layers mean smaller weights."""
     scale = (2 * config.num_hidden_layers) ** -0.5
     return make.scaled(scale)
 

@@ -1,4 +1,4 @@
-"""Shared parts of all heads: how a model is built around its body, and called."""
+"""Shared parts of all heads: building a model around its body, and calling it."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """The sequences that a model is given; `attention_mask` is 1 on tokens and 0 on padding.
+    """Sequences that a model reads; `attention_mask` is 1 on tokens and 0 on padding.
 
-    With `firsts` they are packed, several in a row that the mask numbers from 1 on: `firsts` tells
-    for each of them the place of its first token, counted over all rows.
+    If `firsts` is given, the sequences are packed: a row holds several, which the mask numbers from
+    1 on. `firsts` is the position of each sequence's first token, counted over all rows.
     """
 
     input_ids: Int[Array, "batch length"]
@@ -31,25 +31,28 @@ class Tokens(NamedTuple):
 
 
 class HeadedModel(nnx.Module):
-    """A body under Hugging Face's name for it, and a head; the heads below are its subclasses.
+    """A body under Hugging Face's name, and a head; all heads are subclasses.
 
-    An architecture's own head says what the body is and is called. All heads take
+    An architecture's subclass names and makes the body. A classifier with one label is a
+    regression. New weights are N(0, σ²), biases 0, norms 1 and 0.
 
-      config: the architecture, as `config.json` describes it;
-      dtype: what is computed in; softmax, norm statistics and logits are float32 at least;
-      param_dtype: what the parameters are stored in;
-      rngs: the streams `params` and `dropout`;
+    Args:
+        config: The architecture, as in `config.json`.
+        dtype: Dtype of computation; softmax, norm statistics and logits are float32 at least.
+        param_dtype: Dtype of the parameters.
+        rngs: The streams `params` and `dropout`.
+        num_labels: Number of labels; only for sequence classifiers.
+        classifier_dropout: Dropout of the head; None: the configuration's own; only for sequence
+            classifiers.
 
-    sequence classifiers also `num_labels`, of which one is regression, and `classifier_dropout`,
-    the rate before the head or in it; None takes the configuration's own. They raise InputError
-    where the configuration asks for what the body does not do. New weights are N(0, σ²), biases 0,
-    norms 1 and 0.
+    Raises:
+        InputError: If the body does not support the configuration.
 
     Attributes:
-        body_name: under which the body is found.
-        make_body: makes it, of the configuration and the factory of its layers.
-        scale_name: the entry of the configuration that is σ.
-        add_head: makes the head's layers, of the same and the head's own arguments.
+        body_name: Name of the body's attribute.
+        make_body: (config, factory of layers) → the body.
+        scale_name: Entry of the configuration that holds σ.
+        add_head: Creates the head's layers.
     """
 
     body_name: ClassVar[str]
@@ -71,7 +74,7 @@ class HeadedModel(nnx.Module):
         self.add_head(config, make, **options)
 
     def add_body(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the body."""
+        """Create the body."""
         setattr(self, self.body_name, type(self).make_body(config, make))
 
     @property
@@ -81,22 +84,22 @@ class HeadedModel(nnx.Module):
 
     @property
     def can_pack(self) -> bool:
-        """True if the model reads packed sequences, and judges each by its first token."""
+        """True if the model reads packed sequences and scores each by its first token."""
         return False
 
     def encode(self, tokens: Tokens, take: Take = take_all) -> Float[Array, "rows taken hidden"]:
-        """Read whole sequences, and make the states of some tokens or all."""
+        """Read whole sequences; return the states that `take` takes."""
         return self.body(*tokens[:3], is_packed=tokens.firsts is not None, take=take)
 
 
 class Scorer(HeadedModel):
-    """A head that gives one array of scores: of each sequence, or of each of its tokens."""
+    """A head with one array of scores: for each sequence, or for each of its tokens."""
 
     @abstractmethod
     def compute_logits(
         self, hidden: Float[Array, "batch *length hidden"]
     ) -> Float[Array, "batch *length labels"]:
-        """Score what has been read."""
+        """Turn states into scores."""
 
     def __call__(
         self,
@@ -105,13 +108,13 @@ class Scorer(HeadedModel):
         token_type_ids: Int[Array, "batch length"],
         firsts: Int[Array, " sequences"] | None = None,
     ) -> Float[Array, "batch *length labels"]:
-        """Score each sequence, or each token, padding too; `attention_mask` is 0 on padding.
+        """Score each sequence, or each token including padding; `attention_mask` is 0 on padding.
 
         With `firsts` the sequences are packed (see `Tokens`).
 
         Raises:
-            InputError: the sequences are longer than the model has positions, or packed, and this
-                head does not read such.
+            InputError: If the sequences exceed the model's positions, or are packed and this head
+                does not read packed sequences.
         """
         if firsts is not None and not self.can_pack:
             raise InputError(f"this {type(self).__name__} does not read packed sequences")
@@ -120,16 +123,16 @@ class Scorer(HeadedModel):
         return logits.astype(at_least_float32(logits.dtype))
 
     def find_states(self, tokens: Tokens) -> Float[Array, "batch *length hidden"]:
-        """Make the states that are scored."""
+        """Return the states to score."""
         return self.encode(tokens)
 
 
 class SequenceClassifier(Scorer):
-    """A head that scores the labels of each sequence by one token; one label is regression.
+    """A head that scores the labels of each sequence by one token; one label is a regression.
 
     Attributes:
-        rate_names: entries of the configuration for the dropout of the head; the first that is set
-            counts, and without any there is none.
+        rate_names: Entries of the configuration for the head's dropout. The first set one counts;
+            without any, there is no dropout.
     """
 
     rate_names: ClassVar[tuple[str, ...]] = ("classifier_dropout", "hidden_dropout_prob")
@@ -142,7 +145,7 @@ class SequenceClassifier(Scorer):
         num_labels: int,
         classifier_dropout: float | None = None,
     ) -> None:
-        """Make the layers."""
+        """Create the layers."""
         configured = (getattr(config, name, None) for name in self.rate_names)
         rates = (classifier_dropout, *configured, 0.0)
         rate = next(rate for rate in rates if rate is not None)
@@ -150,14 +153,14 @@ class SequenceClassifier(Scorer):
 
     @abstractmethod
     def add_classifier(self, config: Any, num_labels: int, rate: float, make: LayerFactory) -> None:
-        """Make the layers with a dropout of `rate`."""
+        """Create the layers with a dropout of `rate`."""
 
     def find_states(self, tokens: Tokens) -> Float[Array, "batch hidden"]:
-        """Make the state of the token by which each sequence is judged."""
+        """Return the state of each sequence's scored token."""
         return self.encode(tokens, self.choose(tokens))[:, 0]
 
     def choose(self, tokens: Tokens) -> Take:
-        """Say which token that is: the first, unless an architecture has another."""
+        """Take the scored token: the first, unless an architecture overrides this."""
         return take_first if tokens.firsts is None else take_firsts(tokens.firsts)
 
 
@@ -165,7 +168,7 @@ class QuestionAnswerer(HeadedModel):
     """A head with two scores a token: for the start of the answer, and for its end."""
 
     def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the linear layer."""
+        """Create the linear layer."""
         self.qa_outputs = make.linear(config.hidden_size, 2)
 
     def __call__(
@@ -174,10 +177,10 @@ class QuestionAnswerer(HeadedModel):
         attention_mask: Int[Array, "batch length"],
         token_type_ids: Int[Array, "batch length"],
     ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Score each token, padding too, as the answer's first and as its last.
+        """Score each token, including padding, as the answer's first and as its last.
 
         Raises:
-            InputError: the sequences are longer than the model has positions.
+            InputError: If the sequences are longer than the model has positions.
         """
         hidden = self.encode(Tokens(input_ids, attention_mask, token_type_ids))
         return split_span_logits(self.qa_outputs(hidden))
@@ -186,7 +189,7 @@ class QuestionAnswerer(HeadedModel):
 def split_span_logits(
     logits: Float[Array, "batch length 2"],
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-    """Part the scores of starts and of ends, float32 at least."""
+    """Split logits into the scores of starts and of ends, in float32 at least."""
     logits = logits.astype(at_least_float32(logits.dtype))
     return logits[..., 0], logits[..., 1]
 
@@ -215,14 +218,14 @@ class PredictionTransform(nnx.Module):
     def __call__(
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length word"]:
-        """Make vectors that are compared with words."""
+        """Turn states into vectors to compare with words."""
         return self.LayerNorm(self.activation(self.dense(hidden)))
 
 
 class VocabularyHead(nnx.Module):
-    """The end of a masked-LM head: word embeddings and a bias, or a decoder of its own.
+    """End of a masked-LM head: word embeddings and a bias, or an own decoder.
 
-    `config.tie_word_embeddings` says which; `features` is how wide the vectors of words are.
+    `config.tie_word_embeddings` chooses between the two; `features` is the width of word vectors.
     """
 
     def __init__(self, config: "PretrainedConfig", features: int, make: LayerFactory):
@@ -235,7 +238,7 @@ class VocabularyHead(nnx.Module):
     def score_words(
         self, hidden: Float[Array, "batch length word"], words: nnx.Embed
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word of the vocabulary at every place."""
+        """Score every word of the vocabulary at every position."""
         if not self.is_tied:
             return self.decoder(hidden)
         return compare_with_words(hidden, words) + self.bias[...]
@@ -251,14 +254,14 @@ class PredictionHead(VocabularyHead):
     def __call__(
         self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         return self.score_words(self.transform(hidden), words)
 
 
 def compare_with_words(
     hidden: Float[Array, "*batch word"], words: nnx.Embed
 ) -> Float[Array, "*batch vocab"]:
-    """Multiply with the embedding of every word, summed in float32 at least."""
+    """Multiply with every word's embedding, with sums in float32 at least."""
     wide = at_least_float32(hidden.dtype)
     table = words.embedding[...].astype(hidden.dtype)
     return jnp.einsum("...h,vh->...v", hidden, table, preferred_element_type=wide)

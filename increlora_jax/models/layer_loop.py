@@ -1,4 +1,4 @@
-"""The repeated layers of a model, one after another: unrolled, or as the body of one loop."""
+"""Repeated layers of a model, unrolled or as the body of a loop."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -20,11 +20,20 @@ def apply_layers(
     own: Sequence[Any] | None = None,
     take: Take = take_all,
 ) -> tuple[Float[Array, "rows taken hidden"], list[Any]]:
-    """Apply every layer in turn to what the one before it made; also give what each leaves beside.
+    """Apply every layer to the previous layer's output.
 
-    All of them look at `seen`, and each at its entry of `own`, if there are any. Neighbours that
-    are to be scanned and differ in nothing but their arrays are the body of one loop. The last
-    layer makes only the states that are to be taken, unless it is a pass of a loop.
+    Adjacent scanned layers that differ only in their arrays become the body of one loop. The last
+    layer computes only the taken states, unless it is a pass of a loop.
+
+    Args:
+        layers: The layers.
+        hidden: The states, [batch, length, hidden].
+        seen: Further inputs, the same for all layers.
+        own: An additional input for each layer.
+        take: Takes the states that are needed after the last layer.
+
+    Returns:
+        The taken states, and the list of the layers' further outputs.
     """
     left: list[Any] = []
     is_taken = False
@@ -43,12 +52,12 @@ def apply_layers(
 
 
 def set_scanned(model: nnx.Module) -> None:
-    """Have every layer of a model be scanned where it can be, in place."""
+    """Let every layer of a model be scanned if possible, in place."""
     model.set_attributes(RepeatedLayer, is_scanned=True)
 
 
 def _find_runs(layers: Sequence[RepeatedLayer]) -> Iterator[tuple[int, list[RepeatedLayer]]]:
-    """Neighbours that can be scanned together, with the place of the first; else one by one."""
+    """Yield the place of the first layer and the layers of each run that one loop can scan."""
 
     def kind(place: int) -> Any:
         if not layers[place].is_scanned:

@@ -16,19 +16,19 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Widen a dtype for what bfloat16 is too coarse for; float32 and float64 stay."""
+    """Widen bfloat16 and float16 to float32; return other dtypes as they are."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def _exact_gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x) by erf, as PyTorch has it; by erfc, as in `jax.nn`, it is one more pass over x."""
+    """x · Φ(x) by erf, as in PyTorch; `jax.nn` uses erfc, which is one more pass over x."""
     wide = x.astype(at_least_float32(x.dtype))  # 1 + erf has no digits left in bfloat16
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 _tanh_gelu = partial(jax.nn.gelu, approximate=True)
 
-# Hugging Face's names; it keeps several for one function that differ in rounding only.
+# Hugging Face's names, some of which mean one function up to rounding.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": _exact_gelu,
     "gelu_python": _exact_gelu,
@@ -58,13 +58,13 @@ def get_activation(name: str) -> Activation:
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """Makes the layers of one model, all with the same dtypes, initial scale and random streams.
+    """A maker of the layers of one model, with the same dtypes, scale and random streams.
 
     Attributes:
-        initializer_range: standard deviation of new kernels and embeddings; new biases are 0.
-        dtype: what the layers compute in (layer norm statistics: float32 at least).
-        param_dtype: what the parameters are stored in.
-        rngs: the streams `params` and `dropout`.
+        initializer_range: Standard deviation of new kernels and embeddings; new biases are 0.
+        dtype: Dtype of computation (layer norm statistics: float32 at least).
+        param_dtype: Dtype of the parameters.
+        rngs: The streams `params` and `dropout`.
     """
 
     initializer_range: float
@@ -73,11 +73,11 @@ class LayerFactory:
     rngs: nnx.Rngs
 
     def scaled(self, scale: float) -> "LayerFactory":
-        """Make a factory whose new kernels and embeddings are `scale` times as large."""
+        """Return a factory whose new kernels and embeddings are `scale` times as large."""
         return replace(self, initializer_range=scale * self.initializer_range)
 
     def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
-        """Make a dense layer."""
+        """Create a dense layer."""
         return nnx.Linear(
             in_features,
             out_features,
@@ -89,7 +89,7 @@ class LayerFactory:
         )
 
     def embedding(self, rows: int, features: int) -> nnx.Embed:
-        """Make a table of `rows` vectors."""
+        """Create a table of `rows` vectors."""
         return nnx.Embed(
             rows,
             features,
@@ -100,7 +100,7 @@ class LayerFactory:
         )
 
     def layer_norm(self, features: int, epsilon: float) -> nnx.LayerNorm:
-        """Make a layer norm over the last axis."""
+        """Create a layer norm over the last axis."""
         return nnx.LayerNorm(
             features,
             epsilon=epsilon,
@@ -112,7 +112,7 @@ class LayerFactory:
         )
 
     def convolution(self, features: int, width: int, groups: int) -> nnx.Conv:
-        """Make a convolution along the tokens that keeps their number; `width` is odd."""
+        """Create a convolution along the tokens that keeps their number; `width` is odd."""
         return nnx.Conv(
             features,
             features,
@@ -125,7 +125,7 @@ class LayerFactory:
         )
 
     def rms_norm(self, features: int, epsilon: float) -> nnx.RMSNorm:
-        """Make a root-mean-square norm over the last axis: no mean, no bias."""
+        """Create a root-mean-square norm over the last axis: no mean, no bias."""
         return nnx.RMSNorm(
             features,
             epsilon=epsilon,
@@ -135,5 +135,5 @@ class LayerFactory:
         )
 
     def dropout(self, rate: float) -> Dropout:
-        """Make a dropout with a random stream of its own."""
+        """Create a dropout with its own random stream."""
         return Dropout(rate, rngs=self.rngs)

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., arXiv 2302.13971) and its kin: Mistral, Qwen2 and Qwen3.
+"""Llama (Touvron et al., arXiv 2302.13971) and its relatives Mistral, Qwen2 and Qwen3.
 
 Attribute paths are Hugging Face's names. Dense layers are plain `nnx.Linear`, called as modules.
 """
@@ -44,7 +44,7 @@ LLAMA_WEIGHTS = WeightTable(
         r".+\.rotary_emb\.inv_freq",  # a constant
         r"(lm_head|score|qa_outputs)\..+",  # the word embeddings once more where tied; other heads
     ),
-    # A head finds the body under the other's name for it.
+    # Some heads have another name for the body.
     stand_ins=((r"model\.(.+)", r"transformer.\1"), (r"transformer\.(.+)", r"model.\1")),
     may_be_missing=(r"(score|qa_outputs)\..+",),
     outputs=(r"score\..+",),
@@ -54,15 +54,15 @@ LLAMA_WEIGHTS = WeightTable(
 
 @dataclass(frozen=True)
 class Layout:
-    """In what the architectures of this file differ, read off a configuration.
+    """Differences between the architectures of this file, read from a configuration.
 
     Attributes:
-        heads, shared_heads, size: how many heads of queries, of keys and values, and their width.
-        has_input_bias: biases on query, key and value.
-        has_output_bias: a bias on attention's output.
-        has_mlp_bias: biases in the feed-forward half.
-        has_head_norm: queries and keys are normalised, head by head.
-        windows: how many tokens back each layer sees, itself included; None is all.
+        heads, shared_heads, size: Number of heads of queries, of keys and values, and their width.
+        has_input_bias: Whether query, key and value have biases.
+        has_output_bias: Whether attention's output has a bias.
+        has_mlp_bias: Whether the feed-forward half has biases.
+        has_head_norm: Whether queries and keys are normalised, head by head.
+        windows: Number of tokens that each layer sees back, itself included; None is all.
     """
 
     heads: int
@@ -79,7 +79,7 @@ class Layout:
         """Read a configuration.
 
         Raises:
-            InputError: its numbers do not go together.
+            InputError: If its numbers contradict each other.
         """
         kind, heads = config.model_type, config.num_attention_heads
         has_bias = kind in ("llama", "qwen3") and config.attention_bias
@@ -119,7 +119,7 @@ class Rotation(NamedTuple):
     def at(
         cls, positions: Int[Array, "batch length"], frequencies: np.ndarray, dtype: DTypeLike
     ) -> Self:
-        """Find the angles at some positions, in float32 at least."""
+        """Return the angles at the given positions, in float32 at least."""
         wide = at_least_float32(dtype)
         angles = positions[..., None].astype(wide) * jnp.asarray(frequencies, wide)
         return cls(jnp.cos(angles), jnp.sin(angles))
@@ -138,9 +138,9 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
     """Compute the angle per position of each pair, `theta^(−2i/size)`, scaled as configured.
 
     Raises:
-        InputError: a kind of scaling that is not done here.
+        InputError: If the kind of scaling is not supported.
     """
-    # Whatever the age of `config.json`: transformers reads "rope_theta" and "rope_scaling" into it.
+    # For configurations of any age: transformers reads "rope_theta" and "rope_scaling" into it.
     rope = config.rope_parameters
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(
@@ -162,9 +162,10 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
 
 
 def _stretch_slow(frequencies: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
-    """Divide what turns seldom within the first context by `factor`, what turns often by 1.
+    """Divide the frequencies that turn seldom in the first context by `factor`.
 
-    In between the divided and the undivided are blended, by how often it turns (Llama 3.1).
+    Frequencies that turn often are kept. Between both, the two values are blended by the number of
+    turns (Llama 3.1).
     """
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -196,7 +197,7 @@ class LlamaAttention(nnx.Module):
         past: KeyValue | None,
         take: Take,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Mix the values of the visible tokens; also return the past with these tokens in it."""
+        """Mix the values of the visible tokens; also return the past with these tokens."""
         query, key, value = (
             project(hidden).reshape(*hidden.shape[:-1], -1, self.layout.size)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -227,7 +228,7 @@ class LlamaMLP(nnx.Module):
 
 
 class LlamaDecoderLayer(RepeatedLayer):
-    """Attention, then a feed-forward half, each normalised before and added to what went in."""
+    """Attention, then a feed-forward half, each with a norm before and a residual after."""
 
     def __init__(self, config: "PretrainedConfig", layer: int, layout: Layout, make: LayerFactory):
         self.input_layernorm = make.rms_norm(config.hidden_size, config.rms_norm_eps)
@@ -243,18 +244,18 @@ class LlamaDecoderLayer(RepeatedLayer):
         past: KeyValue | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Apply both halves; also return the past with these tokens in it."""
+        """Apply both halves; also return the past with these tokens."""
         attended, past = self.self_attn(self.input_layernorm(hidden), rotation, span, past, take)
         hidden = take(hidden) + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), past
 
 
 class LlamaModel(nnx.Module):
-    """Embeddings, layers and the last norm; positions are turns of queries and keys."""
+    """Embeddings, layers and the last norm; positions rotate queries and keys."""
 
     def __init__(self, config: "PretrainedConfig", make: LayerFactory):
         layout = Layout.of(config)
-        # A tuple, since arrays in a module would be taken for its weights.
+        # A tuple: NNX would take arrays for weights.
         self.frequencies = tuple(find_frequencies(config, layout.size).tolist())
         self.embed_tokens = make.embedding(config.vocab_size, config.hidden_size)
         layers = (
@@ -266,7 +267,7 @@ class LlamaModel(nnx.Module):
 
     @property
     def words(self) -> nnx.Embed:
-        """The table of word embeddings."""
+        """Table of word embeddings."""
         return self.embed_tokens
 
     def __call__(
@@ -276,7 +277,7 @@ class LlamaModel(nnx.Module):
         past: tuple[KeyValue, ...] | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], tuple[KeyValue, ...]]:
-        """Read tokens after the past; return some states, and the past with all tokens in it."""
+        """Read tokens after the past; return the taken states, and the past with all tokens."""
         hidden = self.embed_tokens(input_ids)
         rotation = Rotation.at(span.positions, np.array(self.frequencies), hidden.dtype)
         hidden, grown = apply_layers(self.layers, hidden, rotation, span, own=past, take=take)
@@ -284,25 +285,25 @@ class LlamaModel(nnx.Module):
 
 
 class LlamaForCausalLM(CausalLM):
-    """A Llama that scores the next token."""
+    """Llama with scores of the next token."""
 
     body_name, make_body = "model", LlamaModel
 
 
 class LlamaForSequenceClassification(CausalSequenceClassifier):
-    """A Llama that scores sequences."""
+    """Llama with a score for each label of a sequence."""
 
     body_name, make_body = "model", LlamaModel
 
 
 class LlamaForQuestionAnswering(CausalQuestionAnswerer):
-    """A Llama or Qwen that finds answers; Hugging Face calls the body otherwise here."""
+    """Llama or Qwen with scores of an answer's start and end; its body has another name."""
 
     body_name, make_body = "transformer", LlamaModel
 
 
 class MistralForQuestionAnswering(CausalQuestionAnswerer):
-    """A Mistral that finds answers."""
+    """Mistral with scores of an answer's start and end."""
 
     body_name, make_body = "model", LlamaModel
 

@@ -1,6 +1,6 @@
-"""Several sequences in one row, one after another: who sees whom, and who stands where.
+"""Sequence packing: visibility and positions of several sequences in one row.
 
-An attention mask then numbers the sequences of a row, from 1 on; padding is 0 as always.
+An attention mask then numbers the sequences of a row from 1 on; padding stays 0.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 def find_seen(
     attention_mask: Int[Array, "batch length"], *, is_packed: bool
 ) -> Bool[Array, "batch 1 #length length"]:
-    """Tell which tokens [.., query, key] a query sees: all, or those of its own sequence."""
+    """Return the tokens [.., query, key] that a query sees: all, or those of its own sequence."""
     is_token = (attention_mask > 0)[:, None, None, :]
     if not is_packed:
         return is_token
@@ -21,7 +21,7 @@ def find_seen(
 def count_places(
     is_counted: Bool[Array, "batch length"], sequences: Int[Array, "batch length"] | None
 ) -> Int[Array, "batch length"]:
-    """Count along each row, up to each place and with it; anew in each of its `sequences`."""
+    """Count along each row, including each place; restart in each of its `sequences`."""
     counts = jnp.cumsum(is_counted, axis=-1)
     if sequences is None:
         return counts

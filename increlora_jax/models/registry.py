@@ -1,4 +1,4 @@
-"""The known architectures, by Hugging Face's `model_type`, and how to get one ready to run."""
+"""Known architectures, by Hugging Face's `model_type`, and the loading of their models."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -51,10 +51,10 @@ WORKING_IDS = ("microsoft/deberta-v3-base", "google-bert/bert-base-uncased")
 
 
 def find_spec(config: "PretrainedConfig") -> ModelSpec:
-    """Look up the architecture of a configuration.
+    """Return the specification of a configuration's architecture.
 
     Raises:
-        InputError: it is not one of `MODELS`.
+        InputError: If it is not one of `MODELS`.
     """
     if config.model_type not in MODELS:
         where = f"model {config.name_or_path}".strip()
@@ -64,8 +64,8 @@ def find_spec(config: "PretrainedConfig") -> ModelSpec:
 
 def _describe_unported(where: str, model_type: str) -> str:
     return (
-        f'{where}: the architecture "{model_type}" is not ported yet; what works is '
-        f"{', '.join(MODELS)}. Take a model of such an architecture, for example "
+        f'{where}: the architecture "{model_type}" is not ported yet. Take a model of '
+        f"{', '.join(MODELS)}, for example "
         f"--model {' or --model '.join(WORKING_IDS)}, or a local folder of such a model"
     )
 
@@ -79,14 +79,18 @@ def abstract_model(
     quantize: Kind = "none",
     **options: Any,
 ) -> nnx.Module:
-    """Make a model of shapes and dtypes without any numbers, to plan with.
+    """Create a model of shapes and dtypes without numbers, for planning.
 
-    `quantize` is for the dense layers of its encoder and decoder, those adapted by default.
-    `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
+    Args:
+        config: The architecture.
+        head: The head.
+        dtype: Dtype of computation.
+        param_dtype: Dtype of the parameters.
+        quantize: Format of the dense layers of encoder and decoder, which are adapted by default.
+        options: The head's own options: `num_labels` and `classifier_dropout` of a classifier.
 
     Raises:
-        InputError: the architecture, its head, or something the configuration asks for, is not
-            done.
+        InputError: If the architecture, its head or its configuration is not supported.
     """
     build = partial(_builder(config, head), dtype=dtype, param_dtype=param_dtype, **options)
     return _build_abstract(build, find_spec(config), quantize)
@@ -104,17 +108,21 @@ def load_model(
     labels: Labels = None,
     **options: Any,
 ) -> tuple[nnx.Module, LoadReport]:
-    """Load a model with a head; what the folder does not give is drawn from `seed`.
+    """Load a model with a head, in training mode; missing parameters are drawn from `seed`.
 
-    With `match_labels` the rows of the folder's own head are matched with `labels` by name, None
-    being a regression; the report says how. Without it they are taken as they are.
-    `quantize` is for the dense layers of its encoder and decoder, those adapted by default.
-    `options` are the head's own: `num_labels` and `classifier_dropout` of a classifier.
-    Dropout is on, as in any new NNX module; `model.eval()` turns it off.
+    Args:
+        folder: The model's folder.
+        head: The head.
+        dtype: Dtype of computation.
+        param_dtype: Dtype of the parameters.
+        quantize: Format of the layers that are adapted by default.
+        seed: Seed of new parameters.
+        match_labels: Whether rows of the folder's own head are matched with `labels` by name.
+        labels: The labels' names; None is a regression.
+        options: The head's options: `num_labels`, `classifier_dropout`.
 
     Raises:
-        InputError: the folder holds no model of a known architecture with such a head, or the
-            weights do not fit it.
+        InputError: If there is no known model with such a head, or the weights do not fit it.
     """
     config = read_config(folder)
     spec = find_spec(config)
@@ -122,14 +130,15 @@ def load_model(
     model = _build_abstract(build, spec, quantize)
     choose = partial(choose_rows, config, labels) if match_labels else None
     report = load_weights(model, folder, spec.weights, choose)
-    rest = {
-        path: variable
-        for path, variable in name_variables(model, nnx.Variable).items()
-        if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
-    }
+    variables = name_variables(model, nnx.Variable)
+    rest = {path: v for path, v in variables.items() if _is_abstract(v)}
     for path, value in _draw(build, rest, seed).items():
         rest[path].set_value(value)
     return model, report
+
+
+def _is_abstract(variable: nnx.Variable) -> bool:
+    return isinstance(variable.get_value(), jax.ShapeDtypeStruct)
 
 
 def draw_parameters(
@@ -141,7 +150,19 @@ def draw_parameters(
     param_dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> dict[str, jax.Array]:
-    """Draw parameters by path as `load_model` does those that the folder does not give."""
+    """Draw parameters by path, exactly as `load_model` does for missing ones.
+
+    Args:
+        folder: The model's folder.
+        names: The parameters' dotted paths.
+        seed: Seed of new parameters.
+        head: The head.
+        param_dtype: Dtype of the parameters.
+        options: The head's own options.
+
+    Returns:
+        The arrays by path.
+    """
     build = _builder(read_config(folder), head)
     return _draw(partial(build, param_dtype=param_dtype, **options), names, seed)
 
@@ -167,9 +188,9 @@ def _build_abstract(
 def _draw(
     build: Callable[..., nnx.Module], names: Iterable[str], seed: int
 ) -> dict[str, jax.Array]:
-    """The values that a new model has in the variables of these names."""
+    """Return a new model's values of the named variables."""
 
-    # Compiled, so that what the file has given is never drawn: only `names` are an output.
+    # Compiled with only `names` as outputs, so that other parameters are never drawn.
     @jax.jit
     def initialize(key: jax.Array) -> dict[str, jax.Array]:
         fresh = name_variables(build(rngs=nnx.Rngs(key)), nnx.Variable)

@@ -1,9 +1,9 @@
-"""Attention scores by relative position, without a gather over them.
+"""Attention scores by relative position, without a gather over the scores.
 
-The row of the position table that a query i and a key j meet in depends on the distance i − j
-alone. So rows are picked once for the 2L distances and multiplied with every token, and the
-resulting [L, 2L] is skewed to [L, L] by a reshape, whose transpose is a reshape too. Picking
-entries of the [L, rows] scores instead costs a scatter-add over them in the backward pass.
+The row of the position table for a query i and a key j depends only on the distance i − j. So the
+rows of the 2L distances are picked once and multiplied with every token. A reshape skews the
+resulting [L, 2L] to [L, L], and its transpose is a reshape too. A gather of entries from the [L,
+rows] scores would need a scatter-add over them in the backward pass.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ from jaxtyping import Array, Float
 def bucket_distances(
     distances: np.ndarray, position_buckets: int, max_relative_positions: int
 ) -> np.ndarray:
-    """Number the buckets of signed distances: one each up to half, then logarithmic."""
+    """Return the buckets of signed distances: one each up to half, then logarithmic."""
     half = position_buckets // 2
     far = np.maximum(np.abs(distances), half).astype(np.float32)
-    # float32 throughout, as PyTorch has it: a ceiling turns on the last bit.
+    # float32 throughout, as in PyTorch: a ceiling depends on the last bit.
     fraction = np.log(far / half) / np.log(np.float32((max_relative_positions - 1) / half))
     logarithmic = np.sign(distances) * (np.ceil(fraction * (half - 1)) + half)
     return np.where(np.abs(distances) <= half, distances, logarithmic).astype(int)
 
 
 def find_table_rows(length: int, position_buckets: int, max_relative_positions: int) -> np.ndarray:
-    """Find the row of the position table of each distance −length … length − 1, ascending.
+    """Return the row of the position table for each distance −length … length − 1, ascending.
 
     The table has two rows for every bucket, or for every distance if `position_buckets` is not
-    positive; distances beyond it share its first and last row.
+    positive. Larger distances share its first and last row.
     """
     distances = np.arange(-length, length)
     span = max_relative_positions
@@ -42,9 +42,9 @@ def find_table_rows(length: int, position_buckets: int, max_relative_positions: 
 
 
 class RelativePositions(NamedTuple):
-    """The rows of the position table that a sequence uses, and how tokens score against them.
+    """Rows of the position table that a sequence uses, and scores of tokens against them.
 
-    `choice` is static and holds the row of each distance −length … length − 1, ascending from 0.
+    `choice` is static: the row of each distance −length … length − 1, ascending from 0.
     """
 
     rows: Float[Array, "rows hidden"]
@@ -75,7 +75,7 @@ class RelativePositions(NamedTuple):
     ) -> Float[Array, "2*length {heads} size"]:
         """Pick the projected row of each distance −length … length − 1, ascending."""
         if not np.array_equal(self.choice, np.arange(len(projected))):
-            # A gather of whole rows; beside the embeddings' it is the model's only one.
+            # A gather of whole rows; besides that of the embeddings, the model has no other.
             projected = projected.at[self.choice].get(
                 mode="promise_in_bounds", indices_are_sorted=True
             )
@@ -103,7 +103,7 @@ def multiply_keys(
 def _skew(x: Float[Array, "*batch length 2*length"], start: int) -> jax.Array:
     """Shift row a by a to the left: out[a, b] = x[a, start + b − a]."""
     length, width = x.shape[-2:]
-    # Rows one entry shorter than they are: each begins one further to the left than the last.
+    # The reshape makes rows one entry shorter, so that each starts one entry further left.
     flat = x.reshape(*x.shape[:-2], length * width)
     shifted = flat[..., start : start + length * (width - 1)]
     return shifted.reshape(*x.shape[:-1], width - 1)[..., :length]

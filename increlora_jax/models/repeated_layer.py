@@ -1,4 +1,4 @@
-"""The layer that a model repeats: what of it is computed again, looped over, or left out."""
+"""Repeated layer of a model: recomputation, looping over layers, leaving out tokens."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from increlora_jax.models.taking import Take, take_all
 
 Remat = Literal["none", "dots", "full"]
-"""What is computed again: nothing, all but products with a kernel, everything within a layer."""
+"""Recomputed parts of a layer: none, all but products with a kernel, everything."""
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -22,10 +22,10 @@ class RepeatedLayer(nnx.Module):
     """One of the repeated layers of a model.
 
     Attributes:
-        apply: computes the layer, of the states that it changes and of what it looks at. Once its
-            tokens have seen each other it goes on with those that `take` takes.
-        remat: what of that is computed again.
-        is_scanned: whether it may be one pass of a loop over layers (`layer_loop`).
+        apply: Computes the layer from the states that it changes and its further inputs. After the
+            tokens have seen each other, only those that `take` takes are computed.
+        remat: The parts of `apply` that are recomputed in the backward pass.
+        is_scanned: Whether the layer may be one pass of a loop over layers (`layer_loop`).
     """
 
     apply: ClassVar[Callable[..., Any]]
@@ -35,11 +35,11 @@ class RepeatedLayer(nnx.Module):
     def __call__(
         self, hidden: Float[Array, "batch length hidden"], *seen: Any, take: Take = take_all
     ) -> Any:
-        """Compute the layer, and as much of it again in the backward pass as `remat` says."""
+        """Compute the layer, with recomputation in the backward pass as `remat` says."""
         if self.remat == "none":
             return self.apply(hidden, *seen, take=take)
 
-        # What is seen stays outside: some of it is no array, and what is, is there anyway.
+        # Further inputs are closed over: some are no arrays, and the arrays are kept anyway.
         def apply(layer: RepeatedLayer, hidden: Array) -> Any:
             return layer.apply(hidden, *seen, take=take)
 
@@ -47,6 +47,6 @@ class RepeatedLayer(nnx.Module):
 
 
 def set_remat(model: nnx.Module, remat: Remat) -> None:
-    """Say for every layer of a model what is computed again, in place."""
+    """Set the recomputed parts of every layer of a model, in place."""
     if remat != "none":
         model.set_attributes(RepeatedLayer, remat=remat)

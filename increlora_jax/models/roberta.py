@@ -45,8 +45,8 @@ ROBERTA_WEIGHTS = WeightTable(
     ),
     ignored=(
         r"roberta\.embeddings\.(position_ids|token_type_ids)",  # constants
-        r"roberta\.pooler\..+",  # none of the heads here has a use for it
-        # The other heads, and what is there twice where the decoder is the word embeddings.
+        r"roberta\.pooler\..+",  # unused by the heads here
+        # Other heads, and the repeated weights where the decoder equals the word embeddings.
         r"(lm_head|classifier|qa_outputs)\..+",
     ),
     # Files of another head, and those of the bare encoder.
@@ -57,10 +57,10 @@ ROBERTA_WEIGHTS = WeightTable(
 
 
 class RobertaEmbeddings(BertEmbeddings):
-    """As BERT's, but only tokens that are not padding have a position, from `pad_token_id` + 1 on.
+    """BERT's embeddings, except that only tokens have positions, from `pad_token_id` + 1 on.
 
-    What is padding is read off the token ids, as PyTorch does: this agrees with the attention mask
-    of a tokenizer, except that a padding token written in a text has no position of its own.
+    Padding is recognized by token ids, as in PyTorch. This agrees with a tokenizer's attention
+    mask, except that a padding token written in a text has no position of its own.
     """
 
     def __init__(self, config: "RobertaConfig", make: LayerFactory):
@@ -69,7 +69,7 @@ class RobertaEmbeddings(BertEmbeddings):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence that has positions."""
+        """Length of the longest sequence that has positions."""
         return self.position_embeddings.num_embeddings - self.padding_id - 1
 
     def find_positions(
@@ -77,13 +77,13 @@ class RobertaEmbeddings(BertEmbeddings):
         input_ids: Int[Array, "batch length"],
         sequences: Int[Array, "batch length"] | None = None,
     ) -> Int[Array, "batch length"]:
-        """Count the tokens of each sequence; padding stands at `pad_token_id`."""
+        """Count the tokens of each sequence; padding has the position `pad_token_id`."""
         is_token = input_ids != self.padding_id
         return self.padding_id + count_places(is_token, sequences) * is_token
 
 
 class RobertaModel(BertModel):
-    """BERT's encoder on these embeddings."""
+    """BERT's encoder with these embeddings."""
 
     embeddings_type = RobertaEmbeddings
 
@@ -99,7 +99,7 @@ class RobertaLMHead(VocabularyHead):
     def __call__(
         self, hidden: Float[Array, "batch length hidden"], words: nnx.Embed
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         activated = jax.nn.gelu(self.dense(hidden), approximate=False)
         return self.score_words(self.layer_norm(activated), words)
 
@@ -111,13 +111,13 @@ class RobertaForSequenceClassification(SequenceClassifier):
 
     @property
     def can_pack(self) -> bool:
-        """Always."""
+        """True: attention keeps the sequences of a row apart."""
         return True
 
     def add_classifier(
         self, config: "RobertaConfig", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the head."""
+        """Create the head."""
         self.classifier = ClassificationHead(config.hidden_size, num_labels, rate, make)
 
     def compute_logits(self, state: Float[Array, "batch hidden"]) -> Float[Array, "batch labels"]:
@@ -126,24 +126,24 @@ class RobertaForSequenceClassification(SequenceClassifier):
 
 
 class RobertaForQuestionAnswering(QuestionAnswerer):
-    """RoBERTa that finds answers."""
+    """RoBERTa with scores of an answer's start and end."""
 
     body_name, make_body = "roberta", RobertaModel
 
 
 class RobertaForMaskedLM(Scorer):
-    """RoBERTa with a score for every word of the vocabulary at every place."""
+    """RoBERTa with a score for every word of the vocabulary at every position."""
 
     body_name, make_body = "roberta", RobertaModel
 
     def add_head(self, config: "RobertaConfig", make: LayerFactory) -> None:
-        """Make the head."""
+        """Create the head."""
         self.lm_head = RobertaLMHead(config, make)
 
     def compute_logits(
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocab"]:
-        """Score every word at every place."""
+        """Score every word at every position."""
         return self.lm_head(hidden, self.body.embeddings.word_embeddings)
 
 

@@ -1,4 +1,4 @@
-"""The record of an architecture in the registry; each model's file ends with one."""
+"""Record of an architecture in the registry; each model's file ends with one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ def count_positions(config: "PretrainedConfig") -> int:
 
 
 def allow_any_length(config: "PretrainedConfig") -> None:
-    """Return None: relative positions have no last one."""
+    """Return None: relative positions have no limit."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One architecture.
+    """A model architecture.
 
     Attributes:
-        heads: makes a model with a head, from the configuration and the keywords `dtype`,
-            `param_dtype` and `rngs`; a sequence classifier also takes `num_labels` and
-            `classifier_dropout` (None: the configuration's own rate).
-        weights: how the parameters of the model and of all its heads are named on disk.
-        target_modules: regex of the dense layers that are adapted unless the user says otherwise.
-        modules_to_save: for each head the names of the modules that are trained in full.
-        shardings: from regexes, of which exactly one matches a parameter's path as a whole, to the
-            axis of a mesh of devices (`fsdp`, `tensor` or none) that divides each of its axes;
-            those not named are whole. Where a layer makes heads or an inner width, `tensor` divides
-            its outputs; where one takes them in, its inputs. `fsdp` divides the other axis.
-        max_length: tells from the configuration how many tokens have positions; None if any number.
+        heads: For each head a function of the configuration and the keywords `dtype`, `param_dtype`
+            and `rngs`. A sequence classifier also takes `num_labels` and `classifier_dropout`
+            (None: the configuration's own rate).
+        weights: Names on disk of the parameters of the model and of all its heads.
+        target_modules: Regex of the dense layers that are adapted by default.
+        modules_to_save: For each head the names of the modules that are trained in full.
+        shardings: Regexes; exactly one matches a whole parameter path. Each maps to the
+            mesh axes (`fsdp`, `tensor` or none) that divide the parameter's axes; further axes are
+            whole. `tensor` divides the outputs of a layer that makes heads or an inner width, and
+            the inputs of the next. `fsdp` divides the other axis.
+        max_length: From the configuration to the number of positions; None if there is no limit.
     """
 
     heads: Mapping[Head, Callable[..., nnx.Module]]

@@ -37,11 +37,11 @@ T5_WEIGHTS = WeightTable(
         ),
         Rule(r"(.+)\.bias", r"\1.bias"),
     ),
-    # Only the classifier's file has the prefix; `stand_ins` puts it back.
+    # Only the classifier's file has the prefix; `stand_ins` restores it.
     renames=((r"transformer\.(.+)", r"\1"),),
     ignored=(
         r"(encoder|decoder)\.embed_tokens\.weight",  # the shared table again
-        r"lm_head\.weight",  # likewise where it is tied
+        r"lm_head\.weight",  # the same, if tied
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",  # unused
         r"(classification_head|qa_outputs)\..+",
     ),
@@ -51,7 +51,7 @@ T5_WEIGHTS = WeightTable(
             (r"(?:transformer\.)?shared\.weight", f"{name}.weight")
             for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
         ),
-        # Newer files of version 1.1 may leave out a head that equals the table.
+        # Newer files of version 1.1 may lack a head that equals the table.
         (r"lm_head\.weight", "shared.weight"),
     ),
     may_be_missing=(r"(classification_head|qa_outputs)\..+",),
@@ -73,7 +73,7 @@ class T5Model(nnx.Module):
     def read(
         self, input_ids: Int[Array, "batch source"], attention_mask: Int[Array, "batch source"]
     ) -> Cache:
-        """Encode the source and make of it what the decoder looks at."""
+        """Encode the source, and return the cache of the decoder."""
         is_source = attention_mask > 0
         return self.decoder.look_at(self.encoder(self.shared(input_ids), is_source), is_source)
 
@@ -84,7 +84,7 @@ class T5Model(nnx.Module):
         cache: Cache,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Decode all tokens at once, each from those before it; make the states of some or all."""
+        """Decode all tokens at once, each from the earlier ones; return the taken states."""
         return self.decoder(self.shared(ids), is_token, cache, take)
 
     def decode_next(
@@ -95,12 +95,12 @@ class T5Model(nnx.Module):
 
 
 class T5WithHead(EncoderDecoderModel, T5Model):
-    """A head among the parts of the body, where Hugging Face has no name for the body."""
+    """A head beside the parts of the body, since Hugging Face has no name for the body."""
 
     scale_name = "initializer_factor"
 
     def add_body(self, config: Any, make: LayerFactory) -> None:
-        """Make the parts of the body."""
+        """Create the parts of the body."""
         T5Model.__init__(self, config, make)
 
     @property
@@ -113,8 +113,8 @@ class T5ForConditionalGeneration(T5WithHead, Seq2SeqLM):
     """T5 with a head over the vocabulary, tied to the shared table in the first version."""
 
     def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the matrix, if it is one of its own."""
-        # transformers keeps the original's tie_word_embeddings under this name; mT5 never ties.
+        """Create the matrix of an untied head."""
+        # transformers stores the original's tie_word_embeddings under this name; mT5 never ties.
         self.is_tied = getattr(config, "scale_decoder_outputs", False)
         if not self.is_tied:
             self.lm_head = make.linear(config.d_model, config.vocab_size, use_bias=False)
@@ -131,22 +131,22 @@ class T5ForConditionalGeneration(T5WithHead, Seq2SeqLM):
 
 
 class T5ForSequenceClassification(EncoderDecoderClassifier):
-    """T5 that scores sequences."""
+    """T5 with a score for each label of a sequence."""
 
     body_name, make_body, scale_name = "transformer", T5Model, "initializer_factor"
 
     def add_classifier(
         self, config: "PretrainedConfig", num_labels: int, rate: float, make: LayerFactory
     ) -> None:
-        """Make the head, at the scale of the original."""
+        """Create the head, at the scale of the original."""
         super().add_classifier(config, num_labels, rate, make.scaled(config.d_model**-0.5))
 
 
 class T5ForQuestionAnswering(T5WithHead, EncoderDecoderQuestionAnswerer):
-    """T5 that finds answers."""
+    """T5 with scores of an answer's start and end."""
 
     def add_head(self, config: "PretrainedConfig", make: LayerFactory) -> None:
-        """Make the linear layer, at the scale of the original."""
+        """Create the linear layer, at the scale of the original."""
         super().add_head(config, make.scaled(config.d_model**-0.5))
 
 
@@ -159,7 +159,7 @@ def _check_config(config: "T5Config") -> None:
 
 
 def _find_start_token(config: "T5Config") -> int:
-    # Padding is what T5 starts with, and newer configurations leave it unsaid.
+    # T5 starts with padding, and newer configurations omit it.
     for key in ("decoder_start_token_id", "pad_token_id"):
         if (token := getattr(config, key, None)) is not None:
             return token

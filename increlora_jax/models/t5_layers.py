@@ -77,19 +77,19 @@ class T5Attention(nnx.Module):
         bias: Float[Array, "1 heads query key"] | None = None,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Attend to what has been projected."""
+        """Attend to projected keys and values."""
         query = split_heads(self.q(hidden), self.num_heads)
         return self.o(take(attend(query, seen, is_seen, self.dropout, bias=bias)))
 
     def project(self, hidden: Float[Array, "batch key hidden"]) -> KeyValue:
-        """Make the keys and values of what can be looked at."""
+        """Project states to keys and values."""
         return KeyValue(
             split_heads(self.k(hidden), self.num_heads), split_heads(self.v(hidden), self.num_heads)
         )
 
 
 class T5PositionedAttention(T5Attention):
-    """The first self-attention of a stack, which holds the position biases of all its layers."""
+    """First self-attention of a stack, which holds the position biases of all its layers."""
 
     def __init__(self, config: "T5Config", make: LayerFactory, *, is_causal: bool):
         super().__init__(config, make)
@@ -101,11 +101,11 @@ class T5PositionedAttention(T5Attention):
         )
 
     def bias_all(self, length: int) -> Float[Array, "1 heads length length"]:
-        """Give the biases of every token towards every token."""
+        """Return the biases of every token towards every token."""
         return skew(self._look_up(jnp.arange(1 - length, length)))[None]
 
     def bias_next(self, position: Int[Array, ""], room: int) -> Float[Array, "1 heads 1 room"]:
-        """Give the biases of the token at `position` towards the first `room` tokens."""
+        """Return the biases of the token at `position` towards the first `room` tokens."""
         return self._look_up(jnp.arange(room) - position)[None, :, None]
 
     def _look_up(self, offsets: Int[Array, " offsets"]) -> Float[Array, "heads offsets"]:
@@ -116,9 +116,14 @@ class T5PositionedAttention(T5Attention):
 def find_buckets(
     offsets: Int[Array, " offsets"], num_buckets: int, max_distance: int, is_causal: bool
 ) -> Int[Array, " offsets"]:
-    """Tell the bucket of each offset, the key's position less the query's.
+    """Return the bucket of each offset, the key's position minus the query's.
 
-    Half of the buckets are for the offsets above 0, unless those are never seen (`is_causal`).
+    Args:
+        offsets: The offsets, [offsets].
+        num_buckets: Number of buckets.
+        max_distance: Distance from which all offsets share a bucket.
+        is_causal: Whether offsets above 0 are never seen; otherwise half of the buckets are for
+            them.
     """
     if is_causal:
         return jnp.asarray(_bucket_distances(num_buckets, max_distance))[
@@ -130,11 +135,11 @@ def find_buckets(
 
 
 def _bucket_distances(num_buckets: int, max_distance: int) -> np.ndarray:
-    """Tell the bucket of the distances 0 to `max_distance`: half exact, half logarithmic."""
+    """Return the buckets of the distances 0 to `max_distance`: half exact, half logarithmic."""
     exact = num_buckets // 2
     distances = np.arange(max_distance + 1)
-    # By NumPy in float32: a bucket begins where the quotient is whole, and the logarithm of an
-    # accelerator, or one of more digits, would round to the other side of it.
+    # NumPy in float32: buckets begin where the quotient is whole. Accelerators' logarithms, or more
+    # digits, would round otherwise.
     ratios = np.maximum(distances, 1).astype(np.float32) / np.float32(exact)
     steps = np.log(ratios) / np.float32(math.log(max_distance / exact)) * (num_buckets - exact)
     far = np.minimum(exact + steps.astype(np.int32), num_buckets - 1)
@@ -142,14 +147,14 @@ def _bucket_distances(num_buckets: int, max_distance: int) -> np.ndarray:
 
 
 def skew(rows: Float[Array, "heads offsets"]) -> Float[Array, "heads length length"]:
-    """Lay out 2L−1 values by offset as [L, L] by query and key, without a gather.
+    """Arrange 2L−1 values by offset as [L, L] by query and key, without a gather.
 
     Row i, column j is the value at j − i + L − 1.
     """
     heads, length = rows.shape[0], (rows.shape[1] + 1) // 2
     period = jnp.pad(rows, ((0, 0), (0, 1)))
     repeated = jnp.broadcast_to(period[:, None], (heads, length, 2 * length)).reshape(heads, -1)
-    # Rows one shorter than the period: each starts one value earlier than the one above it.
+    # Rows are one shorter than the period: each starts one value before the row above.
     shifted = repeated[:, : length * (2 * length - 1)].reshape(heads, length, 2 * length - 1)
     return shifted[:, :, length - 1 :]
 
@@ -171,7 +176,7 @@ class T5LayerSelfAttention(nnx.Module):
         position: Int[Array, " batch"] | None = None,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], KeyValue]:
-        """Attend to these tokens, or to the past and one more; tell what was seen too."""
+        """Attend to these tokens, or to the past and one more; also return the keys and values."""
         normed = self.layer_norm(hidden)
         seen = remember(past, self.SelfAttention.project(normed), position)
         mixed = self.dropout(self.SelfAttention(normed, seen, is_seen, bias, take))
@@ -192,7 +197,7 @@ class T5LayerCrossAttention(nnx.Module):
         source: KeyValue,
         is_source: Bool[Array, "batch source"],
     ) -> Float[Array, "batch length hidden"]:
-        """Attend to the source and add."""
+        """Attend to the source and add the residual."""
         is_seen = is_source[:, None, None, :]
         return hidden + self.dropout(self.EncDecAttention(self.layer_norm(hidden), source, is_seen))
 
@@ -208,7 +213,7 @@ class T5LayerFF(nnx.Module):
     def __call__(
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length hidden"]:
-        """Transform and add."""
+        """Transform and add the residual."""
         return hidden + self.dropout(self.DenseReluDense(self.layer_norm(hidden)))
 
 
@@ -227,7 +232,7 @@ class T5EncoderBlock(RepeatedLayer):
         bias: Float[Array, "1 heads length length"],
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Apply both."""
+        """Apply both parts."""
         attended, _ = self.layer[0](hidden, is_seen, bias, take=take)
         return self.layer[1](attended)
 
@@ -253,7 +258,7 @@ class T5DecoderBlock(RepeatedLayer):
         memory: Memory,
         take: Take = take_all,
     ) -> tuple[Float[Array, "batch taken hidden"], Memory]:
-        """Apply all three; give this block's memory with the new tokens in it."""
+        """Apply all three parts; also return this block's memory with the new tokens."""
         hidden, seen = self.layer[0](hidden, is_seen, bias, memory.target, cache.position, take)
         hidden = self.layer[1](hidden, memory.source, cache.is_source)
         return self.layer[2](hidden), memory._replace(target=seen)
@@ -301,7 +306,7 @@ class T5Decoder(nnx.Module):
         cache: Cache,
         take: Take = take_all,
     ) -> Float[Array, "batch taken hidden"]:
-        """Decode all tokens at once, each from those before it; make the states of some or all."""
+        """Decode all tokens at once, each from the earlier ones; return the taken states."""
         bias = self.block[0].layer[0].SelfAttention.bias_all(embedded.shape[1])
         hidden, _ = self._run(embedded, see_earlier(is_token), bias, cache, take)
         return hidden
@@ -309,7 +314,7 @@ class T5Decoder(nnx.Module):
     def look_at(
         self, source: Float[Array, "batch source hidden"], is_source: Bool[Array, "batch source"]
     ) -> Cache:
-        """Make every block's keys and values of the source."""
+        """Return the cache with every block's keys and values of the source."""
         attentions = (block.layer[1].EncDecAttention for block in self.block)
         return look_at((each.project(source) for each in attentions), is_source)
 

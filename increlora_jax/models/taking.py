@@ -1,4 +1,4 @@
-"""The tokens whose states a head reads; past its attention the last layer has no others."""
+"""Choice of the tokens whose states a head reads; the last layer computes no others."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Take = Callable[[Float[Array, "batch length hidden"]], Float[Array, "rows taken hidden"]]
-"""Takes some tokens of something that all tokens have."""
+"""A function that takes some tokens of an array over all tokens."""
 
 
 def take_all(hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch length hidden"]:
@@ -20,7 +20,7 @@ def take_first(hidden: Float[Array, "batch length hidden"]) -> Float[Array, "bat
 
 
 def take_places(places: Int[Array, " batch"]) -> Take:
-    """Take one token of each row, by its place in it."""
+    """Take one token of each row, at the given positions."""
     return lambda hidden: jnp.take_along_axis(hidden, places[:, None, None], axis=1)
 
 

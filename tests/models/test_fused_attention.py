@@ -263,8 +263,8 @@ H100 = Device("NVIDIA H100", "9.0")
 @pytest.mark.parametrize(
     ("family", "devices", "message"),
     [
-        ("bert", [H100], "BertForSequenceClassification has no attention that .* only DeBERTa's"),
-        ("deberta-v2", [H100, H100], "done on one device.*this run has 2"),
+        ("bert", [H100], "BertForSequenceClassification has no attention that .* only DeBERTa has"),
+        ("deberta-v2", [H100, H100], "needs a single device.*this run has 2"),
         ("deberta-v2", [Device("Tesla T4", "7.5")], "8.0 or later, and JAX found Tesla T4"),
         ("deberta-v2", [Device("AMD Instinct", "gfx942")], "NVIDIA GPU .* found AMD Instinct"),
         ("deberta-v2", jax.devices("cpu")[:1], "NVIDIA GPU .* found cpu; leave it out"),

@@ -94,7 +94,7 @@ def test_what_is_wrong_with_an_entry_is_named_with_its_place(entry, problem, tmp
 @pytest.mark.parametrize(
     ("name", "held", "problem"),
     [
-        ("a.json", squad_of(ENTRY, ENTRY), "the id 'q1' stands at"),
+        ("a.json", squad_of(ENTRY, ENTRY), "the id 'q1' is at"),
         ("a.json", {"version": "1.1"}, "a.json:1: answers is missing or odd"),
         ("a.json", {"data": [{"title": "x"}]}, "a.json:1: answers is missing or odd"),
         ("a.json", {"data": [{"paragraphs": 1}]}, "a.json:1: paragraphs is missing or odd"),
