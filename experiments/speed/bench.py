@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -178,7 +179,7 @@ def _machine(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "device": " and ".join(sorted(devices)),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages if find_spec(name)},
     }
 
 

@@ -5,8 +5,15 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals of schedulers and terminals; SLURM's `--signal` can send any of them."""
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+"""Signals of schedulers and terminals; SIGXCPU says that the limit of CPU time is near."""
 
 _ALWAYS = (signal.SIGTERM, signal.SIGINT)
 

@@ -26,7 +26,14 @@ def test_a_signal_stops_at_the_next_check(signum):
         send(signum)
         with pytest.raises(Preempted, match=signum.name) as caught:
             stop.check()
-    told = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2": 140}
+    told = {
+        "SIGTERM": 143,
+        "SIGINT": 130,
+        "SIGHUP": 129,
+        "SIGUSR1": 138,
+        "SIGUSR2": 140,
+        "SIGXCPU": 152,
+    }
     assert caught.value.exit_status == told[signum.name]
 
 
