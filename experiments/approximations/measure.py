@@ -1,4 +1,4 @@
-"""What options that are not exact do to the growth and the metric of a real task."""
+"""Effect of options that are not exact on the growth and the metric of a real task."""
 
 import argparse
 import sys
@@ -23,10 +23,10 @@ FLAGS = {
     "learning-rate": 1e-3,
     "modules-to-save": "classifier",
 }
-"""MiniLM's 36 modules get 36 slots in rounds 200, 400 and 600."""
+"""Settings of the study: MiniLM's 36 modules get 36 slots in rounds 200, 400 and 600."""
 
 EXACT = ["--score-window", str(STEPS)]
-PACKED = [*EXACT, "--packing"]  # runs of fewer tokens, and of fewer shapes to compile
+PACKED = [*EXACT, "--packing"]  # fewer tokens, and fewer shapes to compile
 VARIANTS = {
     "scored at every step": PACKED,
     "no packing": [*EXACT, "--pad-to-max-length"],
@@ -41,7 +41,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Train every variant and print how it ended, beside the first of them."""
+    """Train every variant; print its end beside that of the first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--data-dir", required=True, help="folder of SST-2")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def compare(name: str, told: dict[str, Any], exact: dict[str, Any]) -> str:
-    """A row of the table: what it grew and reached, and how much growth both share."""
+    """Return a row of the table: growth and metric of a run, and its growth shared with another."""
     both = Counter(grants(told)) & Counter(grants(exact))
     shared = " + ".join(
         str(sum(count for (at, _), count in both.items() if at == step)) for step in exact["rounds"]
@@ -73,7 +73,7 @@ def compare(name: str, told: dict[str, Any], exact: dict[str, Any]) -> str:
 
 
 def grants(told: dict[str, Any]) -> list[tuple[str, str]]:
-    """Every slot that was given, as (step, module)."""
+    """List all granted slots as (step, module)."""
     return [
         (step, module)
         for step, growth in told["rounds"].items()

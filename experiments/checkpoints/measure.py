@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training loop, and what resuming costs the start."""
+"""Cost of a checkpoint for the training loop, and of resuming for the start."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ BLOCK = 20
 
 
 def main() -> None:
-    """Alternate blocks of steps with and without a save; print what a save adds to 500 steps."""
+    """Alternate blocks of steps with and without a save; print the cost of a save for 500 steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=8, help="of each kind")
     arguments, words = parser.parse_known_args()
@@ -42,7 +42,7 @@ def main() -> None:
             for _ in range(BLOCK):
                 state, info = step(state, run.parts.base, batch, is_scored=True)
             jax.block_until_ready(info)
-            checkpoints.wait()  # what still goes on in the background is paid for here
+            checkpoints.wait()  # background work counts too
             return time.perf_counter() - began
 
         block(1, saves=True)  # compiles, and warms the writer

@@ -1,7 +1,7 @@
-"""Time DeBERTa-v3-base's attention with skewed scores, with picked ones, and fused into kernels.
+"""Time DeBERTa-v3-base's attention: with skewed scores, with a gather, and with fused kernels.
 
-`python experiments/deberta_attention/measure.py`; it takes whatever device JAX finds, and the
-kernels take part where that is an NVIDIA GPU.
+Run `python experiments/deberta_attention/measure.py`. It uses the device that JAX finds; the
+kernels take part if the device is an NVIDIA GPU.
 """
 
 import argparse
@@ -37,14 +37,14 @@ V3_BASE = {
 
 
 class PickedPositions(RelativePositions):
-    """The usual form: every token times every row, and of that the entry of each pair."""
+    """The usual form: every token times every row, then a gather of each pair's entry."""
 
     def score_content_to_position(self, query, projected, dtype):
-        """Pick along the rows at i − j."""
+        """Gather along the rows at i − j."""
         return self._pick(query, projected, dtype, sign=1)
 
     def score_position_to_content(self, key, projected, dtype):
-        """The same with the keys first, transposed."""
+        """Gather with the keys first, transposed."""
         return jnp.swapaxes(self._pick(key, projected, dtype, sign=-1), -1, -2)
 
     def _pick(self, tokens, projected, dtype, *, sign):
@@ -66,7 +66,17 @@ FORMS = {
 
 
 def build(part: str, form: str, length: int, dtype: jnp.dtype) -> tuple[Callable, nnx.State]:
-    """The forward pass of a self-attention or a whole layer as a function of (weights, hidden)."""
+    """Build the forward pass of a self-attention or a whole layer.
+
+    Args:
+        part: The self-attention, or the layer.
+        form: The form of its scores.
+        length: Tokens of a sequence.
+        dtype: Dtype of computation.
+
+    Returns:
+        A function of (weights, hidden), and the weights.
+    """
     config = DebertaV2Config(**V3_BASE)
     encoder = DebertaEncoder(config, LayerFactory(0.02, dtype, dtype, nnx.Rngs(0)))
     encoder.eval()
@@ -89,7 +99,7 @@ def build(part: str, form: str, length: int, dtype: jnp.dtype) -> tuple[Callable
 
 
 def with_backward(forward: Callable) -> Callable:
-    """Its gradient by the weights, the positions and the input."""
+    """Return the gradient of a forward pass by weights, positions and input."""
     return jax.grad(lambda *x: jnp.square(forward(*x).astype(jnp.float32)).sum(), argnums=(0, 1))
 
 
@@ -99,7 +109,14 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def compare(
     part: str, length: int, forms: Sequence[str], options: argparse.Namespace
 ) -> list[list[str]]:
-    """Rows of the table: both directions of one part at one length."""
+    """Return the table's rows for one part at one length: forward, and with the backward pass.
+
+    Args:
+        part: The self-attention, or the layer.
+        length: Tokens of a sequence.
+        forms: The forms to compare.
+        options: The command line.
+    """
     dtype, batch = jnp.dtype(options.dtype), options.tokens // length
     hidden = jax.random.normal(jax.random.key(1), (batch, length, 768), dtype)
     built = {form: build(part, form, length, dtype) for form in forms}
@@ -115,7 +132,7 @@ def compare(
 
 
 def _compare_times(seconds: list[float], skewed: list[float]) -> str:
-    """Median and quartiles of the ratios to the skewed form in the same repeats."""
+    """Return median and quartiles of the ratios to the skewed form within each repeat."""
     ratios = [one / other for one, other in zip(seconds, skewed, strict=True)]
     spread = statistics.quantiles(ratios, n=4)
     return f"{statistics.median(ratios):.2f} ({spread[0]:.2f} to {spread[2]:.2f})"
@@ -124,7 +141,7 @@ def _compare_times(seconds: list[float], skewed: list[float]) -> str:
 def _measure(
     calls: dict[str, tuple], repeats: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of each repeat; the forms take turns, so that all meet the machine's bad times."""
+    """Return the seconds of each repeat; forms alternate to share the machine's slow times."""
     seconds: dict[str, list[float]] = {form: [] for form in calls}
     for repeat in range(repeats):
         for form in list(calls)[:: 1 if repeat % 2 else -1]:
@@ -136,12 +153,12 @@ def _measure(
 
 
 def _check_equal(calls: dict[str, tuple]) -> None:
-    # A GPU multiplies float32 with 10 bits unless told otherwise, and not all forms with the same.
+    # By default a GPU multiplies float32 with 10 bits, and the forms differ in their defaults.
     with jax.default_matmul_precision("highest"):
         results = {form: jax.tree.leaves(run(*given)) for form, (run, *given) in calls.items()}
     skewed = results.pop("skewed")
     largest = max(float(jnp.abs(leaf).max()) for leaf in skewed)
-    # The forms add up in another order; 64 roundings of the largest entry are plenty.
+    # The forms add in different orders; the bound is 64 roundings of the largest entry.
     tolerance = 64 * float(jnp.finfo(skewed[0].dtype).eps) * largest
     for form, leaves in results.items():
         for one, other in zip(skewed, leaves, strict=True):

@@ -1,4 +1,4 @@
-"""Make the data of `--task demo`: reviews in a small language, and whether they are favourable.
+"""Make the data of `--task demo`: reviews in a small language, liked or not.
 
 `python experiments/demo/make.py` writes `increlora_jax/bundled/demo/`, from `SEED` alone.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 BUNDLED = Path(__file__).parents[2] / "increlora_jax" / "bundled" / "demo"
 SEED = 41
 
-# Strings are easier to read and to change than lists of one word a line.
+# Strings are easier to read and to change than lists with one word a line.
 THINGS = """
     acting camera cast chase comedy costumes dialogue drama ending film finale hero humour
     lighting movie music opening pace plot romance scenery score script story twist villain
@@ -29,7 +29,7 @@ VERBS = ("is", "was", "seems", "feels")
 NEGATIONS = ("not", "never", "hardly")
 EMPHASES = ("really", "truly", "very", "so")
 CONNECTIVES = ("and", "but", "although", "though")
-NEGATED_SHARE = 0.5  # so that no word by itself says anything about a review's label
+NEGATED_SHARE = 0.5  # no single word then predicts a review's label
 EMPHASISED_SHARE = 0.25
 SIZES = {"train": 3000, "dev": 1000}
 
@@ -52,7 +52,7 @@ def write_data(folder: Path) -> None:
 
 
 def draw_reviews(dice: random.Random) -> Iterator[tuple[str, int]]:
-    """Yield reviews and their labels (1: liked), as many of each, and no review twice."""
+    """Yield reviews with labels (1: liked), equally many of each and all different."""
     seen = set()
     label = 0
     while True:
@@ -64,7 +64,7 @@ def draw_reviews(dice: random.Random) -> Iterator[tuple[str, int]]:
 
 
 def draw_review(dice: random.Random, is_liked: bool) -> str:
-    """Draw one or two clauses; where two disagree, the one that is not conceded decides."""
+    """Draw one or two clauses; if two disagree, the one that is not conceded decides."""
     form = dice.choice(("alone", *CONNECTIVES))
     thing, other = dice.sample(THINGS, 2)
     verdict = draw_clause(dice, thing, is_liked)
@@ -79,7 +79,7 @@ def draw_review(dice: random.Random, is_liked: bool) -> str:
 
 
 def draw_clause(dice: random.Random, thing: str, is_liked: bool) -> str:
-    """Say that one thing is good or bad; half of the time by negating the opposite."""
+    """Draw a clause that calls one thing good or bad, half of the time by negation."""
     is_negated = dice.random() < NEGATED_SHARE
     words = ["the", thing, dice.choice(VERBS)]
     if is_negated:

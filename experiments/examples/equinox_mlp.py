@@ -13,12 +13,12 @@ WEIGHTS = r"layers\.\d+\.weight"
 
 
 def loss(model: eqx.nn.MLP, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The mean cross-entropy; the model is the user's own, its weights W + ΔW."""
+    """Return the mean cross-entropy; the model is the user's own, with weights W + ΔW."""
     return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
 
 
 def main() -> tuple[list[float], dict[str, int]]:
-    """Train; returns the loss of every step and the rank of every weight."""
+    """Train; return the loss of every step and the rank of every weight."""
     model = eqx.nn.MLP(WIDTH, 2, width_size=32, depth=3, key=jax.random.key(0))
     growth = il.GrowthConfig(target_rank=2, top_h=1, init_warmup=5, incre_interval=5)
     method = il.increlora(

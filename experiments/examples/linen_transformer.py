@@ -12,7 +12,7 @@ STEPS, WIDTH = 60, 16
 
 
 class Block(nn.Module):
-    """One layer, as `nn.scan` wants it."""
+    """A layer, in the form that `nn.scan` needs."""
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
 
 def main() -> tuple[list[float], dict[str, int]]:
-    """Train; returns the loss of every step and the rank of every layer's modules."""
+    """Train; return the loss of every step and the rank of every layer's modules."""
     x = jax.random.normal(jax.random.key(0), (64, 3, WIDTH))
     model = il.LinenModel(Transformer(), Transformer().init(jax.random.key(0), x), x)
     growth = il.GrowthConfig(target_rank=2, top_h=3, init_warmup=5, incre_interval=5)
@@ -43,7 +43,7 @@ def main() -> tuple[list[float], dict[str, int]]:
 
     @jax.jit
     def step(state: il.TrainState, base: dict, x: jax.Array, y: jax.Array) -> tuple:
-        def loss(model):  # to be called like the module's `apply`, variables in place
+        def loss(model):  # `model` is called like the module's `apply`, without variables
             return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
         return trainer.update(state, trainer.value_and_grad(loss)(state, base)[1])

@@ -1,4 +1,4 @@
-"""IncreLoRA on a stack of `flax.nnx.MultiHeadAttention`, in a training loop of one's own."""
+"""IncreLoRA on a stack of `flax.nnx.MultiHeadAttention`, in a custom training loop."""
 
 import sys
 
@@ -30,12 +30,12 @@ class Classifier(nnx.Module):
 
 
 def loss(model: nnx.Module, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The mean cross-entropy."""
+    """Return the mean cross-entropy."""
     return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
 
 def main() -> tuple[list[float], dict[str, int]]:
-    """Train; returns the loss of every step and the rank of every module."""
+    """Train; return the loss of every step and the rank of every module."""
     model = Classifier(2, nnx.Rngs(0))
     growth = il.GrowthConfig(target_rank=2, top_h=2, init_warmup=5, incre_interval=5)
     settings = {"adapter": il.AdapterConfig(), "growth": growth, "steps": STEPS}

@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 def write_model(folder: Path) -> None:
-    """A Hugging Face folder of DeBERTa-v3-base's shape, with the bundled encoder's tokenizer."""
+    """Write a Hugging Face folder of DeBERTa-v3-base's shape, with the bundled tokenizer."""
     (folder / "config.json").write_text(json.dumps(DEBERTA_V3_BASE))
     model = DebertaForSequenceClassification(read_config(folder), num_labels=2, rngs=nnx.Rngs(0))
     save_weights(model, folder, DEBERTA_WEIGHTS)
@@ -53,7 +53,14 @@ def write_model(folder: Path) -> None:
 
 
 def seconds_to_first_step(model: Path, cache: Path, run: Path, options: list[str]) -> float:
-    """Train four steps, one of them a round, in a process of its own."""
+    """Train four steps, one of them a round, in a new process; return the seconds to the first.
+
+    Args:
+        model: The model's folder.
+        cache: The folder of the compilation cache.
+        run: The run's folder.
+        options: Further flags of the training.
+    """
     folders = {"--model": model, "--compilation-cache-dir": cache, "--output-dir": run}
     words = [str(word) for pair in folders.items() for word in pair]
     command = [sys.executable, "-m", "increlora_jax.train", *words, *SETTINGS.split(), *options]
@@ -62,7 +69,7 @@ def seconds_to_first_step(model: Path, cache: Path, run: Path, options: list[str
 
 
 def main() -> None:
-    """Print the seconds of a first run, and of as many later ones as asked for."""
+    """Print the seconds of a first run and of the later ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1, help="runs from the cache")
     arguments, options = parser.parse_known_args()

@@ -12,11 +12,11 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 PARTS = ("query", "key", "value", "attention.output", "intermediate", "output")
-"""The dense layers of a transformer block, in the order of the forward pass."""
+"""Dense layers of a transformer block, in the order of the forward pass."""
 
 
 def read_ranks(results: dict) -> tuple[list[str], np.ndarray]:
-    """The modules in the order of the forward pass, and their rank after every step [M, steps]."""
+    """Return the modules in forward order, and their ranks after every step [M, steps]."""
     modules = sorted(results["ranks"], key=_place)
     ranks = np.zeros((len(modules), results["steps"]), int)
     for row, module in enumerate(modules):
@@ -27,7 +27,7 @@ def read_ranks(results: dict) -> tuple[list[str], np.ndarray]:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Total rank against its budget above, the rank of every module below."""
+    """Draw the total rank and its budget above, and the rank of every module below."""
     modules, ranks = read_ranks(results)
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8, 7.5), sharex=True, height_ratios=(1, 5), layout="constrained"

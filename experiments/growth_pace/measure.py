@@ -1,6 +1,7 @@
-"""When growth should begin and end, in how many rounds, and how long warmups should be.
+"""Start and end of growth, number of rounds, and length of warmups: a comparison of schedules.
 
-Trains one model with hand-set schedules and with `auto` on data of 300, 5,000 and 60,000 rows.
+The script trains one model with hand-set schedules and with `auto`, on data of 300, 5,000 and
+60,000 rows.
 """
 
 import argparse
@@ -20,7 +21,7 @@ DEV_ROWS = 1500
 BATCH_SIZE = 32
 EPOCHS = 3  # the default of --num-train-epochs
 SEEDS = "41,42,43"
-RANKS = {"tiny": 12, "minilm": 36}  # to grant: one for every module
+RANKS = {"tiny": 12, "minilm": 36}  # ranks to grant: one for every module
 
 
 class Schedule(NamedTuple):
@@ -32,7 +33,7 @@ class Schedule(NamedTuple):
     warmup: float
 
     def flags(self, steps: int, ranks: int) -> dict[str, Any]:
-        """Return the flags of a run of so many steps that grants so many ranks."""
+        """Return the flags of a run with the given numbers of steps and ranks."""
         begin, end = round(self.begin * steps), round(self.end * steps)
         top_h = ceil(ranks / max(1, min(self.rounds, ranks, end - begin)))
         interval = max(1, (end - begin) // ceil(ranks / top_h))
@@ -59,7 +60,7 @@ DATA = {"questions-300": 300, "questions-5000": 5000, "reviews-5000": 5000, "rev
 
 
 def main() -> None:
-    """Train every schedule on every data set, and print a row for each; results are kept."""
+    """Train every schedule on every data set and print a row for each; results are kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="holds glue/SST-2 and squad")
     parser.add_argument("--minilm", help="folder of all-MiniLM-L6-v2; default: the tiny encoder")
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def _measure(data: str, schedule: str, folder: Path, words: argparse.Namespace) -> dict[str, Any]:
-    """Train the seeds of one schedule, and return what it came to."""
+    """Train the seeds of one schedule, and return the results."""
     model = "minilm" if words.minilm else "tiny"
     steps = EPOCHS * ceil(DATA[data] / BATCH_SIZE)
     chosen = SCHEDULES[schedule]
@@ -111,7 +112,7 @@ def _measure(data: str, schedule: str, folder: Path, words: argparse.Namespace) 
 
 
 def _write_data(name: str, source: Path, folder: Path) -> None:
-    """Write train and dev: questions and the article each is of, or film reviews."""
+    """Write train and dev: questions with their articles, or film reviews."""
     kind, _, count = name.partition("-")
     rows = list(_questions(source) if kind == "questions" else _reviews(source, "train"))
     random.Random(0).shuffle(rows)
@@ -124,7 +125,7 @@ def _write_data(name: str, source: Path, folder: Path) -> None:
 
 
 def _questions(source: Path) -> Iterator[tuple[str, str]]:
-    """Yield SQuAD's questions with the title of their article: 28 labels, as TREC's short texts."""
+    """Yield SQuAD's questions with their article's title: 28 labels of short texts, as in TREC."""
     for file in ("train-v1.1.partial.json", "cs224n-dev-v2.0.json"):
         for article in json.loads((source / "squad" / file).read_text(encoding="utf-8"))["data"]:
             for paragraph in article["paragraphs"]:

@@ -1,6 +1,6 @@
-"""What a step takes in memory, by the base's storage and by what is computed again.
+"""Memory of a training step, by the base's storage and the recomputed parts.
 
-`plan` needs no weights and no accelerator; `run` trains with random weights on the device at hand.
+`plan` needs no weights and no accelerator. `run` trains with random weights on the present device.
 """
 
 import argparse
@@ -54,10 +54,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 GIB = 2**30
 INTERVAL = 4
-"""Steps between rounds: every kind of step occurs in a short run."""
+"""Steps between rounds: a short run has every kind of step."""
 
-# XLA's CPU otherwise removes a program's barriers before it orders the program, and orders it for
-# speed; accelerators keep the barriers until the order is settled.
+# By default XLA's CPU removes barriers before it orders a program, and orders for speed.
+# Accelerators keep the barriers until the order is fixed.
 AS_ACCELERATORS_DO = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_disable_hlo_passes": "cse_barrier_expander",
@@ -67,7 +67,7 @@ AS_ACCELERATORS_DO = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One model, its base's storage, and what is computed again."""
+    """A model, its base's storage, and the recomputed parts."""
 
     model: str
     quantize: Kind
@@ -81,14 +81,14 @@ class Setting:
 
     @cached_property
     def config(self) -> LlamaConfig:
-        """The architecture, perhaps with fewer layers than the real one."""
+        """Return the architecture, which may have fewer layers than the real one."""
         shape = SHAPES[self.model]
         if self.layers is not None:
             shape = shape | {"num_hidden_layers": self.layers}
         return LlamaConfig(**shape, pad_token_id=0)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """Random tokens, none of them padding."""
+        """Draw random tokens without padding."""
         shape = (self.batch, self.length)
         draw = np.random.default_rng(step)
         return {
@@ -102,7 +102,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Begun:
-    """A run before its first step; state and base are of shapes only, unless they are drawn."""
+    """A run before its first step; unless drawn, state and base are shapes only."""
 
     setting: Setting
     trainer: Trainer
@@ -112,7 +112,7 @@ class Begun:
 
 
 def begin(setting: Setting, *, is_drawn: bool) -> Begun:
-    """Make a run as the training command does, but for where weights and rows come from."""
+    """Set up a run as the training command does, with other weights and rows."""
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
     model = abstract_model(setting.config, num_labels=2, quantize=setting.quantize, **dtypes)
     set_remat(model, setting.remat)
@@ -158,7 +158,7 @@ def begin(setting: Setting, *, is_drawn: bool) -> Begun:
 
 
 def draw(path: str, parameter: Any) -> Any:
-    """Random numbers of the size of real weights, stored as the parameter is."""
+    """Draw random numbers of the size of real weights, stored like the parameter."""
     if jax.dtypes.issubdtype(parameter.dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
     if not jnp.issubdtype(parameter.dtype, jnp.floating):
@@ -170,7 +170,7 @@ def draw(path: str, parameter: Any) -> Any:
 
 
 def bytes_of(tree: Any) -> int:
-    """The bytes of all arrays; of keys, their words."""
+    """Count the bytes of all arrays; of keys, those of their words."""
     sizes = (
         leaf.size * (8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else
                      leaf.dtype.itemsize)
@@ -207,7 +207,7 @@ def compiled_bytes(begun: Begun, *, is_scored: bool) -> int:
 
 
 def settings_of(words: argparse.Namespace) -> Iterator[Setting]:
-    """Every storage of the base with every policy."""
+    """Yield every storage of the base with every policy."""
     for quantize, remat in product(words.quantize_base, words.remat):
         yield Setting(
             words.model,
@@ -222,7 +222,7 @@ def settings_of(words: argparse.Namespace) -> Iterator[Setting]:
 
 
 def plan(words: argparse.Namespace) -> Iterator[str]:
-    """Tell of every storage and policy what is known before anything runs."""
+    """Yield lines on every storage and policy, known before anything runs."""
     yield f"{words.model}, {words.batch} × {words.length} tokens, bfloat16; GiB"
     for setting in settings_of(words):
         begun = begin(setting, is_drawn=False)
@@ -230,7 +230,7 @@ def plan(words: argparse.Namespace) -> Iterator[str]:
             f"{setting.quantize:5} {setting.remat:5} base {bytes_of(begun.base) / GIB:6.2f}  "
             f"state {bytes_of(begun.state) / GIB:5.2f}"
         )
-        if not setting.is_scanned:  # before it is compiled, a loop seems to keep a copy of the base
+        if not setting.is_scanned:  # uncompiled, a loop seems to keep a copy of the base
             line += f"  kept {kept_bytes(begun) / GIB:6.2f}"
         if words.compile:
             for is_scored in (False, True):
@@ -240,7 +240,7 @@ def plan(words: argparse.Namespace) -> Iterator[str]:
 
 
 def run(words: argparse.Namespace) -> Iterator[str]:
-    """Train with random weights until the budget is spent and beyond; tell what it has taken."""
+    """Train with random weights until the budget is spent and beyond; yield lines on memory use."""
     for setting in settings_of(words):
         begun = begin(setting, is_drawn=True)
         method, state = begun.trainer.method, begun.state
@@ -266,7 +266,7 @@ def run(words: argparse.Namespace) -> Iterator[str]:
 
 
 def main() -> None:
-    """Read what to measure, and print a line for each."""
+    """Read the command line, and print a line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("plan", "run"))
     parser.add_argument("--model", choices=SHAPES, default="llama-7b")

@@ -1,7 +1,7 @@
-"""Make the tiny encoder that comes with the package: a WordPiece vocabulary and a BERT.
+"""Make the tiny encoder of the package: a WordPiece vocabulary and a BERT.
 
-`python experiments/pretrain_tiny/make.py --data-dir DIR` reads 50,000 film reviews and the training
-sentences of GLUE in DIR and writes `increlora_jax/bundled/tiny_encoder/`.
+`python experiments/pretrain_tiny/make.py --data-dir DIR` reads 50,000 film reviews and GLUE's
+training sentences in DIR, and writes `increlora_jax/bundled/tiny_encoder/`.
 """
 
 import gzip
@@ -49,7 +49,7 @@ MODEL_CONFIG = {
     "num_attention_heads": 4,
     "intermediate_size": 512,
     "max_position_embeddings": 128,
-    # One pass over the text is too little to learn anything by heart.
+    # One pass over the text is too little to memorize it.
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.05,
@@ -65,7 +65,8 @@ TOKENIZER_CONFIG = {
 class Sizes(NamedTuple):
     """Sizes of the model and its training.
 
-    `window` is how far a word's company reaches, `likeness` how much like attends to like at first.
+    `window` is the distance of words that count as company; `likeness` scales the initial attention
+    to similar words.
     """
 
     steps: int = 2000
@@ -81,7 +82,7 @@ Carry = tuple[nnx.State, optax.OptState]
 
 
 def main() -> None:
-    """Write tokenizer and configuration, then the weights, again and again as they get better."""
+    """Write tokenizer and configuration, then the weights each time they improve."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, default=BUNDLED)
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def read_texts(data_dir: Path) -> list[str]:
-    """Read the reviews and GLUE's training sentences, without any that a dev set has too."""
+    """Read the reviews and GLUE's training sentences, without those of dev sets."""
     with gzip.open(data_dir / "text" / "reviews.txt.gz", "rt", encoding="utf-8") as lines:
         reviews = [line.rstrip("\n") for line in lines]
     dev, train = (
@@ -113,7 +114,7 @@ def read_texts(data_dir: Path) -> list[str]:
 
 
 def read_sentences(data_dir: Path, task: str, split: str) -> Iterator[str]:
-    """Yield one split's sentences, and nothing of its labels."""
+    """Yield one split's sentences, without labels."""
     text = (data_dir / "glue" / task / f"{split}.tsv").read_text(encoding="utf-8")
     header, *rows = (line.split("\t") for line in text.split("\n") if line)
     columns = [header.index(name) for name in GLUE_TEXTS[task]]
@@ -121,7 +122,7 @@ def read_sentences(data_dir: Path, task: str, split: str) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Learn BERT's own kind of tokenizer, lower case."""
+    """Train a tokenizer like BERT's, lower case."""
     tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -141,7 +142,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Int[np.ndarray, "rows length"]:
-    """Lay all texts end to end, [SEP] after each, and cut rows that begin with [CLS]."""
+    """Pack all texts end to end, [SEP] after each, and cut rows that begin with [CLS]."""
     encodings = tokenizer.encode_batch_fast(list(texts))
     stream = np.concatenate([np.array(one.ids[1:], np.uint16) for one in encodings])
     rows = stream[: len(stream) // (length - 1) * (length - 1)].reshape(-1, length - 1)
@@ -151,10 +152,10 @@ def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Int[np.ndar
 def place_words(
     ids: Int[np.ndarray, "rows length"], features: int, window: int
 ) -> Float[np.ndarray, "words features"]:
-    """Place words that keep the same company near each other (Levy and Goldberg, 2014).
+    """Return word vectors that are near for words of the same company (Levy and Goldberg, 2014).
 
     The vectors are the leading eigenvectors of the positive pointwise mutual information of words
-    at most `window` apart, so that training need not begin by finding out which words are alike.
+    at most `window` apart. Training thus starts with similar words near each other.
     """
     words = MODEL_CONFIG["vocab_size"]
     counts = np.zeros(words * words)
@@ -163,7 +164,7 @@ def place_words(
         counts += np.bincount(pairs.ravel(), minlength=words * words)
     counts = counts.reshape(words, words)
     counts += counts.T
-    # Rare words would count for too much as company otherwise; 0.75 is those authors' own.
+    # Otherwise rare words would count for too much; 0.75 is the authors' exponent.
     company = counts.sum(0) ** 0.75
     expected = np.outer(counts.sum(1), company / company.sum())
     ratio = np.divide(counts, expected, out=np.ones_like(counts), where=expected > 0)
@@ -173,10 +174,10 @@ def place_words(
 
 
 def place_positions(length: int, features: int) -> Float[np.ndarray, "length features"]:
-    """Place positions on circles, so that those near each other are alike (Vaswani et al., 2017).
+    """Place positions on circles, with neighbours near each other (Vaswani et al., 2017).
 
-    Sine and cosine lie side by side: the first attention heads get the fast circles, which tell
-    neighbours apart, and the last ones the slow.
+    Sine and cosine are adjacent: the first attention heads get the fast circles, which separate
+    neighbours, and the last heads the slow ones.
     """
     speeds = 10_000.0 ** (-np.arange(features // 2) / (features // 2))
     angles = np.arange(length)[:, None] * speeds
@@ -184,7 +185,7 @@ def place_positions(length: int, features: int) -> Float[np.ndarray, "length fea
 
 
 def begin(ids: Int[np.ndarray, "rows length"], sizes: Sizes) -> BertForMaskedLM:
-    """Make a model that knows how often words occur, in what company, and what is near what."""
+    """Create a model that starts with word frequencies, word vectors and positions."""
     config = BertConfig(**MODEL_CONFIG)
     model = BertForMaskedLM(config, rngs=nnx.Rngs(SEED))
     words = place_words(ids, config.hidden_size, sizes.window)
@@ -197,7 +198,7 @@ def begin(ids: Int[np.ndarray, "rows length"], sizes: Sizes) -> BertForMaskedLM:
     )
     for layer in model.bert.encoder.layer:
         attention = layer.attention.self
-        # What is alike attends to each other: words of a kind, and what stands near.
+        # Similar words attend to each other, and so do neighbours.
         for dense in (attention.query, attention.key):
             dense.kernel[...] += sizes.likeness * jnp.eye(config.hidden_size)
     counts = np.bincount(ids.ravel(), minlength=config.vocab_size)
@@ -210,9 +211,10 @@ def begin(ids: Int[np.ndarray, "rows length"], sizes: Sizes) -> BertForMaskedLM:
 def hide_words(
     key: PRNGKeyArray, ids: Int[Array, "batch length"], count: int
 ) -> tuple[Int[Array, "batch length"], Int[Array, "batch count"]]:
-    """Hide `count` words a row as BERT does: 80 % masked, 10 % replaced, 10 % left as they are.
+    """Hide `count` words a row as BERT does: 80 % masked, 10 % replaced, 10 % kept.
 
-    Returns what is shown, and the places of the hidden words.
+    Returns:
+        The visible ids, and the positions of the hidden words.
     """
     choosing, treating, replacing = jax.random.split(key, 3)
     is_word = ids >= FIRST_WORD
@@ -230,7 +232,7 @@ def hide_words(
 def pretrain(
     model: BertForMaskedLM, ids: Int[np.ndarray, "rows length"], sizes: Sizes
 ) -> Iterator[tuple[BertForMaskedLM, float]]:
-    """Train the model to guess hidden words; yield it and the mean loss now and then."""
+    """Train the model on hidden words; yield it and the mean loss at intervals."""
     skeleton, params, rest = nnx.split(model, nnx.Param, ...)
     optimizer = build_optimizer(sizes)
     count = round(sizes.hidden_share * ids.shape[1])
@@ -241,7 +243,7 @@ def pretrain(
         shown, places = hide_words(key, ids, count)
         model = nnx.merge(skeleton, params, rest)
         hidden = model.bert(shown, jnp.ones_like(shown), jnp.zeros_like(shown))
-        # At those places only: to score a whole vocabulary costs as much as a layer.
+        # Only at these positions: scores of a whole vocabulary cost as much as a layer.
         hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
         logits = model.cls.predictions(hidden, model.bert.embeddings.word_embeddings)
         words = jnp.take_along_axis(ids, places, axis=1)
@@ -263,7 +265,7 @@ def pretrain(
 def draw_batches(
     ids: Int[np.ndarray, "rows length"], sizes: Sizes
 ) -> Iterator[tuple[Int[np.ndarray, "steps batch length"], PRNGKeyArray]]:
-    """Yield the batches of the steps up to each report, and a key for every step."""
+    """Yield the batches of the steps up to each report, with a key for every step."""
     order = np.random.default_rng(SEED).permutation(len(ids))
     keys = jax.random.split(jax.random.key(SEED), sizes.steps)
     for start in range(0, sizes.steps, sizes.report_every):
@@ -273,7 +275,7 @@ def draw_batches(
 
 
 def build_optimizer(sizes: Sizes) -> optax.GradientTransformation:
-    """AdamW; a twentieth of the steps to warm up, then a cosine to zero."""
+    """Return AdamW with a warmup over a twentieth of the steps, then a cosine to zero."""
     rate = optax.schedules.warmup_cosine_decay_schedule(
         0.0, sizes.learning_rate, sizes.steps // 20, sizes.steps
     )
@@ -283,7 +285,7 @@ def build_optimizer(sizes: Sizes) -> optax.GradientTransformation:
 
 
 def write_description(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write all of a model's folder but the weights."""
+    """Write the files of a model's folder, except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((CONFIG_NAME, MODEL_CONFIG), ("tokenizer_config.json", TOKENIZER_CONFIG)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -291,7 +293,7 @@ def write_description(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_weights(folder: Path, model: BertForMaskedLM) -> None:
-    """Write the weights in half precision, which is as much as they are worth."""
+    """Write the weights in half precision, which matches their accuracy."""
     skeleton, params, rest = nnx.split(model, nnx.Param, ...)
     halves = jax.tree.map(lambda weight: weight.astype(jnp.float16), params)
     save_weights(nnx.merge(skeleton, halves, rest), folder, BERT_WEIGHTS)

@@ -1,4 +1,4 @@
-"""Copy the bundled encoder with new random weights in place of the trained ones, to compare with.
+"""Copy the bundled encoder with random weights instead of the trained ones, for comparison.
 
 `python experiments/pretrain_tiny/untrained.py DIR`
 """

@@ -1,6 +1,7 @@
-"""Question answering with a small encoder: what growing and fixed ranks reach, and no training.
+"""Question answering with a small encoder: growing ranks, fixed ranks, and an untrained head.
 
-Trains on all but the last articles of SQuAD's training file, and scores the questions of those.
+The script trains on all but the last articles of SQuAD's training file, and scores the questions on
+those articles.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def _measure(method: str, folder: Path, words: argparse.Namespace) -> dict[str, 
 
 
 def _write_data(squad: Path, folder: Path) -> None:
-    """Write the articles to train on and those that are held out."""
+    """Write the training articles and the held-out ones."""
     articles = json.loads(squad.read_text(encoding="utf-8"))["data"]
     folder.mkdir(parents=True)
     for split, own in {"train": articles[:-HELD_OUT], "dev": articles[-HELD_OUT:]}.items():

@@ -1,4 +1,4 @@
-"""What a step of several seeds that train together costs, against a step of one of them alone."""
+"""Cost of a step of several seeds that train together, against a step of a single one."""
 
 import argparse
 import sys
@@ -18,13 +18,13 @@ from increlora_jax.training.together import members
 
 
 class Timed:
-    """A compiled step, and blocks of it by the clock."""
+    """A compiled step whose blocks are timed."""
 
     def __init__(self, config: RunConfig, *, is_scored: bool):
         run = prepare_run(plan_run(config))
         self._state, self._base = run.first_state(), run.parts.base
         batch = run.plan.layout.batch(run.batch_at(0), axis=len(members(self._state)))
-        self._batch = jax.device_put(batch)  # once, and not with every step
+        self._batch = jax.device_put(batch)  # once, not with every step
         self.shape = self._batch["input_ids"].shape
         jitted = jit_step(run.trainer, run.plan.layout, self._state, count_tokens)
         lowered = jitted.lower(self._state, self._base, self._batch, is_scored=is_scored)
@@ -32,7 +32,7 @@ class Timed:
         self.seconds: list[float] = []
 
     def block(self, steps: int) -> None:
-        """Take so many steps, and note the seconds of one."""
+        """Run the given number of steps, and record the seconds of one."""
         began = time.perf_counter()
         for _ in range(steps):
             self._state, info = self._program(self._state, self._base, self._batch)
@@ -41,7 +41,7 @@ class Timed:
 
 
 def main() -> None:
-    """Let blocks of one seed and of all take turns; print the medians and their ratio."""
+    """Alternate blocks of one seed and of all; print the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=9, help="of each kind")
     parser.add_argument("--steps", type=int, default=5, help="of a block")

@@ -1,4 +1,4 @@
-"""How long a training step takes, here and elsewhere, on the same work in one interleaved run."""
+"""Time of a training step, here and in other packages, on the same work in one interleaved run."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ README, RESULTS = HERE / "README.md", HERE / "results"
 
 def main() -> None:
     """Measure and print; with --name also keep the numbers and renew the README's tables."""
-    jax.config.update("jax_platforms", "cpu")  # here; the workers take the accelerator
+    jax.config.update("jax_platforms", "cpu")  # the workers use the accelerator
     options = parse()
     if not options.render:
         work = work_of(options)
@@ -68,7 +68,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def add_work_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what the work is."""
+    """Add the flags that describe the work."""
     parser.add_argument("--model", default="minilm-l6", help=f"{', '.join(SHAPES)}, or a folder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
@@ -86,13 +86,13 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def work_of(options: argparse.Namespace) -> Work:
-    """What the flags say."""
+    """Return the work that the flags describe."""
     names = {field.name for field in fields(Work)} - {"name"}
     return Work(options.model, **{name: getattr(options, name) for name in names})
 
 
 def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything the tables are made of; times in seconds, memory in bytes."""
+    """Measure all numbers of the tables; times in seconds, memory in bytes."""
     chosen = [name for name in CONTENDERS if name in (options.only or CONTENDERS)]
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         rows, workers = _start(work, chosen, Path(scratch), stack, is_cold=not options.no_cold)
@@ -120,7 +120,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
 def _start(
     work: Work, names: list[str], scratch: Path, stack: ExitStack, *, is_cold: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Worker]]:
-    """Start each with an empty cache, and again with a filled one; the second stay."""
+    """Start each contender with an empty cache and then with a filled one; the latter stay."""
     rows: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     for index, name in enumerate([*names, JAX_PEAK, TORCH_PEAK]):
@@ -141,10 +141,16 @@ def _start(
 def take_turns(
     workers: dict[str, Worker], repeats: int, steps: int, *, has_practice: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each tells of every turn; they go in one order and then in the other.
+    """Return each contender's numbers of every turn; the order is reversed every other turn.
 
-    A turn begins with a step of practice, which is not timed: others have had the processor's
-    caches. Not so where each step has its place in a run (`has_practice` false).
+    Between turns, others have used the processor's caches. So a turn begins with a step that is not
+    timed.
+
+    Args:
+        workers: The contenders' processes by name.
+        repeats: Number of turns.
+        steps: Steps of a turn.
+        has_practice: False if each step has its place in a run; no untimed step is then made.
     """
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for repeat in range(repeats):
@@ -156,10 +162,10 @@ def take_turns(
 
 
 def _whole_run(work: Work, lora: Worker, scratch: Path) -> dict[str, list[float]]:
-    """Step by step a whole run in few steps, and LoRA beside it.
+    """Run a whole run in few steps, step by step, with LoRA beside it.
 
     Raises:
-        RuntimeError: the run did not spend its budget, so it was not the one that was planned.
+        RuntimeError: If the run did not spend its budget as planned.
     """
     cache = scratch / "run"
     cache.mkdir()

@@ -1,4 +1,4 @@
-"""Who takes part, by name."""
+"""All contenders by name."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from work import Work
 
 Run = Callable[[int], dict[str, Any]]
-"""Does so many steps, waits for the last, and tells what there is to tell."""
+"""A function that runs a number of steps, waits for the last, and returns its numbers."""
 
 SCORED = "increlora, scored step"
 UNSCORED = "increlora, unscored step"
@@ -27,7 +27,7 @@ TORCH_PEAK = "products of matrices, torch"
 
 
 class Contender(NamedTuple):
-    """`function` of `module` makes it, in a process that imports nothing else."""
+    """A contender: `function` of `module` makes it, in a process that imports nothing else."""
 
     module: str
     function: str
@@ -35,11 +35,11 @@ class Contender(NamedTuple):
 
     @property
     def framework(self) -> str:
-        """Which of the two it is written in."""
+        """The framework it is written in."""
         return "jax" if self.module == "ours" or "jax" in self.function else "torch"
 
     def make(self, work: Work) -> Run:
-        """Build the model and everything else that comes before the first step."""
+        """Build the model, with all preparations of the first step."""
         run: Run = getattr(import_module(self.module), self.function)(work, **self.options)
         return run
 
@@ -59,11 +59,11 @@ CONTENDERS = {
     PUBLISHED: Contender("published", "run_published"),
 }
 SCORING = (SCORED, PUBLISHED)
-"""Whose steps have the FLOPs of scored ones."""
+"""Contenders whose steps have the FLOPs of scored ones."""
 
 OTHERS = {
     RUN: Contender("ours", "run_whole_schedule"),
     JAX_PEAK: Contender("peaks", "run_jax_products"),
     TORCH_PEAK: Contender("peaks", "run_torch_products"),
 }
-"""What is measured beside them."""
+"""Further measurements: a whole run, and the machine's matrix products."""

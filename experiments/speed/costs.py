@@ -1,4 +1,4 @@
-"""Where a training step's time goes: what JAX's profiler saw of each operation, by its source."""
+"""Times of a training step's operations by JAX's profiler, grouped by their source."""
 
 import argparse
 import re
@@ -21,7 +21,7 @@ KINDS = (
     (r"core/regularizer\.py:", "orthogonality"),
     (r"core/optimizer\.py:|/optax/(?!losses)", "optimizer, clip"),
     (r"core/importance\.py:|adapter\.py:.*(spread|score)", SCORE),
-    # x · (W + ΔW); a backward pass of one's own has the source of the call.
+    # x · (W + ΔW); a custom backward pass has the source of the call.
     (r"core/product\.py:(_sum_|apply_sum)", BASE),
     (r"core/product\.py:(?!_outer|_matmul)|core/adapter\.py:", ADAPTER),
     (r"core/allocator\.py:|methods/increlora\.py:", "growth"),
@@ -34,10 +34,10 @@ KINDS = (
     (r"increlora_jax/models/", "rest of the model"),
     (r"training/", "rest of the step"),
 )
-"""`path:function` of a frame → kind; of an operation's frames the innermost that fits counts."""
+"""`path:function` of a frame → kind; the innermost matching frame of an operation counts."""
 
 CONTROL = ("while", "call", "conditional")
-"""They last as long as what they hold, which is counted by itself."""
+"""Operations that last as long as their contents, which are counted by themselves."""
 
 
 class Operation(NamedTuple):
@@ -45,12 +45,12 @@ class Operation(NamedTuple):
 
     opcode: str
     shape: tuple[int, ...]
-    name: str  # the path of JAX's transformations that it came from
+    name: str  # the path of JAX's transformations
     frames: list[str]  # path:function, the innermost first
 
 
 def parse_program(text: str) -> dict[str, Operation]:
-    """The operations of a program's text, by name, with the source that XLA notes beside them."""
+    """Return the operations of a program's text by name, with their source."""
     tables = {name: _parse_table(text, name) for name in ("FileNames", "FunctionNames")}
     places = _parse_fields(text, "FileLocations", ("file_name_id", "function_name_id"))
     stack = _parse_fields(text, "StackFrames", ("file_location_id", "parent_frame_id"))
@@ -95,7 +95,7 @@ def _parse_fields(text: str, name: str, fields: tuple[str, str]) -> dict[int, tu
 
 
 def kind_of(operation: Operation, dense: set[tuple[int, ...]]) -> str:
-    """What an operation is for; `dense` are the shapes of the adapted kernels."""
+    """Return the kind of an operation; `dense` are the shapes of the adapted kernels."""
     fitting = (k for frame in operation.frames for pattern, k in KINDS if re.search(pattern, frame))
     kind = next(fitting, "other")
     is_backward = "transpose(" in operation.name
@@ -114,9 +114,9 @@ def kind_of(operation: Operation, dense: set[tuple[int, ...]]) -> str:
 
 
 def milliseconds_by_operation(directory: Path, steps: int) -> dict[str, float]:
-    """How long each operation takes in one of the traced steps, on all threads together.
+    """Return each operation's milliseconds in a traced step, on all threads together.
 
-    Medians over the steps: one that another process interrupts lasts a thousand times as long.
+    These are medians over the steps: an interrupted operation can take a thousand times as long.
     """
     seen: dict[str, list[float]] = defaultdict(list)
     for path in directory.rglob("*.xplane.pb"):
@@ -130,7 +130,14 @@ def milliseconds_by_operation(directory: Path, steps: int) -> dict[str, float]:
 def measure(
     work: Work, training: ours.Training, steps: int, *, is_scored: bool
 ) -> dict[str, float]:
-    """Milliseconds of a step by kind."""
+    """Return the milliseconds of a step by kind.
+
+    Args:
+        work: The work.
+        training: The model under training.
+        steps: Number of steps to trace.
+        is_scored: Whether the steps are scored.
+    """
     training.step(2, is_scored=is_scored)
     with tempfile.TemporaryDirectory() as scratch:
         with jax.profiler.trace(scratch):
@@ -139,14 +146,16 @@ def measure(
     operations = parse_program(training.program(is_scored=is_scored))
     dense = {shape for pair in work.sizes.values() for shape in (pair, pair[::-1])}
     kinds: dict[str, float] = defaultdict(float)
-    for name in taken.keys() & operations.keys():  # those of several results only hold others
+    for name in (
+        taken.keys() & operations.keys()
+    ):  # operations of several results only contain others
         if operations[name].opcode not in CONTROL:
             kinds[kind_of(operations[name], dense)] += taken[name]
     return kinds
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
-    """A row for each kind, the dearest first, and the sums."""
+    """Return a table with a row for each kind, the most expensive first, and the sums."""
     kinds = {kind for column in columns.values() for kind in column}
     dearest = sorted(kinds, key=lambda kind: -sum(c.get(kind, 0.0) for c in columns.values()))
     rows = [[kind, *(_cell(column, kind) for column in columns.values())] for kind in dearest]

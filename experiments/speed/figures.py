@@ -1,4 +1,4 @@
-"""From what was measured to what is told: the whole run's step, ratios, use of the machine."""
+"""Figures from the measurements: the whole run's step, ratios, use of the machine."""
 
 from collections.abc import Callable
 from statistics import mean, median, quantiles
@@ -27,7 +27,7 @@ EVERY = "increlora, whole run, scored at every step to the last round"
 
 
 class Row(NamedTuple):
-    """A contender's steps: the seconds of every turn's, the FLOPs of one, the peak of memory."""
+    """Steps of a contender: seconds of each turn's step, FLOPs of one, peak of memory."""
 
     turns: list[float]
     flops: float
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def rows_of(found: Found) -> dict[str, Row]:
-    """What was measured of the contenders that ran, and the whole run's step made of it."""
+    """Return the rows of the contenders that ran, and of the whole run's mean step."""
     measured = {
         name: Row(row["turns"], row["flops"], row["last"]["memory"])
         for name, row in found["rows"].items()
@@ -53,7 +53,7 @@ def rows_of(found: Found) -> dict[str, Row]:
 
 
 def _mix(scored: Row, unscored: Row, share: float) -> Row:
-    """The mean step of a run, turn by turn."""
+    """Return the mean step of a run, turn by turn."""
     pairs = zip(scored.turns, unscored.turns, strict=True)
     turns = [share * s + (1 - share) * u for s, u in pairs]
     flops = share * scored.flops + (1 - share) * unscored.flops
@@ -61,34 +61,34 @@ def _mix(scored: Row, unscored: Row, share: float) -> Row:
 
 
 def ratio(row: Row, other: Row) -> float:
-    """How many times as long as the other's a step takes: the median of the turns' own ratios."""
+    """Return the ratio of two steps' times: the median of the turns' own ratios."""
     return median(a / b for a, b in zip(row.turns, other.turns, strict=True))
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and the third."""
+    """Return the first and the third quartile."""
     low, _, high = quantiles(values, n=4)
     return low, high
 
 
 def measured_peak(found: Found) -> float:
-    """FLOP/s of products of matrices, by the faster of the two."""
+    """Return the FLOP/s of matrix products, of the faster framework."""
     return max(peaks(found).values())
 
 
 def peaks(found: Found) -> dict[str, float]:
-    """FLOP/s of products of matrices, by framework: the median of the turns."""
+    """Return the FLOP/s of matrix products by framework: the median of the turns."""
     rows = {name: found["rows"][name] for name in (JAX_PEAK, TORCH_PEAK)}
     return {name: row["last"]["flops"] / median(row["turns"]) for name, row in rows.items()}
 
 
 def stated_peak(found: Found) -> float | None:
-    """FLOP/s by the maker's datasheet, if there is such a thing."""
+    """Return the FLOP/s of the datasheet, if there is one."""
     return datasheet_peak(found["machine"]["device"], found["work"]["dtype"])
 
 
 def run_in_few_steps(found: Found) -> float | None:
-    """The mean step of the run that was really run, over LoRA's beside it."""
+    """Return the mean step of the complete run, divided by LoRA's step beside it."""
     run = found["whole_run"]
     return mean(run[RUN]) / mean(run[LORA]) if run else None
 
@@ -103,7 +103,7 @@ class Goal(NamedTuple):
     is_at_most: bool
 
     def is_met(self, value: float) -> bool:
-        """Whether it holds."""
+        """Return whether the bound holds."""
         return value <= self.bound if self.is_at_most else value >= self.bound
 
 
@@ -124,7 +124,7 @@ def _milliseconds(row: Row) -> float:
 
 
 def _teraflops(row: Row) -> float:
-    """In FLOPs of the formula, as MFU has it."""
+    """Return the TFLOP/s, with the FLOPs of the formula, as in MFU."""
     return row.flops / median(row.turns) / 1e12
 
 
@@ -133,7 +133,7 @@ def _unscored(text: str, measure: Callable[[Row], float], bound: float) -> Goal:
 
 
 def _thousand_tokens(count: int) -> Callable[[Row], float]:
-    """Thousands of tokens a second, where a step has so many."""
+    """Return a function for thousands of tokens a second, with `count` tokens a step."""
     return lambda row: count / median(row.turns) / 1e3
 
 
@@ -158,11 +158,11 @@ GPU_GOALS = {
     ("llama-3.2-1b", 8, 1024): (_unscored("thousand tokens/s", _thousand_tokens(8 * 1024), 80.0),),
     ("llama-7b", 8, 1024): (_unscored("thousand tokens/s", _thousand_tokens(8 * 1024), 15.0),),
 }
-"""Of an H200, in bfloat16."""
+"""Goals for an H200 in bfloat16."""
 
 
 def goals(found: Found) -> list[tuple[Goal, float]]:
-    """What is asked of this machine and work, as far as it was measured, and what it came to."""
+    """Return the goals for this machine and work that were measured, with the values reached."""
     rows, work = rows_of(found), found["work"]
     if found["machine"]["device"] == "cpu":
         wanted = CPU_GOALS

@@ -1,4 +1,4 @@
-"""How much of a training step the host's Python takes: the demo's own run, a tiny model."""
+"""Share of the host's Python in a training step: the demo's run, a tiny model."""
 
 import argparse
 import cProfile
@@ -24,13 +24,13 @@ from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 
 STEPS = 752
-"""Of the demo; it is scored at every step up to 220, and all is compiled a few steps later."""
+"""Steps of the demo; they are scored up to step 220, and all is compiled soon after."""
 
 SCORED, UNSCORED = range(32, 208), range(304, 736)
 
 
 def main() -> None:
-    """Print milliseconds a step of the main thread's processor time, or where they go."""
+    """Print the main thread's processor milliseconds a step, or a profile of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", type=int, default=0, help="lines of cProfile's table")
     parser.add_argument("--steps-per-execution", type=int, default=1, choices=(1, 2, 4, 8, 16))
@@ -59,10 +59,10 @@ def main() -> None:
 def measure(
     run: Run, folder: Path, profile: cProfile.Profile | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The clocks at the start of each step, in seconds: of the main thread's processor, and wall.
+    """Return the seconds at the start of each step: of the main thread's processor, and wall.
 
-    XLA computes on threads of its own and waiting costs no processor time. So what the main thread
-    uses is the host's share: making the batch, dispatch, reading numbers late, writing the log.
+    XLA computes on its own threads, and waiting costs no processor time. So the main thread's time
+    is the host's share: building the batch, dispatch, reading numbers late, writing the log.
     """
     stamps: list[tuple[float, float]] = []
 
@@ -88,7 +88,7 @@ def measure(
 
 
 def _between(stamps: tuple[float, ...], steps: int) -> list[float]:
-    """Milliseconds a step where there are so many steps from one stamp to the next."""
+    """Return the milliseconds a step between two stamps `steps` apart."""
     return [1e3 * (after - before) / steps for before, after in pairwise(stamps)]
 
 

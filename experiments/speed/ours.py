@@ -1,4 +1,4 @@
-"""Our side: the training command's own step, on a batch that lies on the device."""
+"""Contenders of this package: the training command's own step, on a batch on the device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +22,12 @@ from increlora_jax.training.loop import jit_step
 from increlora_jax.training.sharding import Layout, make_mesh
 from increlora_jax.training.stacked_state import Stacker
 
-il.keep_freed_memory()  # both as the training command does
+il.keep_freed_memory()  # both as in the training command
 il.dispatch_synchronously()
 
 Told = dict[str, Any]
 Run = Callable[[int], Told]
-"""Does so many training steps, waits for the last, and tells its numbers."""
+"""A function that runs a number of steps, waits for the last, and returns its numbers."""
 
 
 class Training:
@@ -75,24 +75,24 @@ class Training:
         self._batch = jax.device_put(work.numbers())
 
     def step(self, count: int, *, is_scored: bool) -> Told:
-        """Do so many steps and wait for the last, whose numbers are returned."""
+        """Run a number of steps and wait for the last, whose numbers are returned."""
         program = self._program(is_scored)
         for _ in range(count):
             self.state, info = program(self.state, self._base, self._batch)
         return jax.block_until_ready(info)
 
     def open_slots(self, rank: int) -> None:
-        """Make so many slots of every module active, and none of them a reserve."""
+        """Set the number of active slots of every module, without a reserve."""
         state = self._stacker.unstack(self.state)
         slots = {name: init_slots(own.active.size, rank) for name, own in state.slots.items()}
         self.state = self._stacker.stack(state._replace(slots=jax.tree.map(jnp.copy, slots)))
 
     def program(self, *, is_scored: bool) -> str:
-        """The compiled step, as text."""
+        """Return the compiled step as text."""
         return self._program(is_scored).as_text()
 
     def _program(self, is_scored: bool) -> Any:
-        """The compiled step, after which memory is tidied as the training loop does."""
+        """Compile the step, then free memory as the training loop does."""
         if is_scored not in self._programs:
             arguments = (self.state, self._base, self._batch)
             lowered = self._step.lower(*arguments, is_scored=is_scored)
@@ -102,7 +102,7 @@ class Training:
 
 
 def increlora(work: Work, max_rank: str = "auto", *, is_scanned: bool = False) -> Training:
-    """Growth by the recipe, with every module at the final rank already."""
+    """Return growth by the recipe, with every module already at the final rank."""
     make, growth = partial(il.increlora, steps=work.steps), work.growth(max_rank=max_rank)
     training = Training(work, make, growth, work.steps, is_scanned=is_scanned)
     training.open_slots(work.rank)
@@ -110,27 +110,34 @@ def increlora(work: Work, max_rank: str = "auto", *, is_scanned: bool = False) -
 
 
 def lora(work: Work) -> Training:
-    """LoRA of the final rank from the start."""
+    """Return LoRA with the final rank from the start."""
     return Training(work, il.lora, work.growth(), work.steps)
 
 
 def run_increlora(
     work: Work, *, is_scored: bool, max_rank: str = "auto", is_scanned: bool = False
 ) -> Run:
-    """Steps of one kind."""
+    """Return a function that runs steps of one kind.
+
+    Args:
+        work: The work.
+        is_scored: Whether the steps are scored.
+        max_rank: Slots of a buffer.
+        is_scanned: Whether layers are scanned.
+    """
     training = increlora(work, max_rank, is_scanned=is_scanned)
     return partial(training.step, is_scored=is_scored)
 
 
 def run_lora(work: Work) -> Run:
-    """LoRA's steps."""
+    """Return a function that runs LoRA's steps."""
     return partial(lora(work).step, is_scored=False)
 
 
 def run_whole_schedule(work: Work) -> Run:
-    """Go through a whole run in few steps (see `compress`), grown and scored as it is planned.
+    """Run a whole run in few steps (see `compress`), grown and scored as planned.
 
-    Two steps of practice come before, one of each kind.
+    Two untimed steps come before, one of each kind.
     """
     growth, steps = compress(work)
     training = Training(work, partial(il.increlora, steps=steps), growth, steps)

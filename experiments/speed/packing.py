@@ -1,6 +1,6 @@
-"""How long a training step of a real task takes, its batches padded and packed, turn by turn.
+"""Time of a training step of a real task, with padded and packed batches, turn by turn.
 
-Flags are those of the training command; steps are timed with their batch and its transfer.
+Flags are those of the training command. Steps are timed with their batch and its transfer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from increlora_jax.training.loop import jit_step
 
 
 class Timed:
-    """One run, stepped through its first batches; the first pass over them compiles."""
+    """A run that repeats its first batches; the first pass over them compiles."""
 
     def __init__(self, words: list[str]):
         self._run = prepare_run(plan_run(parse_run(words)))
@@ -32,7 +32,7 @@ class Timed:
         self._places = self._tokens = 0
 
     def step(self, at: int) -> None:
-        """Take a step on a batch, and note how long it took."""
+        """Run a step on a batch, and record its time."""
         began = time.perf_counter()
         batch = self._run.plan.layout.batch(self._run.batch_at(at))
         self._state, info = self._step(self._state, self._run.parts.base, batch, is_scored=False)
@@ -43,7 +43,7 @@ class Timed:
         self._tokens += int(told["tokens"])
 
     def describe(self, last: int) -> str:
-        """Mean of the last steps, and the padding."""
+        """Return the mean of the last steps, and the padding."""
         return (
             f"{1000 * mean(self.seconds[-last:]):.0f} ms a step, padding "
             f"{1 - self._tokens / self._places:.0%}, {len(self.shapes)} shapes"

@@ -1,4 +1,4 @@
-"""What the machine can do: the datasheet's figure, and products of matrices measured here."""
+"""Peak speed of the machine: the datasheet's figure, and measured matrix products."""
 
 import os
 from collections.abc import Callable
@@ -19,29 +19,29 @@ DATASHEET = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }
-"""Dense bfloat16 FLOP/s by the beginning of JAX's `device_kind`; the first that fits counts."""
+"""Dense bfloat16 FLOP/s by the beginning of JAX's `device_kind`; the first match counts."""
 
 SIZES = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 COUNTS = {"cpu": 1, "gpu": 16, "tpu": 16}
-"""Of the square products of one turn, by platform; one alone would be over before the host is."""
+"""Number of square products in a turn, by platform; a single one would be too short."""
 
 
 def datasheet_peak(kind: str, dtype: str) -> float | None:
-    """FLOP/s the maker gives for a device; None for a CPU, for what is not listed, and float32.
+    """Return the FLOP/s of a device's datasheet; None for CPUs, unlisted devices and float32.
 
-    Makers give several figures for float32, of which a program may get either.
+    Makers state several figures for float32, and programs may reach either.
     """
     fitting = (peak for name, peak in DATASHEET.items() if kind.startswith(name))
     return next(fitting, None) if dtype == "bfloat16" else None
 
 
 def flops_of_products(size: int, count: int) -> float:
-    """FLOPs of so many square products."""
+    """Return the FLOPs of square products."""
     return 2.0 * size**3 * count
 
 
 def run_jax_products(work: Work) -> Callable[[int], dict[str, Any]]:
-    """Products of square matrices by XLA."""
+    """Return a function that multiplies square matrices by XLA."""
     import jax
     import jax.numpy as jnp
 
@@ -54,13 +54,13 @@ def run_jax_products(work: Work) -> Callable[[int], dict[str, Any]]:
         for _ in range(count * repeats):
             product = multiply(a, b)
         jax.block_until_ready(product)
-        return {"flops": flops_of_products(size, repeats)}  # as all seconds are: of one step
+        return {"flops": flops_of_products(size, repeats)}  # of one step, as the seconds are
 
     return run
 
 
 def run_torch_products(work: Work) -> Callable[[int], dict[str, Any]]:
-    """The same by PyTorch."""
+    """Return a function that multiplies square matrices by PyTorch."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -74,6 +74,6 @@ def run_torch_products(work: Work) -> Callable[[int], dict[str, Any]]:
             torch.matmul(a, b)
         if platform == "gpu":
             torch.cuda.synchronize()
-        return {"flops": flops_of_products(size, repeats)}  # as all seconds are: of one step
+        return {"flops": flops_of_products(size, repeats)}  # of one step, as the seconds are
 
     return run

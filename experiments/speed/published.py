@@ -1,10 +1,10 @@
-"""What the published IncreLoRA pays at every step: a reconstruction of its costs, not its code.
+"""Reconstructed costs of the published IncreLoRA's steps, without its code.
 
-Written from the description of what that code does. Every adapted layer multiplies by a dense ΔW,
-which a hook rebuilds from A, λ and B of all components grown so far and of the reserve. Every
-step takes the dense gradient ∂L/∂ΔW and scores |ΔW ∘ ∂L/∂ΔW|, module by module, into dictionaries
-of averages. Each component is a parameter of its own, and what is born in one round is a group of
-AdamW. Components do not grow here: they are there from the start, as many as at the end of a run.
+This file follows the description of the published code. Every adapted layer multiplies by a dense
+ΔW. A hook rebuilds ΔW from A, λ and B of all components so far and of the reserve. Every step takes
+the dense gradient ∂L/∂ΔW and scores |ΔW ∘ ∂L/∂ΔW|, module by module, into dictionaries of averages.
+Each component is a parameter of its own. The components of one round are a group of AdamW. Here
+components do not grow: all components of the end of a run exist from the start.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ STANDARD_DEVIATION = 0.02
 
 
 class DenseUpdate(nn.Module):
-    """A frozen layer beside x·ΔWᵀ, ΔW = s · B diag(λ) A as a matrix [outputs, inputs]."""
+    """A frozen layer beside x·ΔWᵀ, with ΔW = s · B diag(λ) A as a matrix [outputs, inputs]."""
 
     def __init__(self, base: nn.Linear, births: list[int]):
         super().__init__()
@@ -38,7 +38,7 @@ class DenseUpdate(nn.Module):
         self.register_forward_pre_hook(DenseUpdate.rebuild)
 
     def rebuild(self, arguments: Any) -> None:
-        """Multiply the components out; the gradient of the product is kept for the score."""
+        """Multiply the components out; the product's gradient is kept for the score."""
         self.stacked_A, self.stacked_B = torch.cat(list(self.A)), torch.cat(list(self.B), dim=1)
         coefficients = torch.cat(list(self.lam)) * (ALPHA / self.rank)
         self.delta = (self.stacked_B * coefficients) @ self.stacked_A
@@ -56,13 +56,15 @@ class DenseUpdate(nn.Module):
 
 
 def run_published(work: Work) -> Run:
-    """Steps that pay what the published code pays.
+    """Return a function that runs steps with the costs of the published code.
 
     Raises:
-        ValueError: a layer is to be computed again, whose hook then makes another ΔW.
+        ValueError: If layers are recomputed: the hook would then make another ΔW.
     """
     if work.remat != "none":
-        raise ValueError("what it scores is lost where layers are computed again (--remat)")
+        raise ValueError(
+            "recomputed layers (--remat) lose the tensors that it scores: leave --remat out"
+        )
     model = load_base(work, "sdpa")
     model.requires_grad_(False)
     for name, module in model.named_modules():
@@ -86,7 +88,7 @@ def run_published(work: Work) -> Run:
 
 
 def births(work: Work) -> list[int]:
-    """How many components a module of mean rank is given at a time, the reserve last."""
+    """Return a mean module's components: of the start, of each round, and of the reserve."""
     growth = work.growth()
     each = growth.incre_rank_num
     whole, rest = divmod(work.rank - growth.initial_rank, each)
@@ -95,7 +97,7 @@ def births(work: Work) -> list[int]:
 
 @torch.no_grad()
 def score(layers: dict[str, DenseUpdate], averages: dict[str, dict[str, Any]]) -> None:
-    """Move each module's average importance and its uncertainty."""
+    """Update each module's average importance and its uncertainty."""
     means, doubts = averages["sensitivity"], averages["uncertainty"]
     for name, layer in layers.items():
         delta = layer.delta
@@ -115,7 +117,7 @@ def _replace(model: nn.Module, name: str, sizes: list[int]) -> DenseUpdate:
 def _groups(
     model: nn.Module, layers: dict[str, DenseUpdate], work: Work
 ) -> list[dict[str, list[nn.Parameter]]]:
-    """One group of the parameters there at the start, and one for each round's components."""
+    """Return a group of the parameters of the start, and one for each round's components."""
     rounds = len(work.plan(work.growth(), work.steps).rounds)
     groups: dict[int, list[nn.Parameter]] = defaultdict(list)
     late: set[nn.Parameter] = set()

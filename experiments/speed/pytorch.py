@@ -1,4 +1,4 @@
-"""PyTorch's side: PEFT's adapters on transformers' model, trained as PEFT's examples do."""
+"""Contenders in PyTorch: PEFT's adapters on transformers' model, trained as in PEFT's examples."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,9 +12,9 @@ Run = Callable[[int], dict[str, Any]]
 
 
 class Training:
-    """The plain loop around a model; what a method does besides goes into its two hooks.
+    """A plain loop around a model; methods use its two hooks.
 
-    `add_loss()` gives a term of the loss, `after_backward(step)` sees the gradients.
+    `add_loss()` returns a term of the loss; `after_backward(step)` sees the gradients.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Training:
         self._done = 0
 
     def run(self, count: int) -> dict[str, Any]:
-        """Do so many steps and wait for the last."""
+        """Run a number of steps and wait for the last."""
         for _ in range(count):
             self._train()
         if torch.cuda.is_available():
@@ -61,7 +61,7 @@ class Training:
 
 
 def run_peft_lora(work: Work, *, attention: str = "sdpa", is_compiled: bool = False) -> Run:
-    """PEFT's LoRA of the final rank."""
+    """Return a function that runs PEFT's LoRA with the final rank."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=work.rank, **_shared(work))
@@ -70,9 +70,10 @@ def run_peft_lora(work: Work, *, attention: str = "sdpa", is_compiled: bool = Fa
 
 
 def run_peft_adalora(work: Work, *, is_compiled: bool = False) -> Run:
-    """PEFT's AdaLoRA, from 3/2 of the final rank down to it (PEFT's defaults are 12 and 8).
+    """Return a function that runs PEFT's AdaLoRA, from 3/2 of the final rank down to it.
 
-    Its first steps are measured, in which it scores and does not mask yet: the kinder part.
+    PEFT's defaults are 12 and 8. The first steps are measured, which score and do not mask yet:
+    this favours AdaLoRA.
     """
     from peft import AdaLoraConfig, get_peft_model
 
@@ -85,9 +86,10 @@ def run_peft_adalora(work: Work, *, is_compiled: bool = False) -> Run:
 
 
 def load_base(work: Work, attention: str) -> nn.Module:
-    """Make transformers' classifier, on the GPU if there is one; `attention` where it has it.
+    """Create transformers' classifier, on the GPU if there is one.
 
-    Of `--remat` it knows one kind: whole layers are computed again.
+    `attention` is its implementation, if it has several. Of `--remat` it supports recomputing whole
+    layers.
     """
     from transformers import AutoModelForSequenceClassification as Auto
 
@@ -108,7 +110,7 @@ def load_base(work: Work, attention: str) -> nn.Module:
 
 
 def device() -> str:
-    """Where it is trained."""
+    """Return the device of the training."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -123,7 +125,7 @@ def _shared(work: Work) -> dict[str, Any]:
 
 
 def _adamw(work: Work, model: nn.Module) -> torch.optim.Optimizer:
-    """The fused AdamW, which is what transformers' Trainer takes and the fastest there is."""
+    """Return the fused AdamW, the default of transformers' Trainer and the fastest one."""
     learned: Iterable[nn.Parameter] = (p for p in model.parameters() if p.requires_grad)
     row = work.recipe
     return torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""Which steps of a whole run are scored, by the run's own plan; and the same run in few steps."""
+"""Scored steps of a whole run by its own plan, and the same run in few steps."""
 
 from dataclasses import replace
 
@@ -11,9 +11,15 @@ from increlora_jax.training.loop import LAG
 
 
 def scored_steps(work: Work, growth: il.GrowthConfig, steps: int, lag: int = LAG) -> list[bool]:
-    """Tell of every step whether the loop has it scored, the budget being spent when planned.
+    """Return for every step whether the loop scores it, if the budget is spent as planned.
 
-    The loop knows what has happened `lag` steps late, so it asks the method of as many steps.
+    The loop knows results `lag` steps late, so the method is asked with this delay.
+
+    Args:
+        work: The work.
+        growth: The settings of growth.
+        steps: Steps of the run.
+        lag: Steps until results are known.
     """
     model = abstract_model(work.config, num_labels=2)
     method = il.increlora(
@@ -29,13 +35,13 @@ def scored_steps(work: Work, growth: il.GrowthConfig, steps: int, lag: int = LAG
 
 
 def scored_share(work: Work, score_window: int | None = None) -> float:
-    """How much of a run by the SST-2 recipe is scored, of 1."""
+    """Return the scored share of a run by the SST-2 recipe."""
     steps = scored_steps(work, work.growth(score_window=score_window), work.steps)
     return sum(steps) / len(steps)
 
 
 def compress(work: Work) -> tuple[il.GrowthConfig, int]:
-    """The recipe's growth and so many steps, one for as many as are scored up to a round."""
+    """Return the recipe's growth and steps, divided by the steps scored before a round."""
     growth = work.growth()
     stride = lasting_steps(growth.beta1, growth.beta2) + LAG
     interval, warmup = growth.incre_interval // stride, growth.init_warmup // stride

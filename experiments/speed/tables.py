@@ -1,4 +1,4 @@
-"""The measured figures as Markdown, and their place in a README."""
+"""Tables of the figures in Markdown, and their place in a README."""
 
 import re
 from statistics import median
@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 def render(found: Found) -> str:
-    """All tables of one command."""
+    """Return all tables of one command."""
     parts = [_describe(found), _speeds(found), _starts(found), _goals(found), *_failures(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -32,7 +32,7 @@ def write_into(text: str, name: str, content: str) -> str:
     """Put `content` between the marks `<!-- results: NAME -->` and `<!-- end -->` of a text.
 
     Raises:
-        InputError: the text has no such marks.
+        InputError: If the text has no such marks.
     """
     mark = f"<!-- results: {name} -->"
     place = re.compile(rf"{re.escape(mark)}\n.*?<!-- end -->", re.DOTALL)
@@ -44,13 +44,13 @@ def write_into(text: str, name: str, content: str) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
+    """Return a table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value: float | None) -> str:
-    """Three figures or so; a dash for what there is not."""
+    """Format about three figures; a dash for a missing value."""
     if value is None:
         return "–"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
@@ -74,7 +74,7 @@ def _describe_work(found: Found) -> str:
 
 
 def _describe_choices(work: dict[str, Any]) -> str:
-    """The flags that were given though a bench does without them."""
+    """Return the given flags that a bench does not need."""
     usual = {"remat": "none", "attn_implementation": "xla"}
     flags = [f"{name} {work[name]}" for name, value in usual.items() if work[name] != value]
     return "".join(f", --{flag.replace('_', '-')}" for flag in flags)

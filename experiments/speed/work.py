@@ -1,4 +1,4 @@
-"""The work that every contender does: one model's shape, one batch, the same modules adapted."""
+"""Work of every contender: one model's shape, one batch, the same adapted modules."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -63,17 +63,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "llama-7b": {"model_type": "llama", "pad_token_id": 0},
 }
-"""Random weights; a folder's are read. They have no part in how long a step takes."""
+"""Shapes with random weights, which do not affect a step's time; a folder's weights are read."""
 
 SST2_EXAMPLES, SST2_BATCH = 67_349, 32
-"""Of the run whose schedule is the default one here (`--task sst2`)."""
+"""Sizes of the run whose schedule is the default (`--task sst2`)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One model's shape, one batch of real tokens only, and the SST-2 recipe's growth.
+    """A model's shape, a batch of real tokens only, and the SST-2 recipe's growth.
 
-    `attn_implementation` is for our side; PyTorch's contenders have it in their names.
+    `attn_implementation` is for this package; PyTorch's contenders have it in their names.
     """
 
     name: str = "minilm-l6"
@@ -88,19 +88,19 @@ class Work:
 
     @property
     def folder(self) -> Path | None:
-        """Where weights are read from, if they are."""
+        """Folder of the weights, if they are read."""
         return None if self.name in SHAPES else Path(self.name)
 
     @property
     def config(self) -> PretrainedConfig:
-        """The shape, of SHAPES or of a Hugging Face folder."""
+        """Shape from SHAPES or from a Hugging Face folder."""
         if self.folder:
             return AutoConfig.from_pretrained(self.folder)
         return AutoConfig.for_model(**SHAPES[self.name])
 
     @property
     def spec(self) -> ModelSpec:
-        """What increlora_jax knows of the architecture."""
+        """Specification of the architecture in increlora_jax."""
         return find_spec(self.config)
 
     @property
@@ -110,35 +110,35 @@ class Work:
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of every adapted module, by the path it has here and in PyTorch."""
+        """(inputs, outputs) of every adapted module, by its path here and in PyTorch."""
         model = abstract_model(self.config, num_labels=2)
         return target_sizes(model, self.spec.target_modules, (), {})
 
     @property
     def recipe(self) -> dict[str, float]:
-        """The settings of `--task sst2` at this rank."""
+        """Settings of `--task sst2` at this rank."""
         return recipe("sst2", self.rank)
 
     @property
     def steps(self) -> int:
-        """Of a whole run by the recipe."""
+        """Steps of a whole run by the recipe."""
         return int(self.recipe["num_train_epochs"]) * ceil(SST2_EXAMPLES / SST2_BATCH)
 
     def growth(self, **changes: object) -> GrowthConfig:
-        """The recipe's growth, with what is to be otherwise."""
+        """Return the recipe's growth with the given changes."""
         names = {field.name for field in fields(GrowthConfig)}
         chosen = {name: value for name, value in self.recipe.items() if name in names}
         chosen |= {"target_rank": self.rank} | ({"top_h": self.top_h} if self.top_h else {})
         return GrowthConfig(**{**chosen, **changes})  # type: ignore[arg-type]
 
     def plan(self, growth: GrowthConfig, steps: int) -> GrowthPlan:
-        """What will happen to the ranks."""
+        """Return the plan of the ranks."""
         shared = "initial_rank target_rank target_total_rank top_h init_warmup incre_interval"
         settings = {name: getattr(growth, name) for name in f"{shared} incre_rank_num".split()}
         return plan_growth(self.sizes, steps=steps, max_rank=growth.max_rank_rule, **settings)
 
     def numbers(self) -> dict[str, np.ndarray]:
-        """The batch."""
+        """Return the batch."""
         draw = np.random.default_rng(0)
         shape = (self.batch, self.length)
         return {
@@ -150,10 +150,10 @@ class Work:
         }
 
     def flops(self, *, is_scored: bool) -> float:
-        """4·P·T + attention + 6·P_adapter·T, and 2·P_targets·T on a scored step.
+        """Return a step's FLOPs: 4·P·T + attention + 6·P_adapter·T, and 2·P_targets·T if scored.
 
-        P counts the kernels a token passes, which are the adapted ones; attention is 4·L·hidden a
-        token and layer forward (half of it where it is causal), twice that backward.
+        P counts the kernels that a token passes, which are the adapted ones. Attention is
+        4·L·hidden a token and layer forward, half of that if causal, and twice that backward.
         """
         config, tokens = self.config, self.tokens
         kernels = sum(inputs * outputs for inputs, outputs in self.sizes.values())

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, which steps when it is told to."""
+"""A contender in its own process, which steps on request."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from increlora_jax.runtime.compilation_cache import use_compilation_cache
 
 
 class FailedError(RuntimeError):
-    """A contender that does not run here; the message is the last line of its complaint."""
+    """Error of a contender that does not run here; the message is its last line of output."""
 
 
 class Worker:
     """The process, seen from outside; a context manager.
 
-    Only one of the processes works at a time: the others wait for a line to read. So each is timed
-    with the whole machine for itself, and its memory is its own.
+    Only one process works at a time, while the others wait for a line to read. Each is thus timed
+    with the whole machine for itself, and has its own memory.
     """
 
     def __init__(self, name: str, work: Work, cache: Path):
-        # Both frameworks keep what they compile there; JAX must leave the others room on a GPU, and
-        # end a complaint with its reason.
+        # Both frameworks cache programs in this folder. JAX must leave the others memory on a GPU,
+        # and end an error message with its reason.
         own = {
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -64,7 +64,7 @@ class Worker:
         self._complaints.close()
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Let it do so many steps: the seconds they took and what else it tells."""
+        """Run a number of steps; return their seconds and the contender's numbers."""
         assert self._process.stdin
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
@@ -81,10 +81,10 @@ class Worker:
 
 
 def main() -> None:
-    """Make the contender, do a first and a second step, then as many as each line asks for."""
+    """Make the contender, run two steps, then as many as each line asks for."""
     name, cache, work = sys.argv[1], sys.argv[2], Work(**json.loads(sys.argv[3]))
     told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes with the complaints
+    os.dup2(2, 1)  # prints of libraries join the error output
     use_compilation_cache(cache)
     contender = (CONTENDERS | OTHERS)[name]
     import_module(contender.module)
@@ -126,7 +126,7 @@ def _device(framework: str) -> str:
 
 
 def _peak_memory(framework: str) -> float:
-    """Bytes: of the GPU what the framework's allocator gave out, else what the process took up."""
+    """Return the bytes given out by the framework's GPU allocator, or used by the process."""
     if framework == "jax":
         import jax
 
