@@ -256,11 +256,12 @@ def problems(source: str) -> list[tuple[int, str]]:
 
 
 def markdown_problems(text: str) -> list[tuple[int, str]]:
-    """Return the problems of a page of Markdown: banned words, and issues by number."""
+    """Return the problems of a page of Markdown: banned words, long sentences, issue numbers."""
     lines = re.sub(
         r"^```.*?^```", lambda code: "\n" * code[0].count("\n"), text, flags=re.M | re.S
     ).splitlines()
-    found = list(banned_words(lines))
+    prose = ["" if line.startswith("|") else re.sub(r"`[^`]*`", "x", line) for line in lines]
+    found = [*banned_words(lines), *long_sentences(prose)]
     issues = [(n, m[0]) for n, line in enumerate(lines) if (m := re.search(r"\bissue \d+", line))]
     found += [(n, f"{issue!r}: name the thing, not the issue") for n, issue in issues]
     return sorted((number + 1, problem) for number, problem in found)

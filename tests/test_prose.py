@@ -6,10 +6,9 @@ from tests import prose
 
 NOT_YET = {
     "core", "nn", "training", "methods",
-
 }  # fmt: skip
 """Rooms that do not keep to the rules yet. A room that does leaves this table and stays out."""
-NOT_YET_PAGES = {"README.md", "CONTRIBUTING.md", "experiments"}
+NOT_YET_PAGES = {"README.md", "experiments"}
 FILES = [path for path in prose.files() if prose.room_of(path) not in NOT_YET]
 PAGES = [
     path
