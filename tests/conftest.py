@@ -18,6 +18,7 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.core.importance
     import increlora_jax.core.optimizer
     import increlora_jax.core.plan
+    import increlora_jax.core.probe
     import increlora_jax.core.regularizer
     import increlora_jax.core.schedule
     import increlora_jax.nn.adapter_files

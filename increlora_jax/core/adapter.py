@@ -1,11 +1,11 @@
-"""The low-rank update: its slots, its scale, and the probe that its score leaves by."""
+"""The low-rank update: its parameters, its slots and its scale."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from increlora_jax.core.schedule import Number, as_dtype
@@ -18,6 +18,9 @@ RANK_EPSILON = 1e-5
 
 NEVER = jnp.iinfo(jnp.int32).max
 """The birth of a leaf that has not become trainable yet."""
+
+
+Result = TypeVar("Result")
 
 
 class Adapter(NamedTuple):
@@ -70,7 +73,7 @@ class Scaling(NamedTuple):
         alpha = settings.get("lora_alpha", self.alpha)
         return self._replace(alpha=alpha, target_rank=settings.get("target_rank", self.target_rank))
 
-    def __call__(self, rank: Int[Array, "*stack"], dtype: Any) -> Float[Array, "*stack"]:
+    def __call__(self, rank: Int[Array, "*stack"], dtype: DTypeLike) -> Float[Array, "*stack"]:
         """Compute s from the module's current rank r."""
         r, alpha = rank.astype(dtype), as_dtype(self.alpha, dtype)
         match self.rule:
@@ -120,60 +123,8 @@ def effective_update(
     return Update(adapter.A, effective_lambda(adapter, slots), adapter.B, scaling, slots)
 
 
-Score = Callable[[Array, Update], Array]
-"""(∂L/∂ΔW [inputs, outputs], the update) → a module's raw importance []."""
-
-
-def effective_delta(
-    update: Update, probe: Float[Array, "..."] | None = None
-) -> Float[Array, "*stack inputs outputs"]:
-    """The dense ΔW, for kernels that no product applies; `probe` as in `product.apply_update`."""
-    if probe is None:
-        return update.delta
-    if probe.ndim == update.lam_hat.ndim:
-        return update._replace(lam_hat=update.lam_hat + probe).delta
-    return update.delta + probe
-
-
-def spread_probe(
-    probe: Float[Array, "..."] | None, update: Update, score: Score | None
-) -> Float[Array, "..."] | None:
-    """Make a scalar probe [*stack] dense; its cotangent is `score(∂L/∂ΔW, update)` of each matrix.
-
-    The gradients of all uses of the dense probe are summed before they are scored, so that a layer
-    called several times counts once and rightly. Other probes are returned as they are.
-    """
-    if probe is None or probe.ndim != update.scale.ndim:
-        return probe
-    scores = over_stack(needed(score), probe.ndim)
-    return _spread(scores, probe, jax.lax.stop_gradient(update))
-
-
-def needed(score: Score | None) -> Score:
-    """The score of a scalar probe, which must be given."""
-    if score is None:
-        raise ValueError("a scalar probe needs the score whose value its cotangent carries")
-    return score
-
-
-def over_stack(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
+def over_stack(function: Callable[..., Result], depth: int) -> Callable[..., Result]:
     """Map a function of one matrix's arrays over `depth` leading axes of all its arguments."""
     for _ in range(depth):
         function = jax.vmap(function)
     return function
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _spread(score: Score, probe: Array, update: Update) -> Array:
-    return jnp.zeros((*update.A.shape[:-1], update.B.shape[-1]), probe.dtype)
-
-
-def _spread_forward(score: Score, probe: Array, update: Update) -> tuple[Array, Update]:
-    return _spread(score, probe, update), update
-
-
-def _spread_backward(score: Score, update: Update, gradient: Array) -> tuple[Any, ...]:
-    return score(gradient, update).astype(gradient.dtype), None
-
-
-_spread.defvjp(_spread_forward, _spread_backward)

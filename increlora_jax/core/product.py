@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from increlora_jax.core.adapter import Score, Update, needed
+from increlora_jax.core.adapter import Update
+from increlora_jax.core.probe import DenseProbe, Probe, Score, ScoreProbe, SlotProbe
 
 FEW = 8
 """Slots below which none of a buffer's are left out of a product."""
@@ -16,38 +17,32 @@ FEW = 8
 def apply_update(
     x: Float[Array, "*batch inputs"],
     update: Update,
-    probe: Float[Array, "..."] | None = None,
-    score: Score | None = None,
+    probe: Probe | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """Compute s · ((x·A) ∘ λ̂) · B in factored form.
 
-    `probe` is a zero that changes nothing forward; its *cotangent* is the evidence of importance:
-    ∂L/∂ΔW for a probe [inputs, outputs], ∂L/∂λ̂ for a probe [slots], and `score(∂L/∂ΔW, update)`
-    for a probe [], which is right where the update is applied once in a forward pass: ∂L/∂ΔW is
-    then gone before the backward pass comes to the next product (else: `spread_probe`). Without a
-    probe no dense gradient is ever formed.
-
-    Raises:
-        ValueError: a scalar probe without the score whose value its cotangent carries.
+    The probe's gradient is the evidence of importance. That of a `ScoreProbe` is right where the
+    update is applied once in a forward pass: ∂L/∂ΔW is then gone before the backward pass comes to
+    the next product. Elsewhere, `spread_probe` comes first. Without a probe, or with a `SlotProbe`,
+    no dense gradient is ever formed.
     """
-    reading, update, probe = _read_probe(update, probe, score)
-    return _product(reading, x, update, probe)
+    reading, update, value = _read_probe(update, probe)
+    return _product(reading, x, update, value)
 
 
 def apply_sum(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "inputs outputs"],
     update: Update,
-    probe: Float[Array, "..."] | None = None,
-    score: Score | None = None,
+    probe: Probe | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product; as `apply_update` otherwise.
 
     The gradients stay factored, but on a scored step: there all of them follow from G = ∂L/∂ΔW.
     For kernels of the adapter's own precision only, lest the sum round ΔW away.
     """
-    reading, update, probe = _read_probe(update, probe, score)
-    return _sum(reading, x, kernel, update, probe)
+    reading, update, value = _read_probe(update, probe)
+    return _sum(reading, x, kernel, update, value)
 
 
 class Reading(NamedTuple):
@@ -62,19 +57,19 @@ class Reading(NamedTuple):
         return found.astype(self.dtype)
 
 
-def _read_probe(
-    update: Update, probe: Array | None, score: Score | None
-) -> tuple[Reading | None, Update, Array | None]:
+def _read_probe(update: Update, probe: Probe | None) -> tuple[Reading | None, Update, Array | None]:
     """Return how a probe is read; one of slots is added to λ̂, and shares its cotangent."""
-    if probe is None:
-        return None, update, None
-    if probe.ndim == 1:
-        # It asks what a reserve would bring, too, where that is not applied yet.
-        slots = update.slots._replace(is_advancing=jnp.ones_like(update.slots.is_advancing))
-        return None, update._replace(lam_hat=update.lam_hat + probe, slots=slots), None
-    if probe.ndim == 0:
-        return Reading(probe.dtype, needed(score)), update, probe
-    return Reading(probe.dtype, None), update, probe
+    match probe:
+        case None:
+            return None, update, None
+        case SlotProbe(value):
+            # It asks what a reserve would bring, too, where that is not applied yet.
+            slots = update.slots._replace(is_advancing=jnp.ones_like(update.slots.is_advancing))
+            return None, update._replace(lam_hat=update.lam_hat + value, slots=slots), None
+        case DenseProbe(value):
+            return Reading(value.dtype, None), update, value
+        case ScoreProbe(value, score):
+            return Reading(value.dtype, score.func), update, value
 
 
 def is_sum_cheaper(rows: int, update: Update) -> bool:

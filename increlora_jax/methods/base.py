@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
-from increlora_jax.core.adapter import Adapter, Score, Slots
+from increlora_jax.core.adapter import Adapter, Slots
+from increlora_jax.core.probe import Probe
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Group
 from increlora_jax.errors import InputError
@@ -27,7 +28,7 @@ from increlora_jax.nn.targets import (
 
 Adapters = dict[Group, Adapter]
 SlotsOf = dict[Group, Slots]
-Evidence = dict[Group, Array]
+Probes = dict[Group, Probe]
 Info = dict[str, Array]
 Settings = Mapping[str, Number]
 """The numbers of a run that are no shapes, by flag."""
@@ -46,7 +47,7 @@ class Observation(NamedTuple):
         slots: the masks and births of all slots.
         state: the method's own, from `init` or the last `update`.
         gradients: ∂L/∂A, ∂L/∂λ, ∂L/∂B of the task loss, before the regularizer and before clipping.
-        evidence: the cotangents of `probes`; None on a step that was not scored.
+        evidence: the gradients of `probes`, of the same types; None on a step that was not scored.
         settings: the numbers of this run by flag, each []; default: none.
 
     >>> import increlora_jax as il, jax, jax.numpy as jnp
@@ -68,7 +69,7 @@ class Observation(NamedTuple):
     slots: SlotsOf
     state: PyTree
     gradients: Adapters
-    evidence: Evidence | None
+    evidence: Probes | None
     settings: Settings = MappingProxyType({})
 
 
@@ -104,9 +105,8 @@ class Method(NamedTuple):
         attach: (model, rngs) → the model with the method's parameters; an NNX module in place.
         is_trained: path → whether a parameter of the model's own learns in full.
         init: parts → the method's state before step 0.
-        probes: (adapters, is_summed) → zeros whose cotangents are the evidence for `update`.
-            `is_summed` says that the evidence of several micro-batches is added up.
-        score: (∂L/∂ΔW, update) → the cotangent of a scalar probe; None without such probes.
+        probes: (adapters, is_summed) → probes (`core.probe`) whose gradients are the evidence for
+            `update`. `is_summed` says that the evidence of several micro-batches is added up.
         regularize: (adapters, slots) → the term that is added to the loss [].
         regularization: the coefficient of that term.
         update: observation → changes after the gradient and the optimizer. A method may grow, prune
@@ -133,8 +133,7 @@ class Method(NamedTuple):
     attach: Callable[[PyTree, nnx.Rngs], PyTree]
     is_trained: Callable[[str], bool]
     init: Callable[[Parts], PyTree]
-    probes: Callable[[Adapters, bool], Evidence]
-    score: Score | None
+    probes: Callable[[Adapters, bool], Probes]
     regularize: Callable[[Adapters, SlotsOf], Array]
     regularization: float
     update: Callable[[Observation], Updated]
@@ -274,7 +273,6 @@ def fixed_method(
         is_trained=is_trained,
         init=lambda parts: (),
         probes=lambda adapters, is_summed: {},
-        score=None,
         regularize=lambda adapters, slots: jnp.zeros(()),
         regularization=0.0,
         update=lambda seen: Updated(seen.moved, seen.slots, seen.state, {}),

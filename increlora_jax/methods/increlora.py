@@ -22,6 +22,7 @@ from increlora_jax.core.importance import (
     update_importance,
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
+from increlora_jax.core.probe import DenseProbe, Probe, ScoreProbe, SlotProbe
 from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Group, flatten, unflatten
@@ -100,7 +101,6 @@ def _method(
         is_trained=is_trained,
         init=rules.init,
         probes=rules.probes,
-        score=rules.function.score if rules.function.evidence is Evidence.DENSE else None,
         regularize=mean_orthogonality,
         regularization=rules.config.reg_orth_coef,
         update=rules.update,
@@ -194,20 +194,20 @@ class _Growth(NamedTuple):
             return False
         return bool(_is_near_round(step, self.settings | {"score_window": self.window}))
 
-    def probes(self, adapters: base.Adapters, is_summed: bool) -> base.Evidence:
-        def zero(adapter: Adapter) -> Array:
-            dense = (*adapter.A.shape[:-1], adapter.B.shape[-1])
-            # |ΔW ∘ G| of a sum of micro-batches needs their summed G, not their summed scores.
-            shape = dense if is_summed else adapter.A.shape[:-2]
-            return jnp.zeros(shape, adapter.A.dtype)
+    def probes(self, adapters: base.Adapters, is_summed: bool) -> base.Probes:
+        if self.function.evidence is Evidence.NONE:
+            return {}
+        return {name: self._probe(adapter, is_summed) for name, adapter in adapters.items()}
 
-        match self.function.evidence:
-            case Evidence.NONE:
-                return {}
-            case Evidence.SLOTS:
-                return {name: jnp.zeros_like(adapter.lam) for name, adapter in adapters.items()}
-            case _:
-                return {name: zero(adapter) for name, adapter in adapters.items()}
+    def _probe(self, adapter: Adapter, is_summed: bool) -> Probe:
+        *stack, inputs, _ = adapter.A.shape
+        if self.function.evidence is Evidence.SLOTS:
+            return SlotProbe(jnp.zeros_like(adapter.lam))
+        if is_summed:
+            # |ΔW ∘ G| of a sum of micro-batches needs their summed G, not their summed scores.
+            dense = (*stack, inputs, adapter.B.shape[-1])
+            return DenseProbe(jnp.zeros(dense, adapter.A.dtype))
+        return ScoreProbe.of(self.function.score, jnp.zeros(stack, adapter.A.dtype))
 
     def update(self, seen: base.Observation) -> base.Updated:
         """Move the averages, grow if this step is a round, and open the first reserve at step 0."""
@@ -230,18 +230,19 @@ class _Growth(NamedTuple):
         return base.Updated(adapters, slots, state, info)
 
     def _raw_importance(
-        self, seen: base.Observation, evidence: dict[Group, Array]
+        self, seen: base.Observation, evidence: dict[Group, Probe]
     ) -> Float[Array, " modules"]:
         scaling = self.adapter.scaling_rule(self.config.target_rank).given(seen.settings)
         scores = {}
         for index, (group, slots) in enumerate(seen.slots.items()):
             found, stack = evidence.get(group), slots.is_advancing.shape
-            if found is None or found.ndim > len(stack):
-                update = effective_update(seen.adapters[group], slots, scaling)
-                keys = jax.random.split(jax.random.fold_in(seen.key, index), stack)
-                scores[group] = over_stack(self.function.score, len(stack))(found, update, keys)
-            else:  # the backward pass has left the score itself
-                scores[group] = found
+            if isinstance(found, ScoreProbe):
+                scores[group] = found.value
+                continue
+            update = effective_update(seen.adapters[group], slots, scaling)
+            keys = jax.random.split(jax.random.fold_in(seen.key, index), stack)
+            read = None if found is None else found.value
+            scores[group] = over_stack(self.function.score, len(stack))(read, update, keys)
         return flatten(scores, self.paths)
 
     def _grants(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from increlora_jax.core.adapter import Update, effective_delta
+from increlora_jax.core.adapter import Update
+from increlora_jax.core.probe import Probe, effective_delta
 from increlora_jax.errors import InputError
 
 
@@ -122,7 +123,7 @@ class EinsumAxes(NamedTuple):
 
 
 def effective_weight(
-    kernel: Array, axes: KernelAxes, update: Update, probe: Array | None = None
+    kernel: Array, axes: KernelAxes, update: Update, probe: Probe | None = None
 ) -> Array:
     """W + ΔW in the adapter's precision, then rounded to W's; differentiable."""
     delta = axes.as_kernel(effective_delta(update, probe), kernel.shape)

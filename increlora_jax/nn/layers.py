@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from increlora_jax.core.adapter import (
-    Adapter,
-    Scaling,
-    Score,
-    Slots,
-    Update,
-    effective_update,
-    spread_probe,
-)
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
+from increlora_jax.core.probe import Probe, ScoreProbe
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
@@ -64,8 +57,7 @@ class LowRankAdapter(nnx.Module):
         self.dropout = _dropout(dropout, rngs, stack)
         self.scaling = scaling
         self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
-        self.probe: Array | None = nnx.data(None)  # both: see `core.product.apply_update`
-        self.score: Score | None = None
+        self.probe: Probe | None = nnx.data(None)
 
     @property
     def parameters(self) -> Adapter:
@@ -89,7 +81,7 @@ class LowRankAdapter(nnx.Module):
         Raises:
             InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
-        return apply_update(self.dropout(x), self._one_update(), self.probe, self.score)
+        return apply_update(self.dropout(x), self._one_update(), self.probe)
 
     def is_best_summed(self, rows: int, dtype: Any) -> bool:
         """Return whether ΔW is best added to the kernel of a product of so many rows.
@@ -103,7 +95,7 @@ class LowRankAdapter(nnx.Module):
 
     def apply_sum(self, x: Array, kernel: Array) -> Array:
         """Compute x · (W + ΔW), without dropout."""
-        return apply_sum(x, kernel, self._one_update(), self.probe, self.score)
+        return apply_sum(x, kernel, self._one_update(), self.probe)
 
     def _one_update(self) -> Update:
         update = self.update
@@ -146,8 +138,9 @@ def _effective_kernel(layer: Any, kernel: Any) -> Any:
     if held.get("adapter") is None or held.get("original") is not None:
         return None
     update, probe = layer.adapter.update, layer.adapter.probe
-    spread = spread_probe(probe, update, _refuse_second_use)
-    return effective_weight(as_dense(kernel), layer.kernel_axes(), update, spread)
+    if isinstance(probe, ScoreProbe):
+        probe = ScoreProbe.of(_refuse_second_use, probe.value)
+    return effective_weight(as_dense(kernel), layer.kernel_axes(), update, probe)
 
 
 def _refuse_second_use(gradient: Array, update: Update) -> Array:

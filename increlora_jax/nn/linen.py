@@ -11,14 +11,8 @@ from flax import nnx
 from flax.core import meta, unfreeze
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import (
-    Adapter,
-    Scaling,
-    Score,
-    Slots,
-    Update,
-    spread_probe,
-)
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update
+from increlora_jax.core.probe import Probe, Spread, spread_probe
 from increlora_jax.core.product import apply_update
 from increlora_jax.errors import InputError
 from increlora_jax.nn.initial import Start, start_adapter, start_small
@@ -37,7 +31,7 @@ from increlora_jax.nn.linen_calls import (
     trace_call,
 )
 from increlora_jax.nn.rules import Rules, make_rules
-from increlora_jax.nn.skeleton import Parts, module_names
+from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
@@ -228,7 +222,7 @@ class Extra(NamedTuple):
     """A function of a layer's input that is added to its output."""
 
     update: Update
-    probe: Array | None
+    probe: Spread | None
     key: Array | None  # of the dropout on the adapter's input
 
 
@@ -322,14 +316,13 @@ class LinenSkeleton(NamedTuple):
         self,
         parts: Parts,
         key: Array | None = None,
-        probes: dict[str, Array] | None = None,
-        score: Score | None = None,
+        probes: Mapping[str, Probe] = NO_PROBES,
     ) -> WholeModel:
         """Make the model whole; whether its own dropout is on, its call says as ever."""
         arrays, extras = {**parts.base, **parts.head, **parts.statistics}, {}
         for index, (path, site) in enumerate(self.sites.items()):
             update = parts.update_of(path, self.scaling)
-            probe = spread_probe(probes[path] if probes else None, update, score)
+            probe = spread_probe(probes.get(path), update)
             if site.is_layer:
                 stack = update.scale.shape
                 own = self._dropout_keys(key, index, stack)

@@ -9,15 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import (
-    Adapter,
-    Scaling,
-    Score,
-    Slots,
-    Update,
-    effective_update,
-    spread_probe,
-)
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
+from increlora_jax.core.probe import Probe, spread_probe
 from increlora_jax.core.stacking import by_name
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
@@ -30,6 +23,8 @@ from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.statistics import read_statistics, snapshot
 from increlora_jax.nn.targets import learns
 from increlora_jax.quantization import as_dense
+
+NO_PROBES: Mapping[str, Probe] = MappingProxyType({})
 
 
 class Parts(NamedTuple):
@@ -78,12 +73,11 @@ class Skeleton(Protocol):
         self,
         parts: Parts,
         key: Array | None = None,
-        probes: dict[str, Array] | None = None,
-        score: Score | None = None,
+        probes: Mapping[str, Probe] = NO_PROBES,
     ) -> Any:
         """Make the model whole: training with dropout from `key`, or evaluating without one.
 
-        `probes` by adapter and `score` as in `core.adapter.spread_probe`.
+        `probes` by adapter: the parts of the backward pass to read, see `core.probe`.
         """
 
     def snapshot(self, model: Any) -> Any:
@@ -119,20 +113,17 @@ class ModuleSkeleton(NamedTuple):
         self,
         parts: Parts,
         key: Array | None = None,
-        probes: dict[str, Array] | None = None,
-        score: Score | None = None,
+        probes: Mapping[str, Probe] = NO_PROBES,
     ) -> nnx.Module:
         """Make the model whole; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
         adapters = adapters_of(model)
         for path, scale in parts.scales.items():
             adapters[path].scale = SlotState(scale)
-        for path, probe in (probes or {}).items():
+        for path, probe in probes.items():
             own = adapters[path]
-            if self.is_called_once and not isinstance(own, ParameterAdapter):
-                own.probe, own.score = nnx.data(probe), score
-            else:
-                own.probe = nnx.data(spread_probe(probe, own.update, score))
+            is_one_use = self.is_called_once and not isinstance(own, ParameterAdapter)
+            own.probe = nnx.data(probe if is_one_use else spread_probe(probe, own.update))
         if key is None:
             model.eval()
         else:

@@ -10,13 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.core.adapter import (
-    Adapter,
-    Scaling,
-    Score,
-    Slots,
-    spread_probe,
-)
+from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.core.probe import Probe
 from increlora_jax.errors import InputError
 from increlora_jax.nn.initial import Start, start_adapter, start_small
 from increlora_jax.nn.kernels import (
@@ -24,7 +19,7 @@ from increlora_jax.nn.kernels import (
     effective_weight,
 )
 from increlora_jax.nn.rules import Rules, make_rules
-from increlora_jax.nn.skeleton import Parts, module_names
+from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     NO_PARAMETERS,
@@ -226,15 +221,13 @@ class TreeSkeleton(NamedTuple):
         self,
         parts: Parts,
         key: Array | None = None,
-        probes: dict[str, Array] | None = None,
-        score: Score | None = None,
+        probes: Mapping[str, Probe] = NO_PROBES,
     ) -> Any:
         """Make the tree whole, every W + ΔW in its place; `key` is not used."""
         arrays = {**parts.base, **parts.head}
         for path, axes in self.axes.items():
             update = parts.update_of(path, self.scaling)
-            probe = spread_probe(probes[path] if probes else None, update, score)
-            arrays[path] = effective_weight(arrays[path], axes, update, probe)
+            arrays[path] = effective_weight(arrays[path], axes, update, probes.get(path))
         return self.shape.fill(arrays)
 
     def snapshot(self, model: Any) -> None:

@@ -14,7 +14,7 @@ from increlora_jax.core.optimizer import Trainable, births, mask_unborn
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Groups, by_name, is_stacked
 from increlora_jax.errors import InputError
-from increlora_jax.methods.base import Adapters, Evidence, Info, Method, Observation, Settings
+from increlora_jax.methods.base import Adapters, Info, Method, Observation, Probes, Settings
 from increlora_jax.nn.rules import make_rules
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
@@ -54,7 +54,7 @@ class Gradients(NamedTuple):
 
     loss: Array
     params: Trainable
-    evidence: Evidence | None
+    evidence: Probes | None
     # After the forward pass; nothing changes the default.
     statistics: dict[str, Array] = {}  # noqa: RUF012
 
@@ -173,7 +173,7 @@ class Trainer(NamedTuple):
             key, _ = _step_keys(state)
 
             def of_whole_model(
-                params: Trainable, probes: Evidence
+                params: Trainable, probes: Probes
             ) -> tuple[Array, tuple[PyTree, Statistics]]:
                 moved = state._replace(params=params)
                 result, statistics = self._call(loss, moved, base, key, probes, *args)
@@ -266,16 +266,16 @@ class Trainer(NamedTuple):
         state: TrainState,
         base: Base,
         key: Array,
-        probes: Evidence,
+        probes: Probes,
         *args: PyTree,
     ) -> tuple[T, Statistics]:
         """Call a loss with the model of a state, for training; also return its statistics."""
         parts, skeleton = self.parts(state, base), self.skeleton
-        model = skeleton.assemble(parts, key, by_name(probes), self.method.score)
+        model = skeleton.assemble(parts, key, by_name(probes))
         before = skeleton.snapshot(model)
         return loss(model, *args), skeleton.read_statistics(model, parts, before)
 
-    def _probes(self, state: TrainState, is_scored: bool) -> Evidence:
+    def _probes(self, state: TrainState, is_scored: bool) -> Probes:
         return self.method.probes(state.params.adapter, self.accumulation > 1) if is_scored else {}
 
     def _of_sums(self, state: TrainState, base: Base, batch: Batch, is_scored: bool) -> Gradients:
@@ -285,7 +285,7 @@ class Trainer(NamedTuple):
         probes = self._probes(state, is_scored)
 
         def total(
-            params: Trainable, probes: Evidence, statistics: Statistics, batch: Batch, key: Array
+            params: Trainable, probes: Probes, statistics: Statistics, batch: Batch, key: Array
         ) -> tuple[Array, tuple[Array, Statistics]]:
             moved = state._replace(params=params, statistics=statistics)
             (loss, weight), after = self._call(self.loss, moved, base, key, probes, batch)

@@ -10,16 +10,9 @@ from increlora_jax.core.adapter import (
     effective_lambda,
     effective_update,
     init_slots,
-    spread_probe,
 )
 
 IN, SLOTS, OUT = 11, 4, 13  # all different: a shape tells what an array is
-
-
-def test_scalar_probe_without_a_score_is_an_error(make_adapter, make_slots):
-    update = effective_update(make_adapter(IN, SLOTS, OUT), make_slots("arad"), Scaling(16))
-    with pytest.raises(ValueError, match="needs the score"):
-        spread_probe(jnp.zeros(()), update, None)
 
 
 @pytest.mark.parametrize(("is_advancing", "resting"), [(True, 1e-5), (False, 0.0)])

@@ -8,12 +8,17 @@ import pytest
 from increlora_jax.core.adapter import (
     Scaling,
     Update,
-    effective_delta,
     effective_update,
     over_stack,
-    spread_probe,
 )
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.probe import (
+    DenseProbe,
+    ScoreProbe,
+    SlotProbe,
+    effective_delta,
+    spread_probe,
+)
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 
 IN, SLOTS, OUT = 11, 4, 13  # all different, and 15 rows: a shape tells what an array is
@@ -38,12 +43,29 @@ def dy(float64):
     return jnp.asarray(np.random.default_rng(2).normal(size=(*BATCH, OUT)))
 
 
+def of_score(dtype=None, stack=()):
+    return ScoreProbe.of(sensitivity, jnp.zeros(stack, dtype))
+
+
+def of_matrix(dtype=None):
+    return DenseProbe(jnp.zeros((IN, OUT), dtype))
+
+
+def of_slots():
+    return SlotProbe(jnp.zeros(SLOTS))
+
+
+@pytest.fixture(params=[of_score, of_matrix, of_slots])
+def probe(float64, request):
+    return request.param()
+
+
 def dense_product(x, A, lam_hat, B, scale):
     return x @ (scale * (A * lam_hat) @ B)
 
 
 def apply_probed(x, update, probe):
-    return apply_update(x, update, spread_probe(probe, update, sensitivity))
+    return apply_update(x, update, spread_probe(probe, update))
 
 
 def cotangents(x, update, dy, probe=None):
@@ -113,69 +135,64 @@ def test_cotangents_are_those_of_the_dense_form(x, update, dy, argument):
 def test_scalar_probe_receives_the_importance(x, update, dy):
     G = dense_gradient(x, dy)
     expected = np.abs(np.asarray(update.delta) * G).sum() / np.sqrt(IN * OUT)
-    _, _, importance = cotangents(x, update, dy, jnp.zeros(()))
-    np.testing.assert_allclose(importance, expected, rtol=1e-12)
+    _, _, importance = cotangents(x, update, dy, of_score())
+    np.testing.assert_allclose(importance.value, expected, rtol=1e-12)
 
 
 def test_matrix_probe_receives_the_dense_gradient(x, update, dy):
-    _, _, gradient = cotangents(x, update, dy, jnp.zeros((IN, OUT)))
-    np.testing.assert_allclose(gradient, dense_gradient(x, dy), rtol=1e-12, atol=1e-12)
+    _, _, gradient = cotangents(x, update, dy, of_matrix())
+    np.testing.assert_allclose(gradient.value, dense_gradient(x, dy), rtol=1e-12, atol=1e-12)
 
 
 def test_slot_probe_receives_the_gradient_of_lambda_hat(x, update, dy):
     A, B, s = (np.asarray(part) for part in (update.A, update.B, update.scale))
-    _, _, gradient = cotangents(x, update, dy, jnp.zeros(SLOTS))
+    _, _, gradient = cotangents(x, update, dy, of_slots())
     expected = s * np.diag(A.T @ dense_gradient(x, dy) @ B.T)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gradient.value, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
-def test_probe_changes_neither_output_nor_other_cotangents(x, update, dy, shape):
-    probe = jnp.zeros(shape)
+def test_probe_changes_neither_output_nor_other_cotangents(x, update, dy, probe):
     np.testing.assert_array_equal(apply_probed(x, update, probe), apply_update(x, update))
     with_probe, without = cotangents(x, update, dy, probe), cotangents(x, update, dy)
     for got, expected in zip(with_probe[:2], without[:2], strict=True):
         jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@pytest.mark.parametrize("shape", [None, (SLOTS,)])
-def test_no_dense_matrix_is_formed_without_a_dense_probe(x, update, dy, shape):
-    probe = None if shape is None else jnp.zeros(shape)
-    shapes = backward_shapes(x, update, dy, probe)
+@pytest.mark.parametrize("make", [lambda: None, of_slots])
+def test_no_dense_matrix_is_formed_without_a_dense_probe(x, update, dy, make):
+    shapes = backward_shapes(x, update, dy, make())
     assert (IN, SLOTS) in shapes  # the search does look inside
     assert not {(IN, OUT), (OUT, IN)} & shapes
 
 
 def test_a_dense_matrix_is_formed_for_a_scalar_probe(x, update, dy):
-    assert (IN, OUT) in backward_shapes(x, update, dy, jnp.zeros(()))
+    assert (IN, OUT) in backward_shapes(x, update, dy, of_score())
 
 
 def test_forward_pass_of_a_scored_step_stays_factored(x, update):
-    program = jax.jit(apply_probed).lower(x, update, jnp.zeros(())).compile().as_text()
+    program = jax.jit(apply_probed).lower(x, update, of_score()).compile().as_text()
     assert f"[{IN},{SLOTS}]" in program
     assert f"[{IN},{OUT}]" not in program
 
 
 def test_a_layer_called_twice_is_scored_by_the_sum_of_its_gradients(x, update, dy):
     def twice(probe):
-        probe = spread_probe(probe, update, sensitivity)
+        probe = spread_probe(probe, update)
         y = apply_update(x, update, probe), apply_update(jnp.cos(x), update, probe)
         return jnp.vdot(y[0], dy) - 2 * jnp.vdot(y[1], dy)
 
     G = dense_gradient(x, dy) - 2 * dense_gradient(np.cos(x), dy)
     expected = np.abs(np.asarray(update.delta) * G).sum() / np.sqrt(IN * OUT)
-    np.testing.assert_allclose(jax.grad(twice)(jnp.zeros(())), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(twice)(of_score()).value, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(), (IN, OUT), (SLOTS,)])
-def test_evidence_of_a_dense_delta_is_that_of_the_product(x, update, dy, shape):
+def test_evidence_of_a_dense_delta_is_that_of_the_product(x, update, dy, probe):
     def product(probe):
-        probe = spread_probe(probe, update, sensitivity)
         return jnp.vdot(x @ effective_delta(update, probe), dy)
 
-    probe = jnp.zeros(shape)
-    expected = cotangents(x, update, dy, probe)[2]
-    np.testing.assert_allclose(jax.grad(product)(probe), expected, rtol=1e-11, atol=1e-11)
+    expected, got = cotangents(x, update, dy, probe)[2], jax.grad(product)(probe)
+    assert type(got) is type(probe)
+    np.testing.assert_allclose(got.value, expected.value, rtol=1e-11, atol=1e-11)
 
 
 def test_each_matrix_of_a_stack_has_a_score_of_its_own(float64, make_adapter, make_slots, x, dy):
@@ -186,14 +203,14 @@ def test_each_matrix_of_a_stack_has_a_score_of_its_own(float64, make_adapter, ma
     weights = jnp.arange(1.0, 7.0).reshape(2, 3)
 
     def loss(probes):
-        dense = spread_probe(probes, update, sensitivity)
+        dense = spread_probe(probes, update)
         return jnp.sum(weights * over_stack(lambda u, p: jnp.vdot(apply_update(x, u, p), dy), 2)(
             update, dense))  # fmt: skip
 
-    got = jax.grad(loss)(jnp.zeros((2, 3)))
+    got = jax.grad(loss)(of_score(stack=(2, 3))).value
     for place in np.ndindex(2, 3):
         one = jax.tree.map(lambda leaf, place=place: leaf[place], update)
-        expected = weights[place] * cotangents(x, one, dy, jnp.zeros(()))[2]
+        expected = weights[place] * cotangents(x, one, dy, of_score())[2].value
         np.testing.assert_allclose(got[place], expected, rtol=1e-12)
 
 
@@ -220,7 +237,8 @@ def test_vmap_over_stacked_updates_is_a_loop_over_them(float64, make_adapter, ma
     )
 
     def evidence(update):
-        return cotangents(x, update, dy, jnp.zeros(()))
+        dx, d_update, score = cotangents(x, update, dy, of_score())
+        return dx, d_update, score.value
 
     together = jax.vmap(evidence)(update)
     for layer in range(2):
@@ -238,9 +256,9 @@ def narrow(x, update, dy):
 
 def test_bfloat16_activations_keep_their_type_and_the_adapters_theirs(narrow):
     x, update, dy = narrow
-    dx, d_update, importance = cotangents(x, update, dy, jnp.zeros((), jnp.float32))
+    dx, d_update, importance = cotangents(x, update, dy, of_score(jnp.float32))
     assert apply_update(x, update).dtype == dx.dtype == jnp.bfloat16
-    assert {part.dtype for part in (*d_update[:4], importance)} == {jnp.dtype(jnp.float32)}
+    assert {part.dtype for part in (*d_update[:4], importance.value)} == {jnp.dtype(jnp.float32)}
 
 
 def test_bfloat16_activations_give_nearly_the_wide_cotangents(narrow):
@@ -260,12 +278,12 @@ def test_bfloat16_activations_give_nearly_the_wide_cotangents(narrow):
 def test_score_of_bfloat16_activations_is_summed_in_float32(narrow):
     x, update, dy = narrow
     G = dense_gradient(np.asarray(x, np.float64), np.asarray(dy, np.float64))
-    _, _, gradient = cotangents(x, update, dy, jnp.zeros((IN, OUT), jnp.float32))
+    _, _, gradient = cotangents(x, update, dy, of_matrix(jnp.float32))
     # A product of two bfloat16 is exact in float32, so only float32 sums of 15 terms round.
-    np.testing.assert_allclose(gradient, G, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient.value, G, rtol=1e-5, atol=1e-5)
     expected = np.abs(np.asarray(update.delta, np.float64) * G).sum() / np.sqrt(IN * OUT)
-    _, _, importance = cotangents(x, update, dy, jnp.zeros((), jnp.float32))
-    np.testing.assert_allclose(importance, expected, rtol=1e-5)
+    _, _, importance = cotangents(x, update, dy, of_score(jnp.float32))
+    np.testing.assert_allclose(importance.value, expected, rtol=1e-5)
 
 
 @pytest.fixture
@@ -274,7 +292,7 @@ def kernel(float64):
 
 
 def sum_probed(x, kernel, update, probe):
-    return apply_sum(x, kernel, update, spread_probe(probe, update, sensitivity))
+    return apply_sum(x, kernel, update, spread_probe(probe, update))
 
 
 def test_product_with_the_sum_is_the_sum_of_products(x, kernel, update):
@@ -282,9 +300,9 @@ def test_product_with_the_sum_is_the_sum_of_products(x, kernel, update):
     np.testing.assert_allclose(apply_sum(x, kernel, update), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [None, (), (IN, OUT), (SLOTS,)])
-def test_cotangents_of_the_sum_are_those_of_both_products(x, kernel, update, dy, shape):
-    probe = None if shape is None else jnp.zeros(shape)
+@pytest.mark.parametrize("make", [lambda: None, of_score, of_matrix, of_slots])
+def test_cotangents_of_the_sum_are_those_of_both_products(x, kernel, update, dy, make):
+    probe = make()
 
     def both(x, kernel, update, probe):
         return x @ kernel + apply_probed(x, update, probe)
@@ -339,9 +357,9 @@ def test_a_probe_of_slots_asks_a_reserve_that_is_not_applied_too(
     slots = make_slots(8 * "a" + "r" + 23 * "d", is_advancing=False)
     update = effective_update(make_adapter(IN, 32, OUT), slots, Scaling(16))
     present = np.asarray(slots.active | slots.reserve)
-    probe = jnp.zeros(32)
-    got = jax.vjp(partial(sum_probed, x, kernel, update), probe)[1](dy)[0]
-    expected = jax.vjp(partial(apply_probed, x, update), probe)[1](dy)[0]
+    probe = SlotProbe(jnp.zeros(32))
+    (got,) = jax.vjp(partial(sum_probed, x, kernel, update), probe)[1](dy)[0]
+    (expected,) = jax.vjp(partial(apply_probed, x, update), probe)[1](dy)[0]
     assert np.all(np.asarray(expected)[present])
     np.testing.assert_allclose(got[present], expected[present], rtol=1e-12, atol=1e-12)
 
@@ -373,7 +391,7 @@ def test_backward_pass_of_a_scored_sum_multiplies_its_rows_twice(x, kernel, upda
     def backward(x, update, probe):
         return jax.vjp(sum_probed, x, kernel, update, probe)[1](dy)
 
-    lines = jax.jit(backward).lower(x, update, jnp.zeros(())).as_text().splitlines()
+    lines = jax.jit(backward).lower(x, update, of_score()).as_text().splitlines()
     of_rows = [line for line in lines if "dot_general" in line and "tensor<15x" in line]
     assert len(of_rows) == 2
 

@@ -7,6 +7,7 @@ from flax import nnx
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, effective_update
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
+from increlora_jax.core.probe import DenseProbe, ScoreProbe, SlotProbe
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Observation
@@ -47,7 +48,8 @@ class Game:
         """One update; `scores` of all modules, [] of a function without evidence, or None."""
         evidence = None
         if scores is not None:
-            evidence = dict(zip(self.modules, map(jnp.float32, scores), strict=len(scores) > 0))
+            read = [ScoreProbe.of(max, jnp.float32(score)) for score in scores]
+            evidence = dict(zip(self.modules, read, strict=len(scores) > 0))
         key = jax.random.fold_in(self.key, step)
         self.adapters, self.slots, self.state, info = self.update(step, key, evidence)
         return info
@@ -173,11 +175,11 @@ def test_a_summed_gradient_is_scored_after_the_sum(name):
         shape = adapter.A.shape[0], adapter.B.shape[1]
         lam = jnp.asarray(draw.normal(size=adapter.lam.shape), jnp.float32)
         game.adapters[module] = adapter._replace(lam=lam)
-        evidence[module] = jnp.asarray(draw.normal(size=shape), jnp.float32)
+        evidence[module] = DenseProbe(jnp.asarray(draw.normal(size=shape), jnp.float32))
         scaling = AdapterConfig().scaling_rule(3)
         delta = effective_update(game.adapters[module], game.slots[module], scaling).delta
         weight = np.abs(delta) if name == "sensitivity" else 1
-        G = np.asarray(evidence[module])
+        G = np.asarray(evidence[module].value)
         both = np.abs(weight * G).sum() if name == "sensitivity" else np.linalg.norm(G)
         expected.append(both / np.sqrt(G.size))
     updated = game.update(1, jax.random.key(0), evidence)
@@ -189,15 +191,17 @@ def test_a_summed_gradient_is_scored_after_the_sum(name):
 def test_probes_are_zeros_of_the_evidence_a_function_reads(name, is_summed):
     game = Game(importance=name)
     probes = game.method.probes(game.adapters, is_summed)
-    shapes = {
-        "lambda_gradient": game.adapters["layers.0"].lam.shape,
-        "sensitivity": (6, 8) if is_summed else (),
-        "gradient_norm": (6, 8) if is_summed else (),
+    dense = (DenseProbe, (6, 8)) if is_summed else (ScoreProbe, ())
+    wanted = {
+        "lambda_gradient": (SlotProbe, game.adapters["layers.0"].lam.shape),
+        "sensitivity": dense,
+        "gradient_norm": dense,
     }
-    if name in shapes:
+    if name in wanted:
         assert probes.keys() == game.adapters.keys()
-        assert probes["layers.0"].shape == shapes[name]
-        assert not any(probe.any() for probe in probes.values())
+        probe = probes["layers.0"]
+        assert (type(probe), probe.value.shape) == wanted[name]
+        assert not any(probe.value.any() for probe in probes.values())
     else:
         assert probes == {}
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
@@ -106,10 +107,10 @@ def test_the_models_own_variables_are_not_touched(apart, model, x):
 
 def test_scores_are_those_of_the_kernels_of_a_layer_called_twice_too(apart, x):
     skeleton, parts = apart
-    probes = {path: jnp.zeros(()) for path in skeleton.modules}
+    probes = {path: ScoreProbe.of(sensitivity, jnp.zeros(())) for path in skeleton.modules}
 
     def loss(probes):
-        return jnp.sum(jnp.sin(skeleton.assemble(parts, None, probes, sensitivity)(x)))
+        return jnp.sum(jnp.sin(skeleton.assemble(parts, None, probes)(x)))
 
     scores = jax.grad(loss)(probes)
     merged = skeleton.merge(parts)
@@ -118,7 +119,7 @@ def test_scores_are_those_of_the_kernels_of_a_layer_called_twice_too(apart, x):
         module, name = site.kernel.split(".")
         delta = merged["params"][module][name] - parts.base[site.kernel]
         expected = jnp.abs(delta * G[module][name]).sum() / np.sqrt(delta.size)
-        np.testing.assert_allclose(scores[path], expected, rtol=1e-9, err_msg=path)
+        np.testing.assert_allclose(scores[path].value, expected, rtol=1e-9, err_msg=path)
 
 
 def test_the_training_model_brings_its_key_to_dropout(apart, x):

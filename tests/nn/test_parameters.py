@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.attach import (
@@ -124,9 +125,10 @@ def test_scores_are_those_of_the_effective_parameters_however_often_read(stirred
     np.testing.assert_array_equal(skeleton.assemble(parts)(x), stirred(x))
 
     def loss(probes):
-        return jnp.sum(jnp.sin(skeleton.assemble(parts, None, probes, sensitivity)(x)))
+        return jnp.sum(jnp.sin(skeleton.assemble(parts, None, probes)(x)))
 
-    scores = jax.grad(loss)({path: jnp.zeros(()) for path in skeleton.modules})
+    probe = ScoreProbe.of(sensitivity, jnp.zeros(()))
+    scores = jax.grad(loss)(dict.fromkeys(skeleton.modules, probe))
     plain = with_deltas(stirred)
     gradient = nnx.grad(lambda m: jnp.sum(jnp.sin(m(x))))(plain)
     for path, G in {
@@ -135,7 +137,7 @@ def test_scores_are_those_of_the_effective_parameters_however_often_read(stirred
         "out": gradient["out"]["kernel"].get_value(),
     }.items():
         expected = jnp.abs(adapters_of(stirred)[path].update.delta * G).sum() / np.sqrt(G.size)
-        np.testing.assert_allclose(scores[path], expected, rtol=1e-11, err_msg=path)
+        np.testing.assert_allclose(scores[path].value, expected, rtol=1e-11, err_msg=path)
 
 
 def test_state_written_into_the_model_reaches_the_stored_parameter(stirred):

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.core.product import apply_update
 from increlora_jax.nn.attach import adapted_layers
 from increlora_jax.nn.skeleton import split
@@ -122,15 +123,16 @@ def test_probes_reach_their_layers(float64, make_net, attach_all, stir):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)))
 
     def loss(probes):
-        model = skeleton.assemble(parts, None, probes, sensitivity)
+        model = skeleton.assemble(parts, None, probes)
         return jnp.sum(jnp.sin(model.blocks[1](x))) + jnp.sum(model.blocks[2](x))
 
-    scores = jax.grad(loss)({path: jnp.zeros(()) for path in skeleton.modules})
-    assert {path for path, score in scores.items() if score != 0} == {"blocks.1", "blocks.2"}
+    probe = ScoreProbe.of(sensitivity, jnp.zeros(()))
+    scores = jax.grad(loss)(dict.fromkeys(skeleton.modules, probe))
+    assert {path for path, score in scores.items() if score.value != 0} == {"blocks.1", "blocks.2"}
     update = model.blocks[2].adapter.update
     G = np.asarray(x).T @ np.ones((5, 8))
     expected = np.abs(np.asarray(update.delta) * G).sum() / 8
-    np.testing.assert_allclose(scores["blocks.2"], expected, rtol=1e-12)
+    np.testing.assert_allclose(scores["blocks.2"].value, expected, rtol=1e-12)
     np.testing.assert_allclose(
         model.blocks[2].adapter(x), apply_update(x, update), rtol=1e-12, atol=1e-12
     )

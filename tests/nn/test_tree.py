@@ -6,6 +6,7 @@ from flax import nnx
 
 from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import target_sizes
 from increlora_jax.nn.kernels import KernelAxes
@@ -99,9 +100,12 @@ def test_gradients_and_scores_are_those_of_the_dense_weights(apart, scaling):
         )
 
     def of_parts(adapters, probes):
-        return loss(skeleton.assemble(parts._replace(adapters=adapters), None, probes, sensitivity))
+        return loss(skeleton.assemble(parts._replace(adapters=adapters), None, probes))
 
-    probes = {path: jnp.zeros(s.is_advancing.shape) for path, s in parts.slots.items()}
+    probes = {
+        path: ScoreProbe.of(sensitivity, jnp.zeros(s.is_advancing.shape))
+        for path, s in parts.slots.items()
+    }
     got, scores = jax.grad(of_parts, argnums=(0, 1))(parts.adapters, probes)
     whole = take_apart(skeleton.assemble(parts))[1]
     G = {path: jnp.sin(2 * whole[path]) for path in probes}
@@ -109,7 +113,7 @@ def test_gradients_and_scores_are_those_of_the_dense_weights(apart, scaling):
         axes = tuple(range(1, 3)) if path == "stack.w" else None
         size = np.prod(np.shape(delta)[-2:]) if path == "stack.w" else delta.size
         expected = jnp.abs(delta * G[path]).sum(axis=axes) / np.sqrt(size)
-        np.testing.assert_allclose(scores[path], expected, rtol=1e-12, err_msg=path)
+        np.testing.assert_allclose(scores[path].value, expected, rtol=1e-12, err_msg=path)
     adapter, slots = parts.adapters["dense.1.weight"], parts.slots["dense.1.weight"]
     update = effective_update(adapter, slots, scaling)
     expected = update.scale * (G["dense.1.weight"] @ adapter.B.T) * update.lam_hat
