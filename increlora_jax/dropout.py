@@ -30,6 +30,20 @@ class Dropout(nnx.Dropout):
         return draw_mask(self.rngs(), kept, shape), scale
 
 
+def make_dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> Dropout:
+    """Make a dropout, or a stack of them with a stream each; at rate 0 no stream is drawn."""
+    if not rate:
+        return Dropout(rate)
+
+    def make(key: Array) -> Dropout:
+        return Dropout(rate, rngs=nnx.Rngs(key))
+
+    for _ in stack:
+        make = nnx.vmap(make)
+    key = rngs.dropout()
+    return make(jax.random.split(key, stack) if stack else key)
+
+
 def draw_mask(key: Array, level: int, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Draw independent booleans, each true with probability `level` · 2⁻¹⁶.
 

@@ -13,8 +13,8 @@ from increlora_jax.nn.adapter_files import load_adapter, save_adapter
 from increlora_jax.nn.any_model import attach, parameter_selector, split
 from increlora_jax.nn.attach import detach, merge, unmerge
 from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.layers import AdapterParam, SlotState
 from increlora_jax.nn.linen import LinenModel
+from increlora_jax.nn.low_rank import AdapterParam, SlotState
 from increlora_jax.nn.report import report
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.runtime.memory import (

@@ -28,6 +28,7 @@ with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.type
     import increlora_jax.nn.kernels
     import increlora_jax.nn.layers
     import increlora_jax.nn.linen
+    import increlora_jax.nn.low_rank
     import increlora_jax.nn.parameters
     import increlora_jax.nn.report
     import increlora_jax.nn.skeleton

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import increlora_jax as il
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import plan_targets
 from increlora_jax.nn.attach import adapters_of
 from tests.model_parts import (
     HOLDERS,
@@ -196,7 +196,7 @@ def known_declarations(model, parameters):
     known = {}
     for pattern, axes in parameters.items():
         try:
-            target_sizes(model, ".*", (), {pattern: axes})
+            plan_targets(model, ".*", (), {pattern: axes})
         except il.InputError as error:
             if f"parameters: {pattern!r} matches no" in str(error):
                 continue
@@ -265,7 +265,7 @@ def check_names(ready: Prepared, own: Drawn, state) -> None:
     listed = ready.trainer.skeleton.modules
     assert tuple(il.report(ready.trainer.parts(state, ready.base)).ranks) == listed
     if ready.method.name in ("increlora", "lora"):
-        planned = target_sizes(ready.way.make(), **ready.asked)
+        planned = plan_targets(ready.way.make(), **ready.asked).sizes
         assert set(listed) <= set(planned)
         if own.targets == "all-linear" and not own.exclude and own.trained == "nothing":
             assert set(listed) == set(planned)

@@ -13,7 +13,8 @@ from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
 from increlora_jax.models.bert import BERT
 from increlora_jax.models.registry import abstract_model, load_model, read_config
-from increlora_jax.nn.attach import attach, detach, merge, unmerge
+from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.attach import detach, merge, unmerge
 from increlora_jax.quantization import (
     TILE,
     QuantizedKernel,

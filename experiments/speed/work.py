@@ -15,7 +15,7 @@ from increlora_jax.models.fused_attention import AttentionImplementation
 from increlora_jax.models.registry import abstract_model, find_spec
 from increlora_jax.models.repeated_layer import Remat
 from increlora_jax.models.spec import ModelSpec
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import plan_targets
 from increlora_jax.run.recipes import recipe
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -112,7 +112,7 @@ class Work:
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every adapted module, by its path here and in PyTorch."""
         model = abstract_model(self.config, num_labels=2)
-        return target_sizes(model, self.spec.target_modules, (), {})
+        return plan_targets(model, self.spec.target_modules).sizes
 
     @property
     def recipe(self) -> dict[str, float]:

@@ -1,18 +1,17 @@
-"""Any model: an NNX module, a Linen module with its variables, or a pytree of parameters.
+"""Adapters for any model: an NNX module, a Linen module with its variables, or a pytree."""
 
-Each way in has these four functions; the model's type says which are meant.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.nn import attach as modules
 from increlora_jax.nn import linen, skeleton, tree
-from increlora_jax.nn.initial import Start, start_small
+from increlora_jax.nn.initial import AdapterSettings, Start, start_small
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.linen import AdaptedLinen, LinenModel
 from increlora_jax.nn.skeleton import Parts, Skeleton
@@ -21,6 +20,8 @@ from increlora_jax.nn.targets import (
     NO_PARAMETERS,
     IsTrained,
     Parameters,
+    Selection,
+    Site,
     Targets,
     leave_trained,
     trains_nothing,
@@ -28,6 +29,20 @@ from increlora_jax.nn.targets import (
 
 DEFAULT_SCALING = Scaling(16.0)
 """α/r with the default α."""
+
+
+@runtime_checkable
+class Way(Protocol):
+    """The functions that each kind of model has in a file of its own."""
+
+    def find_targets(self, model: PyTree, selection: Selection) -> Mapping[str, Site]:
+        """Find the targets by path, in module order."""
+
+    def attach(self, model: PyTree, sites: Mapping[str, Any], settings: AdapterSettings) -> PyTree:
+        """Put adapters on sites, as `find_targets` of this way returns them."""
+
+    def parameter_selector(self, model: PyTree, modules: Targets) -> IsTrained:
+        """Return a test of parameter paths, true inside some modules."""
 
 
 class Planned(NamedTuple):
@@ -45,7 +60,7 @@ class Planned(NamedTuple):
 
 
 def plan_targets(
-    model: Any,
+    model: PyTree,
     targets: Targets,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
@@ -53,10 +68,21 @@ def plan_targets(
 ) -> Planned:
     """Find the targets of a model that may be abstract; each matrix of a stack apart, `path[3]`.
 
+    Args:
+        model: an NNX module, a `LinenModel` or a pytree of parameters.
+        targets: the places to adapt; this and all else as in `attach`.
+        exclude: the targets to leave out.
+        parameters: how other parameters are matrices.
+        is_trained: a test of parameter paths; kernels that learn in full are left out.
+
+    Returns:
+        The size of each target, and the targets that are left out.
+
     Raises:
         InputError: targets that match nothing, must be declared, or all learn in full; named.
     """
-    found = _way(model).find_targets(model, targets, exclude, parameters)
+    selection = Selection(targets, exclude, parameters, is_trained)
+    found = _way(model).find_targets(model, selection)
     left = leave_trained(found, is_trained)
     sizes = {
         name: site.axes.matrix_shape(site.shape)
@@ -66,81 +92,107 @@ def plan_targets(
     return Planned(sizes, tuple(path for path in found if path not in left))
 
 
-def target_sizes(
-    model: Any,
-    targets: Targets,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of every target as a matrix; see `plan_targets`."""
-    return plan_targets(model, targets, exclude, parameters).sizes
-
-
 def attach(
-    model: Any,
+    model: PyTree,
     targets: Targets = ALL_LINEAR,
     *,
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
     is_trained: IsTrained = trains_nothing,
-    max_rank: int | dict[str, int] = 8,
+    max_rank: int | Mapping[str, int] = 8,
     initial_rank: int = 1,
     scaling: Scaling = DEFAULT_SCALING,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     start: Start = start_small,
-) -> Any:
+) -> PyTree:
     """Put adapters on a model, in place on an NNX module; outputs stay the same bit for bit.
 
+    λ starts at 0. A reserve that learns in advance moves a layer's output by at most
+    s · 1e-5 · Σ_reserve ‖aₖ‖‖bₖ‖ · ‖x‖.
+
     Args:
-        model: an NNX module, a `LinenModel` or a pytree.
-        targets: a regex for whole paths, names that end a path, or "all-linear".
-        exclude: what of it to leave out, given in the same way.
-        parameters: how other parameters are matrices, by a regex for their path.
+        model: an NNX module, a `LinenModel` or a pytree of parameters.
+        targets: a regex for whole paths, names that end a path, or "all-linear", the default.
+        exclude: the targets to leave out, given in the same way; default: none.
+        parameters: how other parameters are matrices, by a regex for their path; default: none.
         is_trained: a test of parameter paths; kernels that learn in full get no adapter.
-        max_rank: slots of a buffer, one number for all or by path.
-        initial_rank: active slots of each.
+        max_rank: slots of a buffer, one number for all or by path; default: 8.
+        initial_rank: active slots of each; default: 1.
         scaling: the rule for s; default: 16/r.
-        dropout: rate on the input of an adapter.
+        dropout: rate on the input of an adapter, from 0 (the default) to 1.
         rngs: draws A and B; default: `nnx.Rngs(0)`.
-        dtype: of the adapters.
-        start: draws an adapter and its slots; default: λ = 0.
+        dtype: of the adapters; default: float32.
+        start: draws an adapter and its slots; default: A, B ~ N(0, 0.02²) and λ = 0.
+
+    Returns:
+        The same NNX module; a `LinenModel` or a pytree comes back as a record with the adapters.
 
     Raises:
         InputError: targets that match nothing or must be declared, or a rank over a matrix.
-    >>> attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
+
+    >>> import increlora_jax as il
+    >>> il.attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
     (8, 6)
     """
-    adapters: Any = {"max_rank": max_rank, "initial_rank": initial_rank, "scaling": scaling}
-    adapters |= {"rngs": rngs or nnx.Rngs(0), "dropout": dropout, "dtype": dtype, "start": start}
-    adapters |= {"exclude": exclude, "parameters": parameters, "is_trained": is_trained}
-    return _way(model).attach(model, targets, **adapters)
+    way, selection = _way(model), Selection(targets, exclude, parameters, is_trained)
+    sites = leave_trained(way.find_targets(model, selection), is_trained)
+    rngs = rngs or nnx.Rngs(0)
+    settings = AdapterSettings(max_rank, initial_rank, scaling, dropout, rngs, dtype, start)
+    return way.attach(model, sites, settings)
 
 
 def split(
-    model: Any, is_trained: Callable[[str], bool], *, is_called_once: bool = False
+    model: PyTree, is_trained: IsTrained, *, is_called_once: bool = False
 ) -> tuple[Skeleton, Parts]:
     """Take a model, adapted or not, apart into its skeleton and its arrays.
 
-    `is_trained(path)` says which of its own parameters learn in full; `is_called_once` is for NNX
-    modules, see `nn.parts.split`.
+    Args:
+        model: a model as `attach` returns it, or one without adapters.
+        is_trained: a test of the paths of its own parameters that learn in full.
+        is_called_once: of an NNX module, whether a forward pass calls each adapted layer once; its
+            backward pass then holds one dense gradient at a time. Default: False.
+
+    Returns:
+        The skeleton, which puts the model together again, and the arrays by path.
+
+    Raises:
+        InputError: two arrays of one path, or a complex parameter that should learn in full.
+
+    >>> import increlora_jax as il
+    >>> skeleton, parts = il.split({"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, lambda p: p == "b")
+    >>> list(parts.head), list(parts.base)
+    (['b'], ['w'])
     """
     if isinstance(model, nnx.Module):
         return skeleton.split(model, is_trained, is_called_once=is_called_once)
-    return _way(model).split(model, is_trained)
+    way = linen if isinstance(model, LinenModel | AdaptedLinen) else tree
+    return way.split(model, is_trained)
 
 
-def parameter_selector(model: Any, names: Targets) -> Callable[[str], bool]:
-    """A test of parameter paths: whether it belongs to one of the modules, said as targets.
+def parameter_selector(model: PyTree, names: Targets) -> IsTrained:
+    """Return a test of parameter paths, true inside some modules of a model.
+
+    Args:
+        model: an NNX module, a `LinenModel` or a pytree of parameters.
+        names: the modules, given as targets: a regex for whole paths, or names that end a path.
+
+    Returns:
+        A function of a path, for `is_trained`.
 
     Raises:
         InputError: a name that nothing in the model has.
+
+    >>> import increlora_jax as il
+    >>> is_trained = il.parameter_selector({"head": {"w": jnp.ones(2)}, "b": jnp.ones(2)}, ["head"])
+    >>> is_trained("head.w"), is_trained("b")
+    (True, False)
     """
     return _way(model).parameter_selector(model, names)
 
 
-def _way(model: Any) -> Any:
+def _way(model: PyTree) -> Way:
     if isinstance(model, nnx.Module):
         return modules
     return linen if isinstance(model, LinenModel | AdaptedLinen) else tree

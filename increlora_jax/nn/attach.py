@@ -2,25 +2,25 @@
 
 import re
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
 
-from increlora_jax.core.adapter import Scaling
+from increlora_jax.dropout import make_dropout
 from increlora_jax.errors import InputError
-from increlora_jax.nn.initial import Start, start_small
+from increlora_jax.nn.initial import AdapterSettings
 from increlora_jax.nn.kernels import KernelAxes, module_order
 from increlora_jax.nn.layers import (
     LAYER_TYPES,
     AdaptedLayer,
-    LowRankAdapter,
+    Layer,
     find_obstacle,
     is_layer,
     kernel_axes,
     wrap_layer,
 )
+from increlora_jax.nn.low_rank import LowRankAdapter
 from increlora_jax.nn.parameters import (
     ParameterAdapter,
     adapt_parameter,
@@ -32,17 +32,13 @@ from increlora_jax.nn.parameters import (
 from increlora_jax.nn.paths import find_shared, list_paths, name_nodes, name_path, replace_nodes
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
-    NO_PARAMETERS,
-    IsTrained,
     Parameters,
+    Selection,
     Targets,
     Unknown,
     choose_known,
     declared_axes,
-    leave_trained,
     select,
-    slots_for,
-    trains_nothing,
 )
 
 LAYERS = "Linear, LinearGeneral or Einsum layer"
@@ -56,7 +52,7 @@ OPAQUE: dict[type[nnx.Module], str] = {
 """Wrappers whose layers and parameters cannot be adapted, and why."""
 
 
-class Site(NamedTuple):
+class ModuleSite(NamedTuple):
     """A place for an adapter: a layer of Flax, or a module and its declared parameter's name."""
 
     module: nnx.Module
@@ -66,83 +62,40 @@ class Site(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the kernel, which may be abstract."""
+        """Return the shape of the kernel, which may be abstract."""
         return tuple(vars(self.module)[self.parameter or "kernel"].shape)
 
 
 def attach(
-    model: nnx.Module,
-    targets: Targets,
-    *,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-    is_trained: IsTrained = trains_nothing,
-    max_rank: int | dict[str, int] = 8,
-    initial_rank: int = 1,
-    scaling: Scaling,
-    dropout: float = 0.0,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    start: Start = start_small,
+    model: nnx.Module, sites: Mapping[str, ModuleSite], settings: AdapterSettings
 ) -> nnx.Module:
-    """Put adapters on the targeted `Linear`, `LinearGeneral` and `Einsum` layers, in place.
+    """Put adapters on layers and parameters of a model, in place, and return the model.
 
-    The layers' variables and names stay. A parameter of any other module becomes a target by
-    `parameters`: a regex for its path → its `KernelAxes`; the module then reads W + ΔW. A stack of
-    layers (`nnx.vmap`, run by `nnx.scan`) gets one stack of adapters. `max_rank` is the number of
-    slots, one for all or by path. A layer shared by several paths gets one adapter. Kernels that
-    learn in full by `is_trained` get none. Returns the model, whose outputs are the same bit for
-    bit: λ starts at 0. A reserve that learns in advance
-    then moves a layer's output by at most s · 1e-5 · Σ_reserve ‖aₖ‖‖bₖ‖ · ‖x‖.
+    Variables and names stay. A stack of layers (`nnx.vmap`, run by `nnx.scan`) gets one stack of
+    adapters. A layer shared by several paths gets one adapter.
 
     Raises:
-        InputError: a target that matches nothing or meets a module that is not known, or a rank
-            over a matrix.
+        InputError: a rank over a matrix, or dropout of a parameter; the model is as it was.
     """
-    found = leave_trained(find_targets(model, targets, exclude, parameters), is_trained)
-    settings = {"scaling": scaling, "rngs": rngs, "dtype": dtype, "start": start}
-    adapters = {
-        path: _new_adapter(path, site, max_rank, initial_rank, dropout, **settings)
-        for path, site in found.items()
-    }  # all before the first is put on: an error leaves the model as it was
-    return _put_on(model, found, adapters)
-
-
-def _put_on(
-    model: nnx.Module, found: dict[str, Site], adapters: dict[str, LowRankAdapter]
-) -> nnx.Module:
+    adapters = {path: _new_adapter(path, site, settings) for path, site in sites.items()}
     replacements: dict[int, nnx.Module] = {}
-    for path, site in found.items():
-        adapter = adapters[path]
+    for path, site in sites.items():
         if site.parameter is not None:
-            adapt_parameter(site.module, site.parameter, adapter)
+            adapt_parameter(site.module, site.parameter, adapters[path])
         else:
-            replacements[id(site.module)] = wrap_layer(site.module, adapter)
+            replacements[id(site.module)] = wrap_layer(site.module, adapters[path])
     return replace_nodes(model, replacements)
 
 
-def _new_adapter(
-    path: str,
-    site: Site,
-    max_rank: int | dict[str, int],
-    initial_rank: int,
-    dropout: float,
-    **settings: Any,
-) -> LowRankAdapter:
-    shape = site.shape
-    matrix, stack = site.axes.matrix_shape(shape), site.axes.stack_shape(shape)
-    slots = slots_for(path, stack, matrix, max_rank, initial_rank)
-    settings |= {
-        "max_rank": slots,
-        "initial_rank": initial_rank,
-        "dropout": dropout,
-        "stack": stack,
-    }
+def _new_adapter(path: str, site: ModuleSite, settings: AdapterSettings) -> LowRankAdapter:
+    adapter, slots = settings.begin(path, site)
     if site.parameter is None:
-        return LowRankAdapter(*matrix, **settings)
-    if dropout:
+        stack = site.axes.stack_shape(site.shape)
+        dropout = make_dropout(settings.dropout, settings.rngs, stack)
+        return LowRankAdapter(adapter, slots, settings.scaling, dropout)
+    if settings.dropout:
         raise InputError(f"{path}: {NO_DROPOUT}")
-    return ParameterAdapter(*matrix, axes=site.axes, **settings)
+    return ParameterAdapter(adapter, slots, settings.scaling, site.axes)
 
 
 def detach(model: nnx.Module) -> nnx.Module:
@@ -191,39 +144,34 @@ def adapters_of(model: nnx.Module) -> dict[str, LowRankAdapter]:
     return {path: found[path] for path in sorted(found, key=module_order)}
 
 
-def find_targets(
-    model: nnx.Module,
-    targets: Targets,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-) -> dict[str, Site]:
-    """The layers that `targets` selects and `exclude` does not, by path, in module order.
+def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSite]:
+    """Find the targeted layers and declared parameters by path, in module order.
 
     Raises:
-        InputError: a regex or a name that matches nothing (it names layers there are), or that
-            meets a module whose parameters must be declared first.
+        InputError: a regex or a name that matches nothing, a module whose parameters must be
+            declared first, or a model that has adapters already.
     """
     if adapters_of(model):
         raise InputError("the model has adapters already; detach them first")
-    if isinstance(model, LAYER_TYPES) and not parameters:
+    if isinstance(model, LAYER_TYPES) and not selection.parameters:
         raise InputError(
             f"the model is itself a {type(model).__name__}, and an adapted layer could not take "
             "its place; put it into a module, as in nnx.Sequential(layer)"
         )
     modules, first = _modules(model), _first_paths(model)
-    declared = _declared_sites(model, parameters)
+    declared = _declared_sites(model, selection.parameters)
     by_itself = {id(site.module) for site in declared.values()}
     layers = {p: m for p, m in modules.items() if is_layer(m) and id(m) not in by_itself}
     unknown = _unknown_modules(modules, declared)
     refused = _refused(model, modules, declared)
     known = [path for path in [*layers, *declared] if path not in refused]
 
-    def layer_site(layer: Any) -> Site:
-        return Site(layer, None, kernel_axes(layer), first[id(layer.kernel)])
+    def layer_site(layer: Layer) -> ModuleSite:
+        return ModuleSite(layer, None, kernel_axes(layer), first[id(layer.kernel)])
 
     return {
         path: declared.get(path) or layer_site(layers[path])
-        for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
+        for path in choose_known(known, unknown, selection, LAYERS, refused)
     }
 
 
@@ -289,7 +237,7 @@ def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
     return {path: found[path] for path in sorted(found, key=module_order)}
 
 
-def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Site]:
+def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, ModuleSite]:
     held = {
         ".".join(map(str, (*path, name))): (module, name)
         for path, module in nnx.iter_modules(model)
@@ -306,14 +254,14 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Site
             )
     first = _first_paths(model)
     return {
-        path: Site(module, name, axes[path], first[id(vars(module)[name])])
+        path: ModuleSite(module, name, axes[path], first[id(vars(module)[name])])
         for path, (module, name) in held.items()
         if path in axes
     }
 
 
 def _refused(
-    model: nnx.Module, modules: dict[str, nnx.Module], declared: dict[str, Site]
+    model: nnx.Module, modules: dict[str, nnx.Module], declared: dict[str, ModuleSite]
 ) -> dict[str, str]:
     """Say of each place that cannot be adapted what is in the way."""
     refused = {}
@@ -336,7 +284,7 @@ def _refused(
 
 
 def _unknown_modules(
-    modules: dict[str, nnx.Module], declared: dict[str, Site]
+    modules: dict[str, nnx.Module], declared: dict[str, ModuleSite]
 ) -> dict[str, Unknown]:
     """Modules of a class that is not Flax's, with kernels of their own that nobody has declared."""
     unknown: dict[str, Unknown] = {}

@@ -1,25 +1,25 @@
 """The first values of adapters."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from increlora_jax.core.adapter import Adapter, Slots, init_slots
-from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.targets import slots_for
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, init_slots
+from increlora_jax.nn.targets import Site, slots_for
 
 INIT_STD = 0.02
 """Standard deviation of A and B in every slot at the start (DESIGN §2)."""
 
-Start = Callable[[nnx.Rngs, tuple[int, ...], int, int, Any], tuple[Adapter, Slots]]
+Start = Callable[[nnx.Rngs, tuple[int, ...], int, int, DTypeLike], tuple[Adapter, Slots]]
 """(rngs, (*stack, inputs, outputs), max_rank, initial_rank, dtype) → an adapter and its slots."""
 
 
 def start_small(
-    rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: Any
+    rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: DTypeLike
 ) -> tuple[Adapter, Slots]:
     """A, B ~ N(0, 0.02²) in every slot and λ = 0 (DESIGN §2)."""
     *stack, inputs, outputs = shape
@@ -32,17 +32,25 @@ def start_small(
     return adapter, init_slots(max_rank, initial_rank, tuple(stack))
 
 
-def start_adapter(
-    path: str,
-    axes: KernelAxes,
-    shape: tuple[int, ...],
-    max_rank: int | dict[str, int],
-    initial_rank: int,
-    rngs: nnx.Rngs,
-    dtype: Any,
-    start: Start,
-) -> tuple[Adapter, Slots]:
-    """The first adapter and slots of one kernel."""
-    matrix, stack = axes.matrix_shape(shape), axes.stack_shape(shape)
-    slots = slots_for(path, stack, matrix, max_rank, initial_rank)
-    return start(rngs, (*stack, *matrix), slots, initial_rank, dtype)
+class AdapterSettings(NamedTuple):
+    """The settings that all adapters of a model share; `any_model.attach` describes them."""
+
+    max_rank: int | Mapping[str, int]
+    initial_rank: int
+    scaling: Scaling
+    dropout: float
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    start: Start
+
+    def begin(self, path: str, site: Site) -> tuple[Adapter, Slots]:
+        """Draw the adapter of a site, and its slots."""
+        matrix, stack = site.axes.matrix_shape(site.shape), site.axes.stack_shape(site.shape)
+        slots = slots_for(path, stack, matrix, self.max_rank, self.initial_rank)
+        return self.start(self.rngs, (*stack, *matrix), slots, self.initial_rank, self.dtype)
+
+    def begin_all(self, sites: Mapping[str, Site]) -> tuple[dict[str, Adapter], dict[str, Slots]]:
+        """Draw the adapters of sites, and their slots, by path."""
+        begun = {path: self.begin(path, site) for path, site in sites.items()}
+        adapters = {path: adapter for path, (adapter, _) in begun.items()}
+        return adapters, {path: slots for path, (_, slots) in begun.items()}

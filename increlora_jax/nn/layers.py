@@ -1,142 +1,44 @@
 """NNX layers that carry an adapter beside their frozen kernel."""
 
 import inspect
-from collections.abc import Hashable
 from functools import cache
 from math import prod
 from types import CodeType
-from typing import Any, ClassVar
+from typing import ClassVar, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
-from increlora_jax.core.probe import Probe, ScoreProbe
-from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
-from increlora_jax.dropout import Dropout
+from increlora_jax.core.adapter import Update
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
-from increlora_jax.nn.effective import EffectiveParameter, set_stored
-from increlora_jax.nn.initial import Start, start_small
+from increlora_jax.nn.effective import (
+    EffectiveModule,
+    EffectiveParameter,
+    copy_as,
+    derive,
+    forget_attribute,
+)
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, effective_weight, rows_of_axes
+from increlora_jax.nn.low_rank import LowRankAdapter
 from increlora_jax.nn.products import is_plain_product
-from increlora_jax.quantization import as_dense, is_quantized_by
+from increlora_jax.quantization import Kernel, as_dense, is_quantized_by
+
+Layer = nnx.Linear | nnx.LinearGeneral | nnx.Einsum
+"""A layer of Flax that takes an adapter."""
 
 
-class AdapterParam(nnx.LoRAParam):
-    """A trainable array of an adapter; other trainers know it as a `LoRAParam`."""
-
-
-class SlotState(nnx.Variable):
-    """A mask or a birth of an adapter's slots: state, never differentiated."""
-
-
-class LowRankAdapter(nnx.Module):
-    """s · ((dropout(x)·A) ∘ λ̂) · B with masked slots; see `core.adapter` for the equation."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        max_rank: int,
-        initial_rank: int,
-        scaling: Scaling,
-        dropout: float,
-        rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        stack: tuple[int, ...] = (),
-        start: Start = start_small,
-    ):
-        adapter, slots = start(rngs, (*stack, inputs, outputs), max_rank, initial_rank, dtype)
-        for name, value in adapter._asdict().items():
-            setattr(self, name, AdapterParam(value))
-        for name, value in slots._asdict().items():
-            setattr(self, name, SlotState(value))
-        self.dropout = _dropout(dropout, rngs, stack)
-        self.scaling = scaling
-        self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
-        self.probe: Probe | None = nnx.data(None)
-
-    @property
-    def parameters(self) -> Adapter:
-        """The trainable arrays."""
-        return Adapter(*(getattr(self, name)[...] for name in Adapter._fields))
-
-    @property
-    def slots(self) -> Slots:
-        """The masks and births."""
-        return Slots(*(getattr(self, name)[...] for name in Slots._fields))
-
-    @property
-    def update(self) -> Update:
-        """The update at the present parameters and masks."""
-        scaling = self.scaling if self.scale is None else self.scale[...]
-        return effective_update(self.parameters, self.slots, scaling)
-
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Compute the adapter's part of the layer's output.
-
-        Raises:
-            InputError: a stack of layers that is called as a whole, or not sliced as a whole.
-        """
-        return apply_update(self.dropout(x), self._one_update(), self.probe)
-
-    def is_best_summed(self, rows: int, dtype: Any) -> bool:
-        """Return whether ΔW is best added to the kernel of a product of so many rows.
-
-        Elsewhere than on a CPU a product of float32 rounds its factors, and ΔW would go first.
-        """
-        update = self._one_update()
-        is_plain = self.dropout.rate == 0 or bool(self.dropout.deterministic)
-        is_exact = dtype == update.A.dtype and jax.default_backend() == "cpu"
-        return is_plain and is_exact and is_sum_cheaper(rows, update)
-
-    def apply_sum(self, x: Array, kernel: Array) -> Array:
-        """Compute x · (W + ΔW), without dropout."""
-        return apply_sum(x, kernel, self._one_update(), self.probe)
-
-    def _one_update(self) -> Update:
-        update = self.update
-        if update.A.ndim != 2 or update.slots.active.ndim != 1:
-            raise InputError(
-                f"an adapter with A {list(update.A.shape)} and masks "
-                f"{list(update.slots.active.shape)} is called as if it were one layer's; where "
-                "nnx.scan or nnx.vmap slices a stack of layers, it must slice all of its state, as "
-                "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, SlotState): 0})"
-            )
-        return update
-
-
-def _dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...]) -> Dropout:
-    """A dropout, or a stack of them, each with a stream of its own; none is drawn at rate 0."""
-    if not rate:
-        return Dropout(rate)
-
-    def make(key: Array) -> Dropout:
-        return Dropout(rate, rngs=nnx.Rngs(key))
-
-    for _ in stack:
-        make = nnx.vmap(make)
-    key = rngs.dropout()
-    return make(jax.random.split(key, stack) if stack else key)
-
-
-def forget_attribute(module: nnx.Module, name: str) -> None:
-    """Delete an attribute, and Flax's record of it, so that no graph definition tells of it."""
-    delattr(module, name)
-    recorded = vars(module)["_pytree__nodes"]
-    if name in recorded:  # Flax 0.12.1 leaves it there
-        kept = {other: is_data for other, is_data in recorded.items() if other != name}
-        vars(module)["_pytree__nodes"] = type(recorded)(kept)
-
-
-def _effective_kernel(layer: Any, kernel: Any) -> Any:
+def _effective_kernel(layer: "AdaptedLayer", kernel: Kernel) -> Array | None:
     """Compute W + ΔW for a read beside the layer's own call; None of a merged layer."""
     held = vars(layer)
-    if held.get("adapter") is None or held.get("original") is not None:
-        return None
+    is_merged = held.get("adapter") is None or held.get("original") is not None
+    return None if is_merged else _add_delta(layer, kernel)
+
+
+def _add_delta(layer: "AdaptedLayer", kernel: Kernel) -> Array:
     update, probe = layer.adapter.update, layer.adapter.probe
     if isinstance(probe, ScoreProbe):
         probe = ScoreProbe.of(_refuse_second_use, probe.value)
@@ -151,7 +53,7 @@ def _refuse_second_use(gradient: Array, update: Update) -> Array:
     )
 
 
-class AdaptedLayer(nnx.Module):
+class AdaptedLayer(EffectiveModule):
     """A Flax layer that carries an `adapter`; a subclass says how its kernel is a matrix.
 
     Each subclass is also a subclass of the layer it replaces and keeps every name of it, so that it
@@ -161,25 +63,23 @@ class AdaptedLayer(nnx.Module):
 
     plain: ClassVar[type[nnx.Module]]
     kernel = EffectiveParameter("kernel", _effective_kernel)
-    dtype: Any
+    dtype: DTypeLike | None
     adapter: LowRankAdapter
-    original: nnx.Param | None  # the kernel before a merge
+    original: nnx.Param[Kernel] | None  # the kernel before a merge
 
     @classmethod
     def wrap(cls, layer: nnx.Module, adapter: LowRankAdapter) -> "AdaptedLayer":
         """Give a layer of Flax an adapter."""
-        adapted = object.__new__(cls)
-        vars(adapted).update(vars(layer))
+        adapted = copy_as(cls, layer)
         adapted.adapter = adapter
         adapted.original = nnx.data(None)
         return adapted
 
     def unwrap(self) -> nnx.Module:
         """Give back the plain layer of Flax, with the kernel as it is now."""
-        layer = object.__new__(self.plain)
-        vars(layer).update(vars(self))
+        layer = copy_as(self.plain, self)
         for name in ("adapter", "original"):
-            forget_attribute(layer, name)  # not left out above, but for Flax's record of it
+            forget_attribute(layer, name)
         return layer
 
     def merge(self) -> None:
@@ -192,7 +92,7 @@ class AdaptedLayer(nnx.Module):
             raise ValueError("this layer is merged already")
         stored, own = self._stored, self._stored.copy()
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
-        own.set_value(_effective_kernel(self, stored.get_value()))
+        own.set_value(_add_delta(self, stored.get_value()))
         self.original, self.kernel = stored, own
 
     def unmerge(self) -> None:
@@ -202,20 +102,15 @@ class AdaptedLayer(nnx.Module):
         self.kernel, self.original = self.original, nnx.data(None)
 
     @property
-    def _stored(self) -> Any:
-        """The kernel's variable, of W."""
-        return vars(self)["kernel"]
+    def _stored(self) -> nnx.Param[Kernel]:
+        """Return the kernel's variable, of W."""
+        stored: nnx.Param[Kernel] = vars(self)["kernel"]
+        return stored
 
-    def _call_plain(self, *args: Any, **options: Any) -> Array:
+    def _call_plain(self, *args: object, **options: object) -> Array:
         """Call the plain layer, over W."""
-        layer = object.__new__(self.plain)
-        vars(layer).update(vars(self))
-        output: Array = layer(*args, **options)
+        output: Array = copy_as(self.plain, self)(*args, **options)
         return output
-
-    def _graph_node_set_key(self, key: Any, value: Any) -> None:
-        if not set_stored(("kernel",), self, key, value):
-            super()._graph_node_set_key(key, value)
 
     def _add_adapter(self, x: Array, y: Array) -> Array:
         if self.original is not None:
@@ -239,7 +134,7 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
 
     plain = nnx.Linear
 
-    def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
+    def __call__(self, inputs: Array, *places: object, **options: object) -> Array:
         """Apply the layer and its adapter to the last axis."""
         if self._is_best_summed(inputs):
             return nnx.Linear.__call__(self._summed(), inputs, *places, **options)
@@ -255,14 +150,13 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
         return dtype == kernel.dtype and self.adapter.is_best_summed(rows, kernel.dtype)
 
     def _summed(self) -> nnx.Linear:
-        """The same layer, but that it multiplies by W + ΔW."""
-        layer = object.__new__(nnx.Linear)
-        vars(layer).update(vars(self))
+        """Return a plain layer that multiplies by W + ΔW."""
+        layer = copy_as(nnx.Linear, self)
         layer.dot_general = lambda x, kernel, *_, **__: self.adapter.apply_sum(x, kernel)
         return layer
 
     def kernel_axes(self) -> KernelAxes:
-        """[in_features, out_features]."""
+        """Return the axes of [in_features, out_features]."""
         return KernelAxes((-2,), (-1,))
 
 
@@ -271,12 +165,12 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
 
     plain = nnx.LinearGeneral
 
-    def __call__(self, inputs: Array, *places: Any, **options: Any) -> Array:
+    def __call__(self, inputs: Array, *places: object, **options: object) -> Array:
         """Apply the layer and its adapter to the contracted axes."""
         return self._add_adapter(inputs, self._call_plain(inputs, *places, **options))
 
     def kernel_axes(self) -> KernelAxes:
-        """[*in_features, *out_features]."""
+        """Return the axes of [*in_features, *out_features]."""
         if self.batch_axis:
             raise InputError("a LinearGeneral with batch_axis cannot be adapted; exclude it")
         outputs = len(self.out_features)
@@ -296,7 +190,7 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
     plain = nnx.Einsum
 
     def __call__(
-        self, inputs: Array, einsum_str: str | None = None, *places: Any, **options: Any
+        self, inputs: Array, einsum_str: str | None = None, *places: object, **options: object
     ) -> Array:
         """Apply the layer and its adapter; the equation is the constructor's."""
         if einsum_str not in (None, self.einsum_str):
@@ -306,7 +200,7 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
         return self._add_adapter(inputs, self._call_plain(inputs, None, *places, **options))
 
     def kernel_axes(self) -> KernelAxes:
-        """The contracted and the new axes of the kernel."""
+        """Return the contracted and the new axes of the kernel."""
         return EinsumAxes.parse(self.einsum_str).kernel_axes()
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
@@ -331,7 +225,7 @@ _PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype", "einsum_op")
 """Arguments of Flax's layers that put another function in the place of x · W."""
 
 
-def is_layer(module: nnx.Module) -> bool:
+def is_layer(module: nnx.Module) -> TypeGuard[Layer]:
     """Return whether a module can be adapted: a layer of Flax, or a subclass that calls like it."""
     return isinstance(module, LAYER_TYPES) and find_obstacle(module) is None
 
@@ -356,7 +250,7 @@ def find_obstacle(layer: nnx.Module) -> str | None:
 
 
 @cache
-def _adapted_type(kind: Hashable) -> type[AdaptedLayer] | None:
+def _adapted_type(kind: type[nnx.Module]) -> type[AdaptedLayer] | None:
     """Return the class that takes a layer's place; None if the layer cannot be adapted.
 
     A subclass of a layer of Flax gets a class of its own: the adapted layer stays its instance.
@@ -364,11 +258,9 @@ def _adapted_type(kind: Hashable) -> type[AdaptedLayer] | None:
     for plain, adapted in ADAPTED_TYPES.items():
         if kind is plain:
             return adapted
-        if isinstance(kind, type) and issubclass(kind, plain) and _calls_like(kind, plain):
-            attributes = {"plain": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
-            make: Any = type(kind)
-            made: type[AdaptedLayer] = make(f"Adapted{kind.__name__}", (adapted, kind), attributes)
-            return made
+        if issubclass(kind, plain) and _calls_like(kind, plain):
+            own = derive(kind, "Adapted", (adapted, kind), {"plain": kind})
+            return cast(type[AdaptedLayer], own)
     return None
 
 
@@ -399,7 +291,7 @@ def wrap_layer(layer: nnx.Module, adapter: LowRankAdapter) -> AdaptedLayer:
 
 def kernel_axes(layer: nnx.Module) -> KernelAxes:
     """Return how a plain layer's kernel is a matrix, or a stack of them."""
-    return _adapted_type_of(layer).kernel_axes(layer)  # type: ignore[arg-type]
+    return _adapted_type_of(layer).kernel_axes(layer)  # type: ignore[arg-type]  # reads no more
 
 
 def _adapted_type_of(layer: nnx.Module) -> type[AdaptedLayer]:
@@ -407,8 +299,3 @@ def _adapted_type_of(layer: nnx.Module) -> type[AdaptedLayer]:
     if adapted is None:
         raise TypeError(f"{type(layer).__name__} cannot be adapted")
     return adapted
-
-
-def matrix_shape(layer: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a plain layer's kernel seen as a matrix."""
-    return kernel_axes(layer).matrix_shape(layer.kernel.shape)

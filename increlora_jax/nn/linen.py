@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.core import meta, unfreeze
@@ -15,7 +14,7 @@ from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update
 from increlora_jax.core.probe import Probe, Spread, spread_probe
 from increlora_jax.core.product import apply_update
 from increlora_jax.errors import InputError
-from increlora_jax.nn.initial import Start, start_adapter, start_small
+from increlora_jax.nn.initial import AdapterSettings
 from increlora_jax.nn.kernels import (
     EinsumAxes,
     KernelAxes,
@@ -35,16 +34,12 @@ from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
-    NO_PARAMETERS,
-    IsTrained,
-    Parameters,
+    Selection,
     Targets,
     Unknown,
     choose_known,
     declared_axes,
-    leave_trained,
     subtree_selector,
-    trains_nothing,
 )
 from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart, warn_of_copies
 
@@ -53,7 +48,7 @@ EXTRA = "increlora_adapter"
 """What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
 
 
-class Site(NamedTuple):
+class LinenSite(NamedTuple):
     """A place for an adapter: a layer's output, or a parameter, by effective weights.
 
     A layer whose kernel is also read beside its call is adapted by effective weights.
@@ -71,18 +66,16 @@ class AdaptedLinen(NamedTuple):
     model: LinenModel
     adapters: dict[str, Adapter]
     slots: dict[str, Slots]
-    sites: dict[str, Site]
+    sites: dict[str, LinenSite]
     scaling: Scaling
     dropout: float
 
 
-def find_targets(
-    model: LinenModel,
-    targets: Targets,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-) -> dict[str, Site]:
-    """The layers and declared parameters that are targeted, by path, in module order.
+def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite]:
+    """Find the targeted layers and declared parameters by path, in module order.
+
+    `targets` speaks of module paths such as `Block_0.Dense_1`; the layers of an `nn.scan` are a
+    stack, with a rank each. A parameter has its own path.
 
     Raises:
         InputError: a pattern that matches nothing, or a layer that cannot be adapted.
@@ -90,8 +83,8 @@ def find_targets(
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
     modules = trace_call(model)
     declared = {
-        path: Site(path, axes, shapes[path], is_layer=False)
-        for path, axes in declared_axes(shapes, parameters).items()
+        path: LinenSite(path, axes, shapes[path], is_layer=False)
+        for path, axes in declared_axes(shapes, selection.parameters).items()
     }
     # A module that is applied within another, with variables of its own, has no kernel here.
     free = set(map(_layer_of, shapes.keys() - declared.keys()))
@@ -103,14 +96,14 @@ def find_targets(
     known = [*layers, *declared]
     return {
         path: declared.get(path) or _layer_site(path, layers[path], shapes)
-        for path in choose_known(known, unknown, targets, exclude, LAYERS, refused)
+        for path in choose_known(known, unknown, selection, LAYERS, refused)
     }
 
 
 def _unknown(
     modules: Mapping[str, Called],
     layers: Mapping[str, Any],
-    declared: Mapping[str, Site],
+    declared: Mapping[str, LinenSite],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Unknown]:
     """Modules of a class that is not Flax's, with the kernels of theirs that are undeclared."""
@@ -127,14 +120,14 @@ def _is_flax(module: nn.Module) -> bool:
     return type(module).__module__.startswith("flax.")
 
 
-def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]) -> Site:
+def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]) -> LinenSite:
     shape, inner = shapes[f"{path}.kernel"], called.kernel
     if shape[len(shape) - len(inner) :] != inner:
         raise InputError(
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
             "axis than the first; use variable_axes={'params': 0}, or exclude it"
         )
-    return Site(f"{path}.kernel", _layer_axes(called.module), shape, not called.is_read)
+    return LinenSite(f"{path}.kernel", _layer_axes(called.module), shape, not called.is_read)
 
 
 def _layer_of(kernel: str) -> str | None:
@@ -154,40 +147,18 @@ def _layer_axes(layer: Any) -> KernelAxes:
 
 
 def attach(
-    model: LinenModel,
-    targets: Targets,
-    *,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-    is_trained: IsTrained = trains_nothing,
-    max_rank: int | dict[str, int] = 8,
-    initial_rank: int = 1,
-    scaling: Scaling,
-    dropout: float = 0.0,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    start: Start = start_small,
+    model: LinenModel, sites: Mapping[str, LinenSite], settings: AdapterSettings
 ) -> AdaptedLinen:
-    """Make adapters for the targeted layers of a Linen model, which stays as it is.
-
-    `targets` speaks of module paths such as `Block_0.Dense_1`; the layers of an `nn.scan` are a
-    stack, with a rank each. A parameter of another module becomes a target by `parameters`, with
-    its own path. Outputs are the same bit for bit, since λ starts at 0.
+    """Make adapters for layers and parameters of a Linen model, which stays as it is.
 
     Raises:
-        InputError: a target that matches nothing or needs declaring, or a rank over a matrix.
+        InputError: a rank over a matrix, or dropout of a kernel adapted by effective weights.
     """
-    found = leave_trained(find_targets(model, targets, exclude, parameters), is_trained)
-    read = [path for path, site in found.items() if not site.is_layer]
-    if dropout and read:
+    read = [path for path, site in sites.items() if not site.is_layer]
+    if settings.dropout and read:
         raise InputError(f"{read[0]}: {NO_DROPOUT}")
-    started = {
-        path: start_adapter(path, site.axes, site.shape, max_rank, initial_rank, rngs, dtype, start)
-        for path, site in found.items()
-    }
-    adapters = {path: adapter for path, (adapter, _) in started.items()}
-    slots = {path: slots for path, (_, slots) in started.items()}
-    return AdaptedLinen(model, adapters, slots, found, scaling, dropout)
+    adapters, slots = settings.begin_all(sites)
+    return AdaptedLinen(model, adapters, slots, dict(sites), settings.scaling, settings.dropout)
 
 
 def split(
@@ -214,7 +185,7 @@ def split(
 
 
 def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], bool]:
-    """A test of parameter paths: whether it belongs to one of the modules, said as targets."""
+    """Return a test of parameter paths, true inside some modules, given as targets."""
     return subtree_selector(model.take_apart()[1], modules)
 
 
@@ -287,8 +258,7 @@ def _adapter_output(layer: Any, x: Array, extra: Extra, dropout: float) -> Array
 
 def _product(x: Array, extra: Extra, dropout: float) -> Array:
     if extra.key is not None:
-        kept = jax.random.bernoulli(extra.key, 1 - dropout, x.shape)
-        x = jnp.where(kept, x / (1 - dropout), 0)
+        x = nnx.Dropout(dropout, deterministic=False)(x, rngs=extra.key)
     return apply_update(x, extra.update, extra.probe)
 
 
@@ -297,7 +267,7 @@ class LinenSkeleton(NamedTuple):
 
     shape: TreeShape
     module: nn.Module
-    sites: dict[str, Site]
+    sites: dict[str, LinenSite]
     scaling: Scaling
     dropout: float
     modules: tuple[str, ...]

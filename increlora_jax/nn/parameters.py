@@ -1,42 +1,55 @@
-"""Adapters for a parameter of any name and rank, used by its module in whatever way it likes."""
+"""Adapters for a parameter of any name and rank, which its module uses in any way."""
 
 from functools import cache
-from typing import Any
 
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.nn.effective import EffectiveParameter, set_stored
+from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.dropout import Dropout
+from increlora_jax.nn.effective import (
+    EffectiveModule,
+    EffectiveParameter,
+    derive,
+    effective_names,
+    forget_attribute,
+    set_kind,
+)
 from increlora_jax.nn.kernels import KernelAxes, effective_weight
-from increlora_jax.nn.layers import LowRankAdapter, forget_attribute
+from increlora_jax.nn.low_rank import LowRankAdapter
+from increlora_jax.quantization import Kernel
 
 
 class ParameterAdapter(LowRankAdapter):
-    """The update of one parameter, applied by effective weights: the module reads W + ΔW."""
+    """The adapter of one parameter, applied by effective weights: the module reads W + ΔW."""
 
-    def __init__(self, inputs: int, outputs: int, *, axes: KernelAxes, **settings: Any):
-        super().__init__(inputs, outputs, **settings)
+    def __init__(self, adapter: Adapter, slots: Slots, scaling: Scaling, axes: KernelAxes):
+        super().__init__(adapter, slots, scaling, Dropout(0.0))
         self.axes = axes
-        self.original: nnx.Variable | None = nnx.data(None)  # the parameter before a merge
+        self.original: nnx.Variable[Array] | None = nnx.data(None)  # the parameter before a merge
 
     def effective(self, kernel: Array) -> Array:
-        """W + ΔW in the adapter's precision, then rounded to W's."""
+        """Compute W + ΔW in the adapter's precision, then round to that of W."""
         return effective_weight(kernel, self.axes, self.update, self.probe)
 
 
 def _effective_of(name: str) -> EffectiveParameter:
     """Make the attribute of an adapted parameter."""
 
-    def effective(module: Any, kernel: Any) -> Any:
+    def effective(module: nnx.Module, kernel: Kernel) -> Array | None:
         adapter = vars(module).get(adapter_name(name))
-        is_resting = adapter is None or adapter.original is not None
-        return None if is_resting else adapter.effective(kernel)
+        if adapter is None or adapter.original is not None:
+            return None
+        return adapter.effective(kernel)
 
     return EffectiveParameter(name, effective)
 
 
 def adapter_name(parameter: str) -> str:
-    """The attribute of a parameter's adapter: with a dot, so that its path reads like a layer's."""
+    """Return the attribute of a parameter's adapter.
+
+    The name has a dot, so that its path reads like that of a layer's adapter.
+    """
     return f"{parameter}.adapter"
 
 
@@ -44,18 +57,18 @@ def adapt_parameter(module: nnx.Module, name: str, adapter: LowRankAdapter) -> N
     """Make the module read its parameter with the adapter's update, in place."""
     names = sorted({*adapted_parameters(module), name})
     setattr(module, adapter_name(name), adapter)
-    _set_type(module, _adapted_type(_plain_type(type(module)), tuple(names)))
+    set_kind(module, _adapted_type(_plain_type(type(module)), tuple(names)))
 
 
 def restore_parameters(module: nnx.Module) -> None:
     """Take the adapters off a module's parameters, in place; the parameters stay as they are."""
     for name in adapted_parameters(module):
         forget_attribute(module, adapter_name(name))
-    _set_type(module, _plain_type(type(module)))
+    set_kind(module, _plain_type(type(module)))
 
 
 def merge_parameter(module: nnx.Module, name: str) -> None:
-    """W ← W + ΔW, and rest the adapter; the original W is kept for `unmerge_parameter`."""
+    """W ← W + ΔW; the original W is kept for `unmerge_parameter`."""
     variable, adapter = vars(module)[name], vars(module)[adapter_name(name)]
     if adapter.original is not None:
         raise ValueError("this parameter is merged already")
@@ -74,30 +87,16 @@ def unmerge_parameter(module: nnx.Module, name: str) -> None:
 
 
 def adapted_parameters(module: nnx.Module) -> list[str]:
-    """The names of a module's parameters that have an adapter."""
-    return _effective(type(module))
+    """Return the names of a module's parameters that have an adapter."""
+    return effective_names(type(module))
 
 
-def _effective(kind: type) -> list[str]:
-    return [name for name, value in vars(kind).items() if isinstance(value, EffectiveParameter)]
-
-
-def _plain_type(kind: type) -> type:
-    return kind.__bases__[0] if _effective(kind) else kind
-
-
-def _set_type(module: nnx.Module, kind: type) -> None:
-    object.__setattr__(module, "__class__", kind)  # past Flax's record of a module's attributes
+def _plain_type(kind: type[nnx.Module]) -> type[nnx.Module]:
+    return kind.__bases__[0] if effective_names(kind) else kind
 
 
 @cache
-def _adapted_type(plain: type, names: tuple[str, ...]) -> type:
-    """The same class, which reads these parameters by effective weights."""
-
-    def set_key(self: Any, key: Any, value: Any) -> None:
-        if not set_stored(names, self, key, value):
-            plain._graph_node_set_key(self, key, value)  # type: ignore[attr-defined]
-
-    attributes: dict[str, Any] = {name: _effective_of(name) for name in names}
-    attributes |= {"_graph_node_set_key": set_key, "__doc__": plain.__doc__}
-    return type(plain)(f"Adapted{plain.__name__}", (plain,), attributes)
+def _adapted_type(plain: type[nnx.Module], names: tuple[str, ...]) -> type[nnx.Module]:
+    """Return a subclass that reads these parameters by effective weights."""
+    attributes = {name: _effective_of(name) for name in names}
+    return derive(plain, "Adapted", (plain, EffectiveModule), attributes)

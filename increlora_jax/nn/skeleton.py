@@ -15,7 +15,7 @@ from increlora_jax.core.stacking import by_name
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
 from increlora_jax.nn.kernels import KernelAxes, stack_names
-from increlora_jax.nn.layers import AdapterParam, SlotState
+from increlora_jax.nn.low_rank import AdapterParam, SlotState
 from increlora_jax.nn.modes import switch_to_training
 from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes

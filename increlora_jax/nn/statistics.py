@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.nn.layers import AdapterParam
+from increlora_jax.nn.low_rank import AdapterParam
 from increlora_jax.nn.paths import name_path
 
 COLLECTION = "batch_stats"

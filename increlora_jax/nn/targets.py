@@ -4,9 +4,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.kernels import KernelAxes, module_order, stack_names
@@ -28,21 +29,38 @@ IsTrained = Callable[[str], bool]
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
+def trains_nothing(path: str) -> bool:
+    """Return False: no parameter of the model learns in full."""
+    return False
+
+
+class Selection(NamedTuple):
+    """The choice of the places of a model that take an adapter; `any_model.attach` describes it."""
+
+    targets: Targets = ALL_LINEAR
+    exclude: Targets = ()
+    parameters: Parameters = NO_PARAMETERS
+    is_trained: IsTrained = trains_nothing
+
+
 @runtime_checkable
-class Place(Protocol):
+class Site(Protocol):
     """A place for an adapter."""
 
     @property
     def kernel(self) -> str:
-        """The path of the kernel."""
+        """Return the path of the kernel."""
+
+    @property
+    def axes(self) -> KernelAxes:
+        """Return how the kernel is a matrix."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the kernel."""
 
 
-S = TypeVar("S", bound=Place)
-
-
-def trains_nothing(path: str) -> bool:
-    """Return False: no parameter of the model learns in full."""
-    return False
+S = TypeVar("S", bound=Site)
 
 
 NO_DROPOUT = (
@@ -85,18 +103,16 @@ def select(paths: Iterable[str], patterns: Targets, what: str, kind: str) -> set
 def choose_known(
     known: Iterable[str],
     unknown: Mapping[str, Unknown],
-    targets: Targets,
-    exclude: Targets,
+    selection: Selection,
     kind: str,
     refused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Choose the paths that `targets` selects and `exclude` does not, in module order.
+    """Choose the paths that are targeted and not excluded, in module order.
 
     Args:
         known: paths that can be adapted.
         unknown: paths that must be declared first; "all-linear" passes over them.
-        targets: what to choose.
-        exclude: what of it to leave out.
+        selection: the targets to choose, and those to leave out.
         kind: what the known ones are, for messages.
         refused: paths that cannot be adapted, and why; "all-linear" passes over them with a
             warning.
@@ -104,7 +120,7 @@ def choose_known(
     Raises:
         InputError: a pattern that matches nothing, nothing left, or a path that is not known.
     """
-    known = list(known)
+    known, targets, exclude = list(known), selection.targets, selection.exclude
     others = {**unknown, **refused}
     everything = sorted({*known, *others}, key=module_order)
     places = [path for path in everything if path in known] if targets == ALL_LINEAR else everything
@@ -131,7 +147,7 @@ def _check_known(
             raise InputError(_ask_to_declare(path, *unknown[path]))
 
 
-def learns(path: str, dtype: Any, is_trained: IsTrained) -> bool:
+def learns(path: str, dtype: DTypeLike, is_trained: IsTrained) -> bool:
     """Return whether a parameter learns in full; one of whole numbers cannot.
 
     Raises:

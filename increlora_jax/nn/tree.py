@@ -7,31 +7,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.core.probe import Probe
 from increlora_jax.errors import InputError
-from increlora_jax.nn.initial import Start, start_adapter, start_small
-from increlora_jax.nn.kernels import (
-    KernelAxes,
-    effective_weight,
-)
+from increlora_jax.nn.initial import AdapterSettings
+from increlora_jax.nn.kernels import KernelAxes, effective_weight
 from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
-    NO_PARAMETERS,
-    IsTrained,
-    Parameters,
+    Selection,
     Targets,
     choose_known,
     declared_axes,
     learns,
-    leave_trained,
     subtree_selector,
-    trains_nothing,
 )
 
 KIND = "matrix"
@@ -83,7 +75,7 @@ def take_apart(tree: Any) -> tuple[TreeShape, dict[str, Any]]:
     return TreeShape(structure, tuple(names), fixed), arrays
 
 
-class Site(NamedTuple):
+class ArraySite(NamedTuple):
     """A place for an adapter: an array."""
 
     kernel: str  # its path
@@ -91,9 +83,7 @@ class Site(NamedTuple):
     shape: tuple[int, ...]
 
 
-def find_targets(
-    params: Any, targets: Targets, exclude: Targets = (), parameters: Parameters = NO_PARAMETERS
-) -> dict[str, Site]:
+def find_targets(params: PyTree, selection: Selection) -> dict[str, ArraySite]:
     """Find the targeted arrays by path, in module order.
 
     An array of two axes is [inputs, outputs] unless `parameters` says otherwise.
@@ -104,14 +94,14 @@ def find_targets(
     _, arrays = take_apart(params)
     shapes = {path: tuple(a.shape) for path, a in arrays.items() if is_kernel(a)}
     matrices = {path: KernelAxes((-2,), (-1,)) for path, s in shapes.items() if len(s) == 2}
-    axes = matrices | declared_axes(shapes, parameters)
+    axes = matrices | declared_axes(shapes, selection.parameters)
     unknown = {
         path: ("an array of more than two axes", {path: shape})
         for path, shape in shapes.items()
         if path not in axes
     }
-    chosen = choose_known(axes, unknown, targets, exclude, KIND)
-    return {path: Site(path, axes[path], shapes[path]) for path in chosen}
+    chosen = choose_known(axes, unknown, selection, KIND)
+    return {path: ArraySite(path, axes[path], shapes[path]) for path in chosen}
 
 
 def is_kernel(array: Any) -> bool:
@@ -120,44 +110,21 @@ def is_kernel(array: Any) -> bool:
 
 
 def attach(
-    params: Any,
-    targets: Targets,
-    *,
-    exclude: Targets = (),
-    parameters: Parameters = NO_PARAMETERS,
-    is_trained: IsTrained = trains_nothing,
-    max_rank: int | dict[str, int] = 8,
-    initial_rank: int = 1,
-    scaling: Scaling,
-    dropout: float = 0.0,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    start: Start = start_small,
+    params: PyTree, sites: Mapping[str, ArraySite], settings: AdapterSettings
 ) -> AdaptedTree:
-    """Make adapters for the targeted arrays of a pytree, which stays as it is.
+    """Make adapters for arrays of a pytree, which stays as it is.
 
-    `targets` and the keys of `parameters` speak of paths such as `layers.0.weight`. Effective
-    weights equal W bit for bit, since λ starts at 0; in a dtype narrower than the adapters' they
-    are rounded once.
+    Effective weights equal W bit for bit, since λ starts at 0; in a dtype narrower than the
+    adapters' they are rounded once.
 
     Raises:
-        InputError: a target that matches nothing or needs declaring, a rank over a matrix, or
-            dropout, for which effective weights have no place.
+        InputError: a rank over a matrix, or dropout, for which effective weights have no place.
     """
-    if dropout:
+    if settings.dropout:
         raise InputError(NO_DROPOUT)
-    found = leave_trained(find_targets(params, targets, exclude, parameters), is_trained)
-    started = {
-        path: start_adapter(path, site.axes, site.shape, max_rank, initial_rank, rngs, dtype, start)
-        for path, site in found.items()
-    }
-    return AdaptedTree(
-        params,
-        {path: adapter for path, (adapter, _) in started.items()},
-        {path: slots for path, (_, slots) in started.items()},
-        {path: site.axes for path, site in found.items()},
-        scaling,
-    )
+    adapters, slots = settings.begin_all(sites)
+    axes = {path: site.axes for path, site in sites.items()}
+    return AdaptedTree(params, adapters, slots, axes, settings.scaling)
 
 
 def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleton", Parts]:
@@ -243,7 +210,7 @@ class TreeSkeleton(NamedTuple):
 
 
 def parameter_selector(params: Any, modules: Targets) -> Callable[[str], bool]:
-    """A test of array paths: whether it is or belongs to one of the subtrees, said as targets.
+    """Return a test of array paths, true of and inside some subtrees, given as targets.
 
     Raises:
         InputError: a name that no subtree has.

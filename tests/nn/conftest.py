@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from increlora_jax.core.adapter import Scaling
-from increlora_jax.nn.attach import adapted_layers, attach
+from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.attach import adapted_layers
 
 SCALING = Scaling(16.0)
 

@@ -5,17 +5,16 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.attach import (
     adapted_layers,
-    attach,
     detach,
     find_targets,
     merge,
     parameter_selector,
     unmerge,
 )
-from increlora_jax.nn.targets import path_matches
+from increlora_jax.nn.targets import Selection, path_matches
 
 ATTENTION = ["attention.key", "attention.out", "attention.query", "attention.value"]
 BLOCKS = [f"blocks.{i}" for i in range(11)]
@@ -42,7 +41,7 @@ def paths_of(model):
 )
 def test_targets_by_regex_list_or_all(make_net, targets, exclude, expected):
     model = make_net(blocks=11)
-    assert list(find_targets(model, targets, exclude)) == expected
+    assert list(find_targets(model, Selection(targets, exclude))) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_targets_by_regex_list_or_all(make_net, targets, exclude, expected):
 )
 def test_targets_that_match_nothing_are_named(make_net, targets, exclude, message):
     with pytest.raises(InputError, match=message):
-        find_targets(make_net(), targets, exclude)
+        find_targets(make_net(), Selection(targets, exclude))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_a_regex_is_for_the_path_and_a_name_for_its_end(path, patterns, expected
 
 
 def test_sizes_can_be_asked_of_an_abstract_model(make_net):
-    sizes = target_sizes(nnx.eval_shape(make_net), ["query", "out", "mix", "head"])
+    sizes = plan_targets(nnx.eval_shape(make_net), ["query", "out", "mix", "head"]).sizes
     assert sizes == {
         "attention.out": (8, 8), "attention.query": (8, 8), "head": (6, 3), "mix": (8, 6),
     }  # fmt: skip

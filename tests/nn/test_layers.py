@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
-from increlora_jax.nn.attach import attach
+from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.effective import forget_attribute
+from increlora_jax.nn.initial import start_small
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes
-from increlora_jax.nn.layers import (
-    AdapterParam,
-    LowRankAdapter,
-    SlotState,
-    forget_attribute,
-    matrix_shape,
-)
+from increlora_jax.nn.layers import kernel_axes
+from increlora_jax.nn.low_rank import AdapterParam, LowRankAdapter, SlotState
 
 LAYERS = {
     "linear": (lambda **k: nnx.Linear(6, 5, **k), (3, 6), (6, 5)),
@@ -81,7 +79,8 @@ one_of_each_type = pytest.mark.parametrize(
 
 @pytest.mark.parametrize(("make", "shape", "expected"), LAYERS.values(), ids=LAYERS)
 def test_kernel_is_seen_as_the_matrix_it_multiplies_by(make, shape, expected):
-    assert matrix_shape(make(rngs=nnx.Rngs(0))) == expected
+    layer = make(rngs=nnx.Rngs(0))
+    assert kernel_axes(layer).matrix_shape(layer.kernel.shape) == expected
 
 
 @one_of_each_type
@@ -134,9 +133,9 @@ def test_a_merged_layer_computes_with_its_kernel_alone(adapted, stir):
     np.testing.assert_array_equal(model(x), plain(x))
 
 
-def adapter_of(scaling, **settings):
-    defaults = {"max_rank": 5, "initial_rank": 2, "scaling": scaling, "dropout": 0.0}
-    return LowRankAdapter(400, 300, **(defaults | settings), rngs=nnx.Rngs(0))
+def adapter_of(scaling, inputs=400, outputs=300):
+    started = start_small(nnx.Rngs(0), (inputs, outputs), 5, 2, jnp.float32)
+    return LowRankAdapter(*started, scaling, Dropout(0.0))
 
 
 def test_every_slot_starts_from_the_normal_distribution_and_lambda_from_zero(scaling):
@@ -152,9 +151,7 @@ def test_every_slot_starts_from_the_normal_distribution_and_lambda_from_zero(sca
 
 
 def test_a_and_b_are_drawn_apart(scaling):
-    own = LowRankAdapter(
-        5, 5, max_rank=5, initial_rank=1, scaling=scaling, dropout=0.0, rngs=nnx.Rngs(0)
-    )
+    own = adapter_of(scaling, 5, 5)
     assert not np.allclose(own.A[...], own.B[...])
 
 
@@ -274,7 +271,7 @@ def test_adapted_einsum_keeps_its_equation(scaling):
 def test_general_layer_with_batch_axes_is_refused():
     layer = nnx.LinearGeneral(6, 5, batch_axis={0: 3}, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="batch_axis"):
-        matrix_shape(layer)
+        kernel_axes(layer)
 
 
 def test_a_forgotten_attribute_leaves_no_trace():

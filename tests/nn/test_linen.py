@@ -9,9 +9,9 @@ from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.linen import LinenModel, attach, parameter_selector, split
+from increlora_jax.nn.linen import LinenModel, parameter_selector, split
 from tests.nn.conftest import assert_twice, with_alpha
 
 DECLARED = {r"mix\.w": KernelAxes((0,), (1, 2))}
@@ -65,7 +65,7 @@ def apart(model, scaling):
 
 
 def test_layers_and_declared_parameters_are_targets(model):
-    assert target_sizes(model, "all-linear", parameters=DECLARED) == {
+    assert plan_targets(model, "all-linear", parameters=DECLARED).sizes == {
         "einsum": (6, 5), "join": (6, 2), "mix.w": (4, 6), "split": (5, 6), "twice": (4, 4)
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_dropout_falls_on_the_adapters_input_alone(model, scaling, x):
 )
 def test_targets_that_cannot_be_adapted_are_named(model, targets, message):
     with pytest.raises(InputError, match=message):
-        target_sizes(model, targets)
+        plan_targets(model, targets)
 
 
 def test_a_stack_along_another_axis_is_refused(x):
@@ -169,7 +169,7 @@ def test_a_stack_along_another_axis_is_refused(x):
 
     stack = LinenModel(Stack(), jax.eval_shape(Stack().init, jax.random.key(0), x), x)
     with pytest.raises(InputError, match=r"is stacked along another axis than the first"):
-        target_sizes(stack, "all-linear")
+        plan_targets(stack, "all-linear")
 
 
 def test_modules_to_train_in_full_are_said_as_targets(model):
@@ -216,7 +216,7 @@ def uncommon(x):
 
 def test_subclasses_that_call_like_their_parent_are_adapted_and_others_are_named(uncommon):
     with pytest.warns(UserWarning, match="passes over") as told:
-        assert target_sizes(uncommon, "all-linear") == {"sub": (4, 4)}
+        assert plan_targets(uncommon, "all-linear").sizes == {"sub": (4, 4)}
     messages = " ".join(str(each.message) for each in told)
     assert "odd: a OddDense, which computes its output in another way" in messages
     assert "inner: part of a WeightNorm, which computes another kernel" in messages
@@ -235,4 +235,4 @@ def test_an_adapted_subclass_is_merged(uncommon, scaling, x):
 @pytest.mark.parametrize("name", ["odd", "inner"])
 def test_a_layer_that_cannot_be_adapted_is_refused_by_name(uncommon, name):
     with pytest.raises(InputError, match=f"target_modules: {name} is .*Exclude {name}"):
-        target_sizes(uncommon, [name])
+        plan_targets(uncommon, [name])

@@ -7,10 +7,9 @@ from flax import nnx
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.attach import (
     adapters_of,
-    attach,
     detach,
     find_targets,
     merge,
@@ -18,6 +17,7 @@ from increlora_jax.nn.attach import (
 )
 from increlora_jax.nn.kernels import KernelAxes
 from increlora_jax.nn.skeleton import split
+from increlora_jax.nn.targets import Selection
 
 DECLARED = {
     r"mix\.w": KernelAxes(inputs=(0,), outputs=(1, 2)),
@@ -92,7 +92,7 @@ def with_deltas(model):
 
 
 def test_declared_parameters_are_targets_by_their_paths(make):
-    sizes = target_sizes(Own(), "all-linear", parameters=DECLARED)
+    sizes = plan_targets(Own(), "all-linear", parameters=DECLARED).sizes
     assert sizes == {"mix.w": (4, 6), "out": (6, 2), "scale.back": (6, 4)}
     assert list(adapters_of(make(targets=["w"]))) == ["mix.w"]
 
@@ -149,11 +149,11 @@ def test_state_written_into_the_model_reaches_the_stored_parameter(stirred):
 def test_a_target_that_is_somebodys_own_layer_asks_for_a_declaration(targets):
     message = r"mix is a Mix.*holds mix\.w \[4, 2, 3\].*parameters=\{r'mix\\.w': KernelAxes\("
     with pytest.raises(InputError, match=message):
-        find_targets(Own(), targets)
+        find_targets(Own(), Selection(targets))
 
 
 def test_what_is_excluded_needs_no_declaration():
-    found = find_targets(Own(), r".*", [r"mix", "scale"])
+    found = find_targets(Own(), Selection(r".*", [r"mix", "scale"]))
     assert list(found) == ["out"]
 
 
@@ -167,7 +167,7 @@ def test_what_is_excluded_needs_no_declaration():
 )
 def test_a_declaration_that_does_not_fit_is_refused(parameters, message):
     with pytest.raises(InputError, match=message):
-        find_targets(Own(), "all-linear", parameters=parameters)
+        find_targets(Own(), Selection(parameters=parameters))
 
 
 def test_dropout_on_effective_weights_is_refused(make):

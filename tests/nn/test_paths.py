@@ -14,6 +14,7 @@ from increlora_jax.methods.increlora import increlora
 from increlora_jax.nn.attach import adapted_layers, detach, find_targets
 from increlora_jax.nn.report import report
 from increlora_jax.nn.skeleton import split
+from increlora_jax.nn.targets import Selection
 from increlora_jax.training.prepare import prepare
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)
@@ -78,7 +79,7 @@ PATHS = [
 
 def test_every_container_holds_adapted_layers_and_gets_plain_ones_back(attach_all):
     plain, model = Containers()(X), Containers()
-    assert list(find_targets(model, "all-linear")) == PATHS
+    assert list(find_targets(model, Selection())) == PATHS
     kept = model.list, model.dict
     attach_all(model, max_rank=2)
     assert list(adapted_layers(model)) == PATHS
@@ -139,7 +140,7 @@ def test_two_parts_of_one_path_are_named():
             self.d = nnx.data({"a.b": layers[0], "a": {"b": layers[1]}})
 
     with pytest.raises(InputError, match=r"two parts of the model have the path d\.a\.b"):
-        find_targets(Twice(), "all-linear")
+        find_targets(Twice(), Selection())
     with pytest.raises(InputError, match=r"have the path d\.a\.b"):
         split(Twice(), lambda path: False)
 

@@ -12,8 +12,10 @@ from flax import nnx
 import increlora_jax as il
 from increlora_jax.core.adapter import Scaling
 from increlora_jax.errors import InputError
-from increlora_jax.nn.attach import adapters_of, attach, detach, merge, unmerge
+from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.attach import adapters_of, detach, merge, unmerge
 from increlora_jax.nn.linen import LinenModel, find_targets
+from increlora_jax.nn.targets import Selection
 from increlora_jax.quantization import store_quantized
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(5, 4)), jnp.float32)
@@ -264,7 +266,7 @@ def linen_of(kind):
 @pytest.mark.parametrize("kind", [*WAYS, "stack"])
 def test_a_linen_kernel_is_read_with_its_update(kind):
     model = linen_of(kind)
-    assert any(not site.is_layer for site in find_targets(model, "all-linear").values()) == (
+    assert any(not site.is_layer for site in find_targets(model, Selection()).values()) == (
         kind not in ("shape", "none")
     )
     trainer, state, base = il.prepare(model, il.lora(model), total_steps=9)

@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.nn.any_model import target_sizes
-from increlora_jax.nn.attach import attach
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.skeleton import split
 
 LAYERS = 3
@@ -38,7 +37,7 @@ def make(scaling):
 
 def test_each_layer_of_a_stack_has_a_name_and_slots_of_its_own(make):
     names = [f"layers[{index}]" for index in range(LAYERS)]
-    assert target_sizes(Stack(), "layers") == dict.fromkeys(names, (4, 4))
+    assert plan_targets(Stack(), "layers").sizes == dict.fromkeys(names, (4, 4))
     own = make(max_rank=dict.fromkeys(names, 3), initial_rank=2).layers.adapter
     assert own.A.shape == (LAYERS, 4, 3)
     assert own.slots.rank.tolist() == [2] * LAYERS

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from increlora_jax.errors import InputError
-from increlora_jax.nn.attach import adapted_layers, attach, detach, merge, unmerge
+from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.attach import adapted_layers, detach, merge, unmerge
 from increlora_jax.nn.kernels import KernelAxes
 from tests.nn.test_ties import X, stir
 

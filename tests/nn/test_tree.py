@@ -8,9 +8,9 @@ from increlora_jax.core.adapter import effective_update
 from increlora_jax.core.importance import sensitivity
 from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
-from increlora_jax.nn.any_model import target_sizes
+from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.kernels import KernelAxes
-from increlora_jax.nn.tree import attach, parameter_selector, split, take_apart
+from increlora_jax.nn.tree import parameter_selector, split, take_apart
 from tests.nn.conftest import assert_twice, with_alpha
 
 DECLARED = {
@@ -65,7 +65,7 @@ def deltas_of(parts, scaling):
 
 
 def test_every_matrix_is_a_module_and_each_of_a_stack_its_own(params):
-    assert target_sizes(params, "all-linear", parameters=DECLARED) == {
+    assert plan_targets(params, "all-linear", parameters=DECLARED).sizes == {
         "conv": (12, 4),
         "dense.0.weight": (4, 5),
         "dense.1.weight": (5, 2),
@@ -76,7 +76,7 @@ def test_every_matrix_is_a_module_and_each_of_a_stack_its_own(params):
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "dtype") else a, params
     )
-    assert list(target_sizes(abstract, ["weight"])) == ["dense.0.weight", "dense.1.weight"]
+    assert list(plan_targets(abstract, ["weight"]).sizes) == ["dense.0.weight", "dense.1.weight"]
 
 
 def test_effective_weights_are_those_of_the_equation(apart, params, scaling):
@@ -147,11 +147,11 @@ def test_a_narrow_weight_is_rounded_once(scaling):
 )
 def test_targets_that_do_not_fit_are_named(params, targets, parameters, message):
     with pytest.raises(InputError, match=message):
-        target_sizes(params, targets, parameters=parameters)
+        plan_targets(params, targets, parameters=parameters)
 
 
 def test_axes_that_are_not_named_are_a_stack(params):
-    sizes = target_sizes(params, "conv", parameters={"conv": KernelAxes()})
+    sizes = plan_targets(params, "conv", parameters={"conv": KernelAxes()}).sizes
     assert sizes == {f"conv[{i},{j}]": (2, 2) for i in range(3) for j in range(4)}
 
 

@@ -1,0 +1,109 @@
+"""The adapter of one kernel as an NNX module."""
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
+from increlora_jax.core.probe import Probe
+from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
+from increlora_jax.dropout import Dropout
+from increlora_jax.errors import InputError
+
+
+class AdapterParam(nnx.LoRAParam):
+    """A trainable array of an adapter; other trainers know it as an `nnx.LoRAParam`.
+
+    Args:
+        value: A [inputs, slots], λ [slots] or B [slots, outputs], after the axes of a stack.
+
+    >>> import jax.numpy as jnp
+    >>> import increlora_jax as il
+    >>> il.AdapterParam(jnp.zeros((4, 8))).shape
+    (4, 8)
+    """
+
+
+class SlotState(nnx.Variable[Array]):
+    """A mask or a birth of an adapter's slots, which is never differentiated.
+
+    Args:
+        value: an array of `Slots` [slots] or [], after the axes of a stack.
+
+    >>> import jax.numpy as jnp
+    >>> import increlora_jax as il
+    >>> issubclass(il.SlotState, nnx.Param)
+    False
+    """
+
+
+class LowRankAdapter(nnx.Module):
+    """A module that computes s · ((dropout(x)·A) ∘ λ̂) · B; see `core.adapter`.
+
+    Args:
+        adapter: the first values of the parameters.
+        slots: the first masks and births.
+        scaling: the rule for s.
+        dropout: of x.
+    """
+
+    def __init__(self, adapter: Adapter, slots: Slots, scaling: Scaling, dropout: Dropout):
+        for name, value in adapter._asdict().items():
+            setattr(self, name, AdapterParam(value))
+        for name, value in slots._asdict().items():
+            setattr(self, name, SlotState(value))
+        self.dropout = dropout
+        self.scaling = scaling
+        self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
+        self.probe: Probe | None = nnx.data(None)
+
+    @property
+    def parameters(self) -> Adapter:
+        """Return the trainable arrays."""
+        return Adapter(*(getattr(self, name)[...] for name in Adapter._fields))
+
+    @property
+    def slots(self) -> Slots:
+        """Return the masks and births."""
+        return Slots(*(getattr(self, name)[...] for name in Slots._fields))
+
+    @property
+    def update(self) -> Update:
+        """Return the update at the present parameters and masks."""
+        scaling = self.scaling if self.scale is None else self.scale[...]
+        return effective_update(self.parameters, self.slots, scaling)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Compute the adapter's part of the layer's output.
+
+        Raises:
+            InputError: a stack of layers that is called as a whole, or not sliced as a whole.
+        """
+        return apply_update(self.dropout(x), self._one_update(), self.probe)
+
+    def is_best_summed(self, rows: int, dtype: DTypeLike) -> bool:
+        """Return whether ΔW is best added to the kernel of a product of so many rows.
+
+        Only a CPU multiplies float32 exactly enough: another device rounds the factors of a
+        product, and a small ΔW would vanish.
+        """
+        update = self._one_update()
+        is_plain = self.dropout.rate == 0 or bool(self.dropout.deterministic)
+        is_exact = dtype == update.A.dtype and jax.default_backend() == "cpu"
+        return is_plain and is_exact and is_sum_cheaper(rows, update)
+
+    def apply_sum(self, x: Array, kernel: Array) -> Array:
+        """Compute x · (W + ΔW), without dropout."""
+        return apply_sum(x, kernel, self._one_update(), self.probe)
+
+    def _one_update(self) -> Update:
+        update = self.update
+        if len(update.A.shape) != 2 or len(update.slots.active.shape) != 1:
+            raise InputError(
+                f"an adapter with A {list(update.A.shape)} and masks "
+                f"{list(update.slots.active.shape)} is called as if it were one layer's; where "
+                "nnx.scan or nnx.vmap slices a stack of layers, it must slice all of its state, as "
+                "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, SlotState): 0})"
+            )
+        return update
