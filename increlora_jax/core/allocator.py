@@ -1,4 +1,4 @@
-"""Who grows: the grants of one round under an exact budget, and what a grant does to the slots."""
+"""Growth: the grants of one round under an exact budget, and the slots after a grant."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,14 +15,29 @@ def is_round(
     warmup: Number,
     interval: Number,
 ) -> Bool[Array, ""]:
-    """Ranks grow at step t if t > init_warmup, t % incre_interval == 0 and budget is left."""
+    """Return whether ranks grow: t > init_warmup, t % incre_interval = 0 and budget is left.
+
+    Args:
+        step: t, from 0 [].
+        total_rank: sum of the ranks before the step [].
+        budget: final total rank.
+        warmup: `init_warmup`, in steps.
+        interval: `incre_interval`, in steps.
+    """
     return (step > warmup) & (step % interval == 0) & (total_rank < budget)
 
 
 def is_near_round(
     step: Number, *, warmup: Number, interval: Number, window: Number
 ) -> Bool[Array, ""] | bool:
-    """Return whether a step is one of the last `window` steps up to a round of `is_round`."""
+    """Return whether a step is one of the last `window` steps up to a round of `is_round`.
+
+    Args:
+        step: t, from 0 [].
+        warmup: `init_warmup`, in steps.
+        interval: `incre_interval`, in steps.
+        window: steps up to a round, the round's own among them.
+    """
     first = (warmup // interval + 1) * interval
     return (first - step < window) & (-step % interval < window)
 
@@ -35,12 +50,21 @@ def allocate(
     top_h: Number,
     incre_rank_num: Number,
 ) -> Int[Array, " modules"]:
-    """Grant the `top_h` most important modules up to `incre_rank_num` slots each.
+    """Grant slots to the most important modules.
 
-    `available` counts the reserve slots a module can turn active; a module with none is full and
-    the next in importance takes its place. Ties go by module order; grants are made in order of
-    importance and the last one is cut to what is `left` of the budget. The published code
-    overshoots the budget and lets ties add modules (DESIGN §2).
+    Grants are made in order of importance; ties go by module order. A module without a slot to turn
+    active is full, and the next one takes its place. The last grant is cut to the budget. The
+    published code overshoots the budget and lets ties add modules (DESIGN §2).
+
+    Args:
+        importance: of every module [modules].
+        available: reserve slots that a module can turn active [modules].
+        left: ranks until the budget is spent [].
+        top_h: modules that grow in a round.
+        incre_rank_num: slots that a module gets at most.
+
+    Returns:
+        The slots granted to each module [modules].
     """
     has_room = available > 0
     order = jnp.argsort(jnp.where(has_room, -importance, jnp.inf), stable=True)
@@ -59,11 +83,21 @@ def grow(
     *,
     is_advance_learning: bool,
 ) -> tuple[Adapter, Slots]:
-    """Turn the first `grant` reserve slots active and open as many dormant ones as reserve.
+    """Turn the first `grant` reserve slots active and open as many dormant slots as reserve.
 
-    λ of a new active slot enters at 1e-5 with advance learning, else at 0, and is born at the next
-    step; so are A and B of the slots that become trainable: the opened ones with advance learning,
-    else the activated ones.
+    λ of a new active slot starts at 1e-5 with advance learning and at 0 without. It is born at the
+    next step. A and B of the opened slots are born then with advance learning; without, A and B of
+    the activated slots.
+
+    Args:
+        adapter: the parameters before the round.
+        slots: the masks and births before the round.
+        grant: slots to turn active [*stack].
+        step: of the round, from 0 [].
+        is_advance_learning: whether a reserve learns in advance.
+
+    Returns:
+        The parameters and the slots after the round.
     """
     activated = _first(slots.reserve, grant)
     active, waiting = slots.active | activated, slots.reserve & ~activated
@@ -82,12 +116,19 @@ def grow(
 def open_reserve(
     slots: Slots, count: Int[Array, "*stack"], step: Int[Array, ""], *, is_advance_learning: bool
 ) -> Slots:
-    """Open the first `count` dormant slots as reserve; born next step, if to learn."""
+    """Open the first `count` dormant slots as reserve.
+
+    Args:
+        slots: the masks and births before.
+        count: slots to open [*stack].
+        step: from 0 []; slots that learn in advance are born at the next one.
+        is_advance_learning: whether a reserve learns in advance.
+    """
     opened = _first(~(slots.active | slots.reserve), count)
     born = jnp.where(opened & is_advance_learning, step + 1, slots.matrix_born)
     return slots._replace(reserve=slots.reserve | opened, matrix_born=born)
 
 
 def _first(mask: Bool[Array, "*stack slots"], count: Array) -> Bool[Array, "*stack slots"]:
-    """The first `count` true entries of the mask, in slot order."""
+    """Return the first `count` true entries of a mask, in slot order."""
     return mask & (jnp.cumsum(mask, axis=-1) <= count[..., None])

@@ -1,4 +1,4 @@
-"""The importance of a module: the evidence a score needs, its equation, and its averages."""
+"""The importance of a module: the evidence of a score, its equation, and its averages."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -16,19 +16,28 @@ from increlora_jax.core.schedule import Number, as_dtype
 
 
 class Evidence(Enum):
-    """The part of the task loss's gradient that a score reads."""
+    """Part of the task loss's gradient that a score reads.
+
+    `NONE` is no part, `SLOTS` is ∂L/∂λ̂ [slots] and `DENSE` is ∂L/∂ΔW [inputs, outputs].
+
+    >>> import increlora_jax as il
+    >>> [evidence.value for evidence in il.Evidence]
+    ['none', 'slots', 'dense']
+    """
 
     NONE = "none"
-    SLOTS = "slots"  # ∂L/∂λ̂ [slots]
-    DENSE = "dense"  # ∂L/∂ΔW [inputs, outputs]
+    SLOTS = "slots"
+    DENSE = "dense"
 
 
 class ImportanceFunction(NamedTuple):
-    """One rule for a module's raw importance I.
+    """Rule for the raw importance I of a module.
 
-    `score(evidence, update, key)` returns I [] for one matrix. Without evidence its first argument
-    is None. A dense score is called without a key, in the backward pass. If `is_smoothed`, modules
-    are ranked by Ī·Ū of the averages of I, otherwise by I itself.
+    Attributes:
+        evidence: the part of the gradient that the score reads.
+        score: (evidence, update, key) → I [] of one matrix. Without evidence the first argument is
+            None. A dense score is called in the backward pass, without a key.
+        is_smoothed: whether modules are ranked by Ī·Ū of the averages of I, or by I itself.
 
     >>> import increlora_jax as il
     >>> largest = lambda gradient, update, key=None: abs(gradient).max()
@@ -42,7 +51,7 @@ class ImportanceFunction(NamedTuple):
 
 
 def find_misfit(function: ImportanceFunction) -> str | None:
-    """Return the problem with a score's arguments, or None if it can be called as it will be."""
+    """Return the problem with the arguments of a score, or None if it can be called."""
     arguments = (None, None) if function.evidence is Evidence.DENSE else (None, None, None)
     try:
         signature(function.score).bind(*arguments)
@@ -52,7 +61,7 @@ def find_misfit(function: ImportanceFunction) -> str | None:
 
 
 class ImportanceState(NamedTuple):
-    """The averages over steps, one entry a module."""
+    """Averages over steps, one entry a module."""
 
     sensitivity: Float[Array, " modules"]
     uncertainty: Float[Array, " modules"]
@@ -66,7 +75,14 @@ def init_importance(modules: int, dtype: DTypeLike) -> ImportanceState:
 def update_importance(
     raw: Float[Array, " modules"], state: ImportanceState, beta1: Number, beta2: Number
 ) -> ImportanceState:
-    """Ī ← β₁Ī + (1−β₁)I, then Ū ← β₂Ū + (1−β₂)|I − Ī| with the new Ī (paper §3.2)."""
+    """Move Ī ← β₁Ī + (1−β₁)I, then Ū ← β₂Ū + (1−β₂)|I − Ī| with the new Ī (paper §3.2).
+
+    Args:
+        raw: I of this step [modules].
+        state: the averages before.
+        beta1: β₁, from 0 to 1.
+        beta2: β₂, from 0 to 1.
+    """
     beta1, beta2 = as_dtype(beta1, raw.dtype), as_dtype(beta2, raw.dtype)
     sensitivity = beta1 * state.sensitivity + (1 - beta1) * raw
     uncertainty = beta2 * state.uncertainty + (1 - beta2) * jnp.abs(raw - sensitivity)
@@ -76,47 +92,46 @@ def update_importance(
 def lasting_steps(beta1: float, beta2: float) -> int:
     """Count the steps after which a score is gone from both averages of float32.
 
-    With β the larger decay, what is k steps old weighs at most k·βᵏ in Ī and Ū. From the first k on
-    at which that is below 2⁻³² it is less than half of the last digit, 2⁻²⁴, even of averages 256
-    times smaller than the score.
+    With β the larger decay, a score k steps old weighs at most k·βᵏ in Ī and Ū. Below 2⁻³² this is
+    less than half of the last digit, 2⁻²⁴, even of averages 256 times smaller than the score.
     """
     decay = max(beta1, beta2)
     return 1 + bisect_left(range(1, 2**40), True, key=lambda k: k * decay**k < 2.0**-32)
 
 
 def sensitivity(gradient: Array, update: Update, key: Array | None = None) -> Array:
-    """I = Σ |ΔW ∘ ∂L/∂ΔW| / √(in·out), the paper's (§3.2); ΔW includes the reserve."""
+    """Compute I = Σ |ΔW ∘ ∂L/∂ΔW| / √(in·out) (paper §3.2); ΔW includes the reserve."""
     delta = update.delta
     return jnp.sum(jnp.abs(delta * gradient)) / jnp.sqrt(delta.size)
 
 
 def lambda_gradient(gradient: Array, update: Update, key: Array | None = None) -> Array:
-    """I = Σ_active |λ·∂L/∂λ| + Σ_reserve |∂L/∂λ|; needs no dense gradient.
+    """Compute I = Σ_active |λ·∂L/∂λ| + Σ_reserve |∂L/∂λ|, which needs no dense gradient.
 
-    The first sum is what the slots in use matter, the second what the slots in waiting would bring
-    per unit of λ.
+    The first sum is the sensitivity of the slots in use. The second is the gain from the slots in
+    reserve per unit of λ.
     """
     used = jnp.abs(update.lam_hat * gradient)
     return jnp.sum(jnp.where(update.slots.reserve, jnp.abs(gradient), used))
 
 
 def gradient_norm(gradient: Array, update: Update, key: Array | None = None) -> Array:
-    """I = ‖∂L/∂ΔW‖_F / √(in·out): the root mean square of the dense gradient."""
+    """Compute I = ‖∂L/∂ΔW‖_F / √(in·out), the root mean square of the dense gradient."""
     return jnp.sqrt(jnp.mean(jnp.square(gradient)))
 
 
 def magnitude(gradient: Array | None, update: Update, key: Array | None = None) -> Array:
-    """I = ‖ΔW‖_F / √(in·out): the root mean square of the update."""
+    """Compute I = ‖ΔW‖_F / √(in·out), the root mean square of the update."""
     return jnp.sqrt(jnp.mean(jnp.square(update.delta)))
 
 
 def random(gradient: Array | None, update: Update, key: Array) -> Array:
-    """I ~ U(0, 1), drawn anew at every step: the baseline any importance must beat."""
+    """Draw I ~ U(0, 1) anew at every step: the baseline of every importance."""
     return jax.random.uniform(key, dtype=update.lam_hat.dtype)
 
 
 def uniform(gradient: Array | None, update: Update, key: Array | None = None) -> Array:
-    """I = −r: the lowest rank grows first, so that all modules grow alike."""
+    """Compute I = −r: the lowest rank grows first, so that all modules grow alike."""
     return -update.slots.rank.astype(update.lam_hat.dtype)
 
 

@@ -1,8 +1,8 @@
 """AdamW in which every slot has its own age, beside stock optax for the rest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ from jaxtyping import Array, Int, PyTree
 from increlora_jax.core.adapter import Adapter, Slots
 from increlora_jax.core.schedule import Number, as_dtype
 
+Tree = TypeVar("Tree")
+
 
 class Trainable(NamedTuple):
-    """Everything the optimizer moves: adapters by module or group, whole parameters by path."""
+    """Parameters that the optimizer moves: adapters by module or group, others by path."""
 
-    adapter: dict[Any, Adapter]
+    adapter: dict[Any, Adapter]  # Any: the name of a module, or a `core.stacking.Group`
     head: dict[str, Array]
 
 
@@ -24,14 +26,14 @@ LABELS = Trainable(adapter="adapter", head="head")  # type: ignore[arg-type]  # 
 
 
 class SlotAdamState(NamedTuple):
-    """The two moments; a slot's count is its age, so none is kept."""
+    """Two moments of every parameter; the count of a slot is its age."""
 
-    mu: Any
-    nu: Any
+    mu: PyTree[Array]
+    nu: PyTree[Array]
 
 
-def births(params: Trainable, slots: dict[Any, Slots]) -> Trainable:
-    """The step of birth of every entry of `params`, shaped to broadcast against its leaf."""
+def births(params: Trainable, slots: Mapping[Any, Slots]) -> Trainable:
+    """Return the step of birth of every entry of `params`, shaped to broadcast to its leaf."""
     adapter = {name: _adapter_births(slots[name]) for name in params.adapter}
     return Trainable(adapter, {path: jnp.zeros((), jnp.int32) for path in params.head})
 
@@ -42,8 +44,8 @@ def _adapter_births(slots: Slots) -> Adapter:
     )
 
 
-def mask_unborn(gradients: Any, born: Any, step: Int[Array, ""]) -> Any:
-    """Zero what may not learn yet, so that it has no part in the global norm either."""
+def mask_unborn(gradients: Tree, born: PyTree, step: Int[Array, ""]) -> Tree:
+    """Zero the gradients of unborn entries, so that the global norm leaves them out."""
     return jax.tree.map(lambda g, b: jnp.where(step >= b, g, 0.0), gradients, born)
 
 
@@ -52,9 +54,11 @@ CLIP_EPSILON = 1e-6
 
 
 def clip_by_global_norm(max_norm: Number) -> optax.GradientTransformation:
-    """g ← g · min(1, max_norm / (‖g‖ + 1e-6)) over everything trainable."""
+    """Make g ← g · min(1, max_norm / (‖g‖ + 1e-6)), over all that is trainable."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.EmptyState]:
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + CLIP_EPSILON))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
@@ -69,21 +73,37 @@ def slot_adamw(
     eps: Number = 1e-8,
     weight_decay: Number = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW whose bias correction and learning rate count from each entry's birth b.
+    """Make AdamW whose bias correction and learning rate count from each entry's birth b.
 
     With age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ), and
     Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0. An
     entry that is born again begins with new moments.
-    `update` takes two extra arguments: `step` t [], and `born`, a tree like the parameters'.
+
+    Args:
+        rate: (step t [], births b of a leaf) → the learning rate of every entry.
+        b1: β₁; default: 0.9.
+        b2: β₂; default: 0.999.
+        eps: ε; default: 1e-8.
+        weight_decay: the decay; default: 0.
+
+    Returns:
+        A transformation whose `update` takes two extra arguments: `step` t [], and `born`, a tree
+        like that of the parameters.
     """
 
-    def init(params: Any) -> SlotAdamState:
+    def init(params: PyTree) -> SlotAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return SlotAdamState(zeros, zeros)
 
     def update(
-        updates: Any, state: SlotAdamState, params: Any = None, *, step: Array, born: Any, **_: Any
-    ) -> tuple[Any, SlotAdamState]:
+        updates: PyTree,
+        state: SlotAdamState,
+        params: PyTree = None,
+        *,
+        step: Array,
+        born: PyTree,
+        **_: PyTree,
+    ) -> tuple[PyTree, SlotAdamState]:
         gradients = mask_unborn(updates, born, step)
         old_mu, old_nu = (mask_unborn(old, born, step - 1) for old in state)
         mu = jax.tree.map(partial(_average, b1), old_mu, gradients)
@@ -117,14 +137,16 @@ def _unbiased(decay: Number, average: Array, age: Array) -> Array:
 def head_adamw(
     rate: Callable[[Array, Array], Array], **numbers: Number
 ) -> optax.GradientTransformation:
-    """Stock AdamW of leaves born at step 0, with its numbers in their dtype."""
+    """Make optax's AdamW for leaves born at step 0, with its numbers in their dtype."""
 
     def rule(params: PyTree) -> optax.GradientTransformation:
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         own = {name: as_dtype(number, dtype) for name, number in numbers.items()}
         return optax.adamw(lambda count: rate(count, jnp.zeros((), jnp.int32)), **own)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
         return rule(params).update(updates, state, params)
 
     return optax.GradientTransformation(lambda params: rule(params).init(params), update)
@@ -139,10 +161,19 @@ def build_optimizer(
     eps: Number = 1e-8,
     weight_decay: Number = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip by the global norm of everything trainable, then AdamW by label.
+    """Make the optimizer: clipping by the global norm, then AdamW by label.
 
-    `adapter` takes `slot_adamw`, `head` stock `optax.adamw`.
-    `update` takes the extra arguments `step` and `born` (see `births`).
+    Args:
+        rate: (step t [], births b of a leaf) → the learning rate of every entry.
+        max_grad_norm: the norm of all gradients together at most.
+        b1: β₁; default: 0.9.
+        b2: β₂; default: 0.999.
+        eps: ε; default: 1e-8.
+        weight_decay: default: 0.
+
+    Returns:
+        A transformation of `Trainable`: `slot_adamw` for adapters, optax's AdamW for the head. Its
+        `update` takes the extra arguments `step` and `born` (see `births`).
     """
     adam = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
 

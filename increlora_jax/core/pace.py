@@ -15,11 +15,11 @@ The paper's recipes begin at 2 to 6 % and end at 32 to 41 % (SST-2 4 % and 32 %)
 MOST_ROUNDS, FEW_ROUNDS = 15, 4
 """The paper's recipes for target rank 2 take 12 to 36 rounds, most of them 15.
 
-Short runs take fewer, so that `REMEMBERED` steps lie between two, but not below 4.
+Short runs take fewer, so that `REMEMBERED` steps are between two rounds, but at least 4.
 """
 
 REMEMBERED = 20
-"""Steps after which averages with the paper's decay of 0.85 hold 4 % of what they held."""
+"""Steps after which an average with the paper's decay of 0.85 holds 4 % of its old value."""
 
 WARMUP = 0.06
 """Share of a run's steps that a warmup takes."""
@@ -46,17 +46,20 @@ def choose_pace(
     init_warmup: int | Auto,
     incre_interval: int | Auto,
 ) -> Pace:
-    """Choose what is `auto` so that the budget is spent between 5 % and 35 % of the run's steps.
+    """Choose each `auto` so that the budget is spent between 5 % and 35 % of the run's steps.
 
-    Numbers given are kept. If the grants do not fit into this share, rounds go on beyond it.
+    Numbers given are kept. If the grants do not fit into this share, rounds continue beyond it.
 
     Args:
-      steps: of the run.
-      modules: that can grow.
-      grants: needed to spend the budget; a module gets at most one a round.
-      top_h: modules that grow in a round, or auto: as few as the rounds allow.
-      init_warmup: steps before the first round, or auto.
-      incre_interval: steps between rounds, or auto: as long as the rounds allow.
+        steps: of the run.
+        modules: that can grow.
+        grants: needed to spend the budget; a module gets at most one a round.
+        top_h: modules that grow in a round, or auto: as few as the rounds allow.
+        init_warmup: steps before the first round, or auto.
+        incre_interval: steps between rounds, or auto: as long as the rounds allow.
+
+    Returns:
+        The three settings as numbers.
     """
     begin = int(GROWTH_BEGINS * steps) if init_warmup == "auto" else init_warmup
     share = int((GROWTH_ENDS - GROWTH_BEGINS) * steps)

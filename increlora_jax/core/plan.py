@@ -1,4 +1,4 @@
-"""The plan of a run's growth, computed before anything is loaded: rounds, budget, buffer width."""
+"""The plan of a run's growth, made before the model is loaded: rounds, budget, buffer width."""
 
 from math import ceil
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ DEFAULT_WIDTH = 32
 
 
 class GrowthPlan(NamedTuple):
-    """A plan of how the ranks of a run grow, as far as it is known beforehand."""
+    """Plan of the growth of ranks over a run."""
 
     steps: int
     modules: int
@@ -25,7 +25,7 @@ class GrowthPlan(NamedTuple):
     max_ranks: dict[str, int]  # buffer width S by module
 
     def describe(self) -> str:
-        """Say the plan in one paragraph, for people."""
+        """Return the plan in one paragraph for the user."""
         widths = sorted(set(self.max_ranks.values()))
         width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
         head = f"{self.modules} modules, {self.steps} steps, buffers of {width} slots"
@@ -53,11 +53,25 @@ def plan_growth(
     incre_rank_num: int,
     max_rank: int | Literal["auto", "exact"],
 ) -> GrowthPlan:
-    """Lay out the rounds that spend the budget and the buffers they need.
+    """Plan the rounds that spend the budget, and the buffers that they need.
 
-    `sizes` gives (in, out) of every module. S of a module is what the plan could give it at most,
-    initial + rounds · growth + reserve, capped at max(32, 4 · target_rank) unless `max_rank` is
-    "exact" or a number, and always within min(in, out). `choose_pace` chooses what is "auto".
+    A module gets at most initial + rounds · growth + reserve slots, and at most min(in, out).
+
+    Args:
+        sizes: (in, out) of every module.
+        steps: of the run.
+        initial_rank: active slots of every module at the start.
+        target_rank: average of the final ranks.
+        target_total_rank: the budget; None: target_rank · modules.
+        top_h: modules that grow in a round; if "auto", `choose_pace` chooses.
+        init_warmup: steps before the first round, or "auto".
+        incre_interval: steps between rounds, or "auto".
+        incre_rank_num: slots that a module gets in a round.
+        max_rank: slots of a buffer. If "exact", as many as a module could get; if "auto", at most
+            max(32, 4 · target_rank) of them.
+
+    Returns:
+        The plan.
 
     Raises:
         InputError: a budget below the initial total or beyond the buffers, a rank over a matrix,

@@ -20,19 +20,19 @@ Score = Callable[[Array, Update], Array]
 
 
 class SlotProbe(NamedTuple):
-    """A zero added to λ̂, whose gradient is ∂L/∂λ̂."""
+    """Zero added to λ̂, whose gradient is ∂L/∂λ̂."""
 
     value: Float[Array, "*stack slots"]
 
 
 class DenseProbe(NamedTuple):
-    """A zero added to ΔW, whose gradient is ∂L/∂ΔW."""
+    """Zero added to ΔW, whose gradient is ∂L/∂ΔW."""
 
     value: Float[Array, "*stack inputs outputs"]
 
 
 class ScoreProbe(NamedTuple):
-    """A zero whose gradient is `score(∂L/∂ΔW, update)`.
+    """Zero whose gradient is `score(∂L/∂ΔW, update)`.
 
     The score is a part of the tree's structure, not a leaf.
     """

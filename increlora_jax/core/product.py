@@ -1,17 +1,18 @@
-"""The products of a forward pass with an update, and what their backward pass leaves behind."""
+"""The products of a forward pass with an update, and the evidence of their backward pass."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
 from increlora_jax.core.probe import DenseProbe, Probe, Score, ScoreProbe, SlotProbe
 
 FEW = 8
-"""Slots below which none of a buffer's are left out of a product."""
+"""Slots of a buffer below which a product takes all of them."""
 
 
 def apply_update(
@@ -36,34 +37,49 @@ def apply_sum(
     update: Update,
     probe: Probe | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product; as `apply_update` otherwise.
+    """Compute x · (W + ΔW), ΔW = s · A diag(λ̂) B, as one product.
 
-    The gradients stay factored, but on a scored step: there all of them follow from G = ∂L/∂ΔW.
-    For kernels of the adapter's own precision only, lest the sum round ΔW away.
+    Without a score the gradients stay factored. With a score, all gradients follow from
+    G = ∂L/∂ΔW. In a kernel of lower precision than the adapter's the sum would round ΔW away.
+
+    Args:
+        x: the input [*batch, inputs].
+        kernel: W, in the adapter's precision [inputs, outputs].
+        update: the update.
+        probe: as in `apply_update`; default: none.
+
+    Returns:
+        The output [*batch, outputs].
     """
     reading, update, value = _read_probe(update, probe)
     return _sum(reading, x, kernel, update, value)
 
 
-class Reading(NamedTuple):
-    """A probe's cotangent, ∂L/∂ΔW itself or its score, and its precision."""
+Residuals = tuple[Array, Array, Update]
 
-    dtype: Any
+
+class Reading(NamedTuple):
+    """Rule for the gradient of a probe: ∂L/∂ΔW itself or its score, in a precision."""
+
+    dtype: DTypeLike
     score: Score | None
 
     def __call__(self, gradient: Array, update: Update) -> Array:
-        """Read it off ∂L/∂ΔW."""
+        """Compute the probe's gradient from ∂L/∂ΔW."""
         found = gradient if self.score is None else self.score(gradient, update)
         return found.astype(self.dtype)
 
 
 def _read_probe(update: Update, probe: Probe | None) -> tuple[Reading | None, Update, Array | None]:
-    """Return how a probe is read; one of slots is added to λ̂, and shares its cotangent."""
+    """Return how to read a probe, the update and the value of the probe.
+
+    A probe of slots is added to λ̂, and has the gradient of λ̂.
+    """
     match probe:
         case None:
             return None, update, None
         case SlotProbe(value):
-            # It asks what a reserve would bring, too, where that is not applied yet.
+            # Also of a reserve that is not applied yet.
             slots = update.slots._replace(is_advancing=jnp.ones_like(update.slots.is_advancing))
             return None, update._replace(lam_hat=update.lam_hat + value, slots=slots), None
         case DenseProbe(value):
@@ -85,13 +101,15 @@ def _product(reading: Reading | None, x: Array, update: Update, probe: Array | N
 
 def _product_forward(
     reading: Reading | None, x: Array, update: Update, probe: Array | None
-) -> tuple[Array, Any]:
+) -> tuple[Array, Residuals]:
     coefficients = update.scale * update.lam_hat
     hidden = _matmul(x, update.A)
     return _matmul(hidden * coefficients.astype(x.dtype), update.B), (x, hidden, update)
 
 
-def _product_backward(reading: Reading | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
+def _product_backward(
+    reading: Reading | None, residuals: Residuals, dy: Array
+) -> tuple[Array, Update, Array | None]:
     x, hidden, update = residuals
     x_rows, hidden, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, hidden, dy))
     inner, d_update = _from_rows(x_rows, hidden, dy_rows, update)
@@ -99,9 +117,10 @@ def _product_backward(reading: Reading | None, residuals: Any, dy: Array) -> tup
     found = None
     if reading is not None:
         found = reading(_outer(x_rows, dy_rows, reading.dtype), update)
-    # Together, lest a compiler leave the update or the score for later, and keep x and dy, or the
-    # dense gradient, of all layers for it.
-    return jax.lax.optimization_barrier((dx, d_update, found))
+    # Barrier: otherwise XLA may delay the update and the score, and keep x, dy or the dense
+    # gradient of every layer alive.
+    dx, d_update, found = jax.lax.optimization_barrier((dx, d_update, found))
+    return dx, d_update, found
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -116,15 +135,17 @@ def _sum(
 
 def _sum_forward(
     reading: Reading | None, x: Array, kernel: Array, update: Update, probe: Array | None
-) -> tuple[Array, Any]:
+) -> tuple[Array, Residuals]:
     summed = kernel + update.delta
     return x @ summed, (x, summed, update)
 
 
-def _sum_backward(reading: Reading | None, residuals: Any, dy: Array) -> tuple[Any, ...]:
+def _sum_backward(
+    reading: Reading | None, residuals: Residuals, dy: Array
+) -> tuple[Array, Array, Update, Array | None]:
     x, summed, update = residuals
     x_rows, dy_rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
-    gradient = _outer(x_rows, dy_rows, summed.dtype)  # of a frozen kernel nobody asks for it
+    gradient = _outer(x_rows, dy_rows, summed.dtype)  # XLA leaves it out if the kernel is frozen
     dx = (dy_rows @ summed.T).reshape(x.shape)
     if reading is None:
         return dx, gradient, _from_used_slots(x_rows, dy_rows, update), None
@@ -135,12 +156,12 @@ _sum.defvjp(_sum_forward, _sum_backward)
 
 
 def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Array, Update]:
-    """∂L/∂(x·A), and the cotangents of the update, from all rows of x, x·A and ∂L/∂y."""
+    """Compute ∂L/∂(x·A) and the gradients of the update from all rows of x, x·A and ∂L/∂y."""
     coefficients = update.scale * update.lam_hat
     d_hidden = _matmul(dy, update.B.T)
     inner = d_hidden * coefficients.astype(dy.dtype)
-    # Both with the slots first, and scaled last: a compiler that took the transposition into the
-    # product would sum along the rows of x, at a third of the speed.
+    # Slots first, and scaled last: XLA could otherwise move the transposition into the product and
+    # sum along the rows of x, at a third of the speed.
     by_x = _outer(d_hidden, x, update.A.dtype)
     d_A = (by_x * coefficients[:, None]).T
     d_B = _outer(hidden, dy, update.B.dtype) * coefficients[:, None]
@@ -149,9 +170,9 @@ def _from_rows(x: Array, hidden: Array, dy: Array, update: Update) -> tuple[Arra
 
 
 def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
-    """The cotangents, from the first half, quarter, … of the slots if no others are applied.
+    """Compute the gradients from the first half, quarter, … of the slots if no others are applied.
 
-    Those of a slot that is not count for nothing: its λ̂ is 0 whatever its λ.
+    A slot that is not applied needs no gradient: its λ̂ is 0 for every λ.
     """
 
     def first(count: int, x: Array, dy: Array, update: Update) -> Update:
@@ -175,7 +196,7 @@ def _from_used_slots(x: Array, dy: Array, update: Update) -> Update:
 
 @jax.custom_batching.custom_vmap
 def _same_for_all(choice: Array) -> Array:
-    """Under `vmap` the largest choice of all: one branch is computed, and not every one."""
+    """Return the choice; under `vmap` the largest of all, so that one branch is computed."""
     return choice
 
 
@@ -185,7 +206,7 @@ def _largest(axis_size: int, in_batched: list[bool], choice: Array) -> tuple[Arr
 
 
 def _from_gradient(gradient: Array, update: Update) -> Update:
-    """The same from G: s·G·Bᵀ∘λ̂ for A, s·diag(Aᵀ·G·Bᵀ) for λ̂, s·λ̂∘Aᵀ·G for B."""
+    """Compute the gradients from G: s·G·Bᵀ∘λ̂ of A, s·diag(Aᵀ·G·Bᵀ) of λ̂, s·λ̂∘Aᵀ·G of B."""
     coefficients = update.scale * update.lam_hat
     left = update.A.T @ gradient
     d_coefficients = jnp.sum(left * update.B, axis=-1)
@@ -204,10 +225,10 @@ def _cotangents(d_A: Array, d_coefficients: Array, d_B: Array, update: Update) -
 
 
 def _matmul(x: Array, matrix: Array) -> Array:
-    """x·matrix in the activations' dtype: a bf16 model multiplies in bf16."""
+    """Compute x·matrix in the activations' dtype: a bf16 model multiplies in bf16."""
     return x @ matrix.astype(x.dtype)
 
 
-def _outer(x: Array, y: Array, dtype: Any) -> Array:
-    """xᵀ·y over all rows, accumulated in the parameters' dtype whatever the activations'."""
+def _outer(x: Array, y: Array, dtype: DTypeLike) -> Array:
+    """Compute xᵀ·y over all rows, accumulated in the parameters' dtype."""
     return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)

@@ -9,7 +9,7 @@ from increlora_jax.core.adapter import NEVER, Adapter, Slots
 def prune(
     adapter: Adapter, slots: Slots, pruned: Bool[Array, "*stack slots"]
 ) -> tuple[Adapter, Slots]:
-    """Turn slots dormant: λ ← 0, no birth; A and B keep their values for a return."""
+    """Turn slots dormant: λ ← 0 and no birth; A and B keep their values."""
     left = slots._replace(
         active=slots.active & ~pruned,
         reserve=slots.reserve & ~pruned,
@@ -20,7 +20,7 @@ def prune(
 
 
 def restore(slots: Slots, restored: Bool[Array, "*stack slots"], step: Int[Array, ""]) -> Slots:
-    """Turn slots active that are not; λ, A and B of a dormant one are born at the next step."""
+    """Turn slots active; λ, A and B of a dormant slot are born at the next step."""
     waking = restored & ~slots.active
     return slots._replace(
         active=slots.active | restored,

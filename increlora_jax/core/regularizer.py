@@ -1,15 +1,18 @@
-"""Orthogonality: what keeps the components of an update apart."""
+"""Orthogonality, which keeps the components of an update apart."""
 
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from increlora_jax.core.adapter import Adapter, Slots
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def orthogonality(adapter: Adapter, slots: Slots) -> Float[Array, "*stack 2"]:
-    """‖P − I‖_F for P = AᵀA and P = B Bᵀ, over active and reserve slots (paper §3.1).
+    """Compute ‖P − I‖_F for P = AᵀA and P = B Bᵀ, over active and reserve slots (paper §3.1).
 
     The reserve stays in this term after the budget is spent (reference trace).
     """
@@ -19,7 +22,9 @@ def orthogonality(adapter: Adapter, slots: Slots) -> Float[Array, "*stack 2"]:
     return jnp.stack([_distance(gram_a, present), _distance(gram_b, present)], axis=-1)
 
 
-def mean_orthogonality(adapters: dict[Any, Adapter], slots: dict[Any, Slots]) -> Float[Array, ""]:
+def mean_orthogonality(
+    adapters: Mapping[Key, Adapter], slots: Mapping[Key, Slots]
+) -> Float[Array, ""]:
     """Average the distances over the 2M matrices of M modules."""
     distances = [orthogonality(adapters[name], slots[name]).reshape(-1) for name in adapters]
     return jnp.mean(jnp.concatenate(distances))

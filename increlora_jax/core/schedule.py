@@ -1,4 +1,4 @@
-"""The learning rate as a function of age: every slot has a warmup and a horizon of its own."""
+"""The learning rate as a function of age: each slot has its own warmup and horizon."""
 
 from collections.abc import Callable
 
@@ -14,19 +14,19 @@ Shape = Callable[[Array, Number, Array], Array]
 
 
 def linear(age: Array, warmup: Number, horizon: Array) -> Array:
-    """f = k/w while k < w, then (n − k)/(n − w) down to 0."""
+    """Compute f = k/w while k < w, then (n − k)/(n − w) down to 0."""
     decay = (horizon - age) / jnp.maximum(horizon - warmup, 1)
     return _warmed(age, warmup, jnp.maximum(decay, 0.0))
 
 
 def cosine(age: Array, warmup: Number, horizon: Array) -> Array:
-    """f = k/w while k < w, then ½(1 + cos π(k − w)/(n − w))."""
+    """Compute f = k/w while k < w, then ½(1 + cos π(k − w)/(n − w))."""
     progress = (age - warmup) / jnp.maximum(horizon - warmup, 1)
     return _warmed(age, warmup, 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
 
 
 def constant_with_warmup(age: Array, warmup: Number, horizon: Array) -> Array:
-    """f = k/w while k < w, then 1."""
+    """Compute f = k/w while k < w, then 1."""
     return _warmed(age, warmup, jnp.ones_like(age))
 
 
@@ -48,9 +48,22 @@ def rate_at(
     shape: Shape = linear,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "..."]:
-    """lr · f(t − b; warmup, T − b), or lr · f(t; warmup, T) without restart warmup (paper §3.4).
+    """Compute lr · f(t − b; warmup, T − b), or lr · f(t; warmup, T) without restart warmup.
 
-    Ages and the rate are in optimizer steps. Before birth the rate is 0.
+    Before birth the rate is 0 (paper §3.4).
+
+    Args:
+        step: t, from 0 [].
+        born: b, the step of birth of each entry.
+        learning_rate: lr.
+        warmup_steps: steps until f is 1.
+        total_steps: T, the steps of the run.
+        restart_warmup: whether f counts from birth; default: True.
+        shape: f; default: linear warmup and linear decay to 0.
+        dtype: of the rate; default: float32.
+
+    Returns:
+        The learning rate of each entry.
     """
     start = born if restart_warmup else jnp.zeros_like(born)
     age, horizon = (step - start).astype(dtype), (total_steps - start).astype(dtype)
@@ -58,7 +71,7 @@ def rate_at(
 
 
 def as_dtype(number: Number, dtype: DTypeLike) -> Number:
-    """Return a number in the dtype of the arrays that it meets; a Python number adapts itself."""
+    """Return a number in the dtype of its arrays; JAX itself converts a Python number."""
     return number if isinstance(number, int | float) else number.astype(dtype)
 
 
