@@ -3,10 +3,10 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import find_folder, replace_folder
 from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
-from increlora_jax.nn.rules import KIND, Rules, check_rules
+from increlora_jax.nn.rules import KIND, Kind, Rules, Value, check_rules
 from increlora_jax.nn.skeleton import Parts
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-CONFIG_KINDS: dict[str, Any] = {
+CONFIG_KINDS: dict[str, Kind] = {
     "method": str,
     "base_model": str,
     "quantize_base": str,
@@ -37,19 +37,21 @@ CONFIG_KINDS: dict[str, Any] = {
     "scaling": str,
     "ranks": dict[str, int],
 }
-"""What a run says of the adapter it leaves."""
+"""The keys and kinds of the configuration of a run's adapter."""
+
+Fields = TypeVar("Fields", Adapter, Slots)
 
 Folder = str | os.PathLike[str]
 """A path, in which `~` is the user's home."""
 
-NEWER_KINDS: dict[str, Any] = {
+NEWER_KINDS: dict[str, Kind] = {
     "labels": list[str] | None,
     "columns": list[str],
     "dev_data": dict[str, str],
     "settings": dict[str, str | int | float | bool | list[str] | None],
     "applied": KIND,
 }
-"""What adapters of older versions lack."""
+"""Keys that adapters of older versions do not have."""
 
 _MAX_CONFIG_BYTES = 1 << 22
 _NAMES = {
@@ -57,24 +59,23 @@ _NAMES = {
     np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.int32): "I32", np.dtype(np.bool_): "BOOL",
     np.dtype(np.uint32): "U32", np.dtype(np.int64): "I64", np.dtype(np.uint8): "U8",
 }  # fmt: skip
-"""What safetensors calls the dtypes of adapters."""
+"""The names of dtypes in safetensors."""
 
 
 def save_adapter(
-    folder: Folder, parts: Parts, config: Mapping[str, Any] = MappingProxyType({})
+    folder: Folder, parts: Parts, config: Mapping[str, object] = MappingProxyType({})
 ) -> None:
-    """Write adapters, slots and head of `parts`, and `config`; waits for the device.
+    """Write the adapters, slots, head and rules of a model; waits for the device.
 
-    α and the rule of the scale are written beside them, as `applied`.
-    The folder is replaced whole: it holds the old adapter or the new one.
+    The folder is replaced as a whole: at every moment it holds the old adapter or the new one.
 
     Args:
         folder: a path, as text or `Path`.
-        parts: a model taken apart, as `trainer.parts` gives it.
-        config: what else to write, as JSON.
+        parts: a model taken apart, as `il.split` or `trainer.parts` returns it.
+        config: other values to write, as JSON; default: none.
 
     Raises:
-        WriteError: it cannot be written; the old adapter is as it was.
+        WriteError: the folder cannot be written; the old adapter is as it was.
 
     >>> import tempfile
     >>> import increlora_jax as il
@@ -93,16 +94,32 @@ def save_adapter(
 
 
 def load_adapter(folder: Folder, parts: Parts) -> Parts:
-    """Read a saved adapter into the shape of `parts`; `folder` may be text.
+    """Read a saved adapter into a model of the same shapes.
 
-    A warning tells of an adapter that does not hold its α and scaling, as older versions wrote it.
+    If the adapter has no α and scaling, as of older versions, a warning says so.
+
+    Args:
+        folder: a path, as text or `Path`.
+        parts: the model taken apart, as `il.split` returns it.
+
+    Returns:
+        The same parts with the adapters, slots, head and statistics of the file.
 
     Raises:
         InputError: no adapter there, a damaged file, tensors, α or scaling other than the model's,
             or numbers that are not finite; named.
+
+    >>> import tempfile
+    >>> import increlora_jax as il
+    >>> _, parts = il.split(il.attach({"w": jnp.ones((4, 4))}), lambda path: False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     il.save_adapter(folder + "/adapter", parts)
+    ...     loaded = il.load_adapter(folder + "/adapter", parts)
+    >>> bool((loaded.adapters["w"].A == parts.adapters["w"].A).all())
+    True
     """
     file = find_folder(_path(folder)) / TENSORS
-    # Before a byte is read: a file may claim whatever fits on a disk.
+    # Before a byte of data is read: a file may claim any size.
     claims, expected = read_claims(file), parts.learned()
     if not claims.keys() & parts.statistics.keys():
         # Written before statistics were carried: they are still those of the model.
@@ -114,27 +131,27 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     if parts.rules is not None:
         _check_rules(file.with_name(CONFIG), parts.rules)
 
-    def take(kind: Any) -> dict[str, Any]:
+    def take(kind: Callable[..., Fields], names: Sequence[str]) -> dict[str, Fields]:
         return {
-            module: kind(*(jnp.asarray(tensors[f"{module}.adapter.{f}"]) for f in kind._fields))
+            module: kind(*(jnp.asarray(tensors[f"{module}.adapter.{name}"]) for name in names))
             for module in parts.adapters
         }
 
     measured = {p: jnp.asarray(tensors.get(p, value)) for p, value in parts.statistics.items()}
     return parts._replace(
-        adapters=take(Adapter),
-        slots=take(Slots),
+        adapters=take(Adapter, Adapter._fields),
+        slots=take(Slots, Slots._fields),
         head={path: jnp.asarray(tensors[path]) for path in parts.head},
         statistics=measured,
     )
 
 
-def read_adapter_config(folder: Folder) -> dict[str, Any]:
-    """Read what a run has told `save_adapter` beside the tensors.
+def read_adapter_config(folder: Folder) -> dict[str, Any]:  # JSON, checked by key
+    """Read the configuration that a run has given to `save_adapter`.
 
     Raises:
-        InputError: it is not there, or other than `CONFIG_KINDS` and perhaps `NEWER_KINDS`; file
-            and key are named.
+        InputError: no such file, or other keys and kinds than `CONFIG_KINDS` and `NEWER_KINDS`;
+            file and key are named.
     """
     file = find_folder(_path(folder)) / CONFIG
     config = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES)
@@ -144,11 +161,9 @@ def read_adapter_config(folder: Folder) -> dict[str, Any]:
 
 
 def _check_rules(file: Path, rules: Rules) -> None:
-    limits: Any = {
-        "max_bytes": _MAX_CONFIG_BYTES,
-        "allow_nan": True,
-    }  # a user may note what he likes
-    saved = read_json_object(file, **limits) if file.is_file() else {}
+    saved = {}
+    if file.is_file():  # NaN is allowed in the values of a user
+        saved = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES, allow_nan=True)
     here = rules.describe()
     if "applied" in saved:
         check_rules(file, saved["applied"], rules)
@@ -163,8 +178,8 @@ def _check_rules(file: Path, rules: Rules) -> None:
         )
 
 
-def _rules_of_old(saved: Mapping[str, Any], scaling: str) -> dict[str, Any]:
-    """Return what a run of an older version says; its LoRA had one rule, whatever it was told."""
+def _rules_of_old(saved: Mapping[str, Value], scaling: Value) -> dict[str, Value]:
+    """Return the rules of a run of an older version, whose LoRA had one rule."""
     rule = "target" if saved.get("method") == "lora" else saved.get("scaling", scaling)
     return {"lora_alpha": saved["lora_alpha"], "scaling": rule}
 

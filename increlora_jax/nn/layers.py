@@ -1,4 +1,4 @@
-"""NNX layers that carry an adapter beside their frozen kernel."""
+"""NNX layers with an adapter beside their frozen kernel."""
 
 import inspect
 from functools import cache
@@ -54,11 +54,10 @@ def _refuse_second_use(gradient: Array, update: Update) -> Array:
 
 
 class AdaptedLayer(EffectiveModule):
-    """A Flax layer that carries an `adapter`; a subclass says how its kernel is a matrix.
+    """Layer of Flax with an `adapter`; each subclass defines how its kernel is a matrix.
 
-    Each subclass is also a subclass of the layer it replaces and keeps every name of it, so that it
-    takes the layer's place unnoticed. The layer's own call uses W and adds the adapter's output;
-    everything else that reads the kernel finds W + ΔW.
+    A subclass is also a subclass of the layer that it replaces, and has the same names. The layer's
+    own call uses W and adds the adapter's output; other code that reads the kernel reads W + ΔW.
     """
 
     plain: ClassVar[type[nnx.Module]]
@@ -69,21 +68,21 @@ class AdaptedLayer(EffectiveModule):
 
     @classmethod
     def wrap(cls, layer: nnx.Module, adapter: LowRankAdapter) -> "AdaptedLayer":
-        """Give a layer of Flax an adapter."""
+        """Return a layer of Flax with an adapter."""
         adapted = copy_as(cls, layer)
         adapted.adapter = adapter
         adapted.original = nnx.data(None)
         return adapted
 
     def unwrap(self) -> nnx.Module:
-        """Give back the plain layer of Flax, with the kernel as it is now."""
+        """Return the plain layer of Flax, with the kernel as it is now."""
         layer = copy_as(self.plain, self)
         for name in ("adapter", "original"):
             forget_attribute(layer, name)
         return layer
 
     def merge(self) -> None:
-        """Add ΔW to the kernel and rest the adapter; the original is kept for `unmerge`.
+        """Add ΔW to the kernel and turn the adapter off; the original is kept for `unmerge`.
 
         The sum is a variable of its own: other places that share the original keep its value.
         A quantised kernel becomes a plain one.
@@ -119,7 +118,7 @@ class AdaptedLayer(EffectiveModule):
         return y + self._from_rows(self.adapter(rows)).astype(y.dtype)
 
     def kernel_axes(self) -> KernelAxes:
-        """Return how the kernel is a matrix, from the end; reads only what the plain layer has."""
+        """Return the axes of the kernel, from the end; uses attributes of the plain layer only."""
         raise TypeError(f"{type(self).__name__} must say how its kernel is a matrix")
 
     def _to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
@@ -222,7 +221,7 @@ _OWN_NAMES = {"adapter", "original", "plain"} | {n for n in _OWN_NAMES if not n.
 
 
 _PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype", "einsum_op")
-"""Arguments of Flax's layers that put another function in the place of x · W."""
+"""Arguments of Flax's layers for another function than x · W."""
 
 
 def is_layer(module: nnx.Module) -> TypeGuard[Layer]:
@@ -231,7 +230,7 @@ def is_layer(module: nnx.Module) -> TypeGuard[Layer]:
 
 
 def find_obstacle(layer: nnx.Module) -> str | None:
-    """Say why a layer, or a subclass of one, cannot be adapted; None if it can."""
+    """Return why a layer, or a subclass of one, cannot be adapted; None if it can."""
     kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
     held, name = vars(layer), type(layer).__name__
     if _adapted_type(type(layer)) is None:
@@ -241,8 +240,9 @@ def find_obstacle(layer: nnx.Module) -> str | None:
     defaults = inspect.signature(kind.__init__).parameters
     for product in _PRODUCTS:
         own = held.get(product)
-        is_usual = own is None or own is defaults[product].default or is_quantized_by(own)
-        if not (is_usual or is_plain_product(product, own)):
+        if own is None or own is defaults[product].default or is_quantized_by(own):
+            continue
+        if not is_plain_product(product, own):
             return f"a {name} with a {product} of its own, through which no update could be merged"
     if held.get("batch_axis"):
         return f"a {name} with batch_axis"
@@ -290,7 +290,7 @@ def wrap_layer(layer: nnx.Module, adapter: LowRankAdapter) -> AdaptedLayer:
 
 
 def kernel_axes(layer: nnx.Module) -> KernelAxes:
-    """Return how a plain layer's kernel is a matrix, or a stack of them."""
+    """Return the axes of a plain layer's kernel."""
     return _adapted_type_of(layer).kernel_axes(layer)  # type: ignore[arg-type]  # reads no more
 
 

@@ -1,14 +1,14 @@
-"""Adapters on any Linen model, by intercepting its layers' calls; its params stay as they are."""
+"""Adapters on any Linen model, by interception of its layers' calls; its params stay."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
 from flax.core import meta, unfreeze
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update
 from increlora_jax.core.probe import Probe, Spread, spread_probe
@@ -23,7 +23,9 @@ from increlora_jax.nn.kernels import (
 )
 from increlora_jax.nn.linen_calls import (
     LAYER_TYPES,
+    Call,
     Called,
+    Context,
     LinenModel,
     call_of,
     is_layer,
@@ -34,6 +36,7 @@ from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
+    IsTrained,
     Selection,
     Targets,
     Unknown,
@@ -43,25 +46,32 @@ from increlora_jax.nn.targets import (
 )
 from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart, warn_of_copies
 
+Layer = nn.Dense | nn.DenseGeneral | nn.Einsum
+
 LAYERS = "Dense, DenseGeneral or Einsum layer"
 EXTRA = "increlora_adapter"
-"""What an intercepted layer finds beside its parameters; lifted transforms slice it with them."""
+"""The name of an adapter among its layer's parameters; lifted transforms slice it with them."""
 
 
 class LinenSite(NamedTuple):
-    """A place for an adapter: a layer's output, or a parameter, by effective weights.
+    """Place for an adapter.
 
-    A layer whose kernel is also read beside its call is adapted by effective weights.
+    Attributes:
+        kernel: its path.
+        axes: of the matrix.
+        shape: of the kernel.
+        is_layer: whether the adapter is added to the output of a layer. Otherwise the kernel is
+            adapted by effective weights, as is one that is also read beside its layer's call.
     """
 
-    kernel: str  # its path
+    kernel: str
     axes: KernelAxes
     shape: tuple[int, ...]
     is_layer: bool
 
 
 class AdaptedLinen(NamedTuple):
-    """A Linen model and the adapters beside it."""
+    """Linen model with the adapters beside it."""
 
     model: LinenModel
     adapters: dict[str, Adapter]
@@ -102,11 +112,11 @@ def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite
 
 def _unknown(
     modules: Mapping[str, Called],
-    layers: Mapping[str, Any],
+    layers: Mapping[str, Called],
     declared: Mapping[str, LinenSite],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Unknown]:
-    """Modules of a class that is not Flax's, with the kernels of theirs that are undeclared."""
+    """Return the modules of classes outside Flax, with their kernels that are not declared."""
     held: dict[str, dict[str, tuple[int, ...]]] = {}
     for kernel, shape in shapes.items():
         path = kernel.rpartition(".")[0]
@@ -136,14 +146,17 @@ def _layer_of(kernel: str) -> str | None:
     return path if path and name == "kernel" else None
 
 
-def _layer_axes(layer: Any) -> KernelAxes:
-    if isinstance(layer, nn.Einsum):
-        return EinsumAxes.parse(layer.einsum_str).kernel_axes()
-    if isinstance(layer, nn.Dense):
-        return KernelAxes((-2,), (-1,))
-    outputs, inputs = np.size(layer.features), np.size(layer.axis)
-    both = outputs + inputs
-    return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))
+def _layer_axes(layer: nn.Module) -> KernelAxes:
+    match layer:
+        case nn.Einsum():
+            return EinsumAxes.parse(layer.einsum_str).kernel_axes()
+        case nn.Dense():
+            return KernelAxes((-2,), (-1,))
+        case nn.DenseGeneral():
+            outputs, inputs = np.size(layer.features), np.size(layer.axis)
+            both = outputs + inputs
+            return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))
+    raise TypeError(f"a {type(layer).__name__} is no {LAYERS}")
 
 
 def attach(
@@ -162,9 +175,9 @@ def attach(
 
 
 def split(
-    adapted: AdaptedLinen | LinenModel, is_trained: Callable[[str], bool]
+    adapted: AdaptedLinen | LinenModel, is_trained: IsTrained
 ) -> tuple["LinenSkeleton", Parts]:
-    """Take a model apart; `is_trained(path)` says which of its own parameters learn in full."""
+    """Take a model apart; its own parameters learn in full if `is_trained(path)`."""
     if isinstance(adapted, LinenModel):
         adapted = AdaptedLinen(adapted, {}, {}, {}, Scaling(1.0), 0.0)
     shape, arrays = adapted.model.take_apart()
@@ -184,34 +197,44 @@ def split(
     return skeleton, Parts(adapted.adapters, adapted.slots, head, base, measured, skeleton.rules)
 
 
-def parameter_selector(model: LinenModel, modules: Targets) -> Callable[[str], bool]:
+def parameter_selector(model: LinenModel, modules: Targets) -> IsTrained:
     """Return a test of parameter paths, true inside some modules, given as targets."""
     return subtree_selector(model.take_apart()[1], modules)
 
 
 class Extra(NamedTuple):
-    """A function of a layer's input that is added to its output."""
+    """Adapter of a layer: its update, and the key of the dropout on its input."""
 
     update: Update
     probe: Spread | None
-    key: Array | None  # of the dropout on the adapter's input
+    key: Array | None
 
 
 class WholeModel(NamedTuple):
-    """A Linen model to call: `module.apply` with variables and adapters in place."""
+    """Linen model to call: `module.apply` with variables and adapters.
+
+    Attributes:
+        module: the user's.
+        variables: with the adapters among the parameters of their layers.
+        key: of the random stream `dropout`; None without dropout.
+        dropout: rate on the input of an adapter.
+        written: the collections that calls have written.
+        layers: adapted by their outputs.
+        known: calls that read no kernel of these layers.
+    """
 
     module: nn.Module
-    variables: Any
+    variables: PyTree
     key: Array | None
     dropout: float
-    written: dict[str, Any]  # the collections that calls have written
-    layers: frozenset[str]  # adapted by their outputs
-    known: list[TreeShape]  # calls that read no kernel of these layers
+    written: dict[str, PyTree]
+    layers: frozenset[str]
+    known: list[TreeShape]
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Apply the module; options are those of `apply`. Its random streams are one, `dropout`.
+    def __call__(self, *inputs: PyTree, **options: PyTree) -> PyTree:
+        """Apply the module, with the options of `apply` and one random stream, `dropout`.
 
-        With `mutable`, as for a BatchNorm, the statistics are carried to the next step.
+        With `mutable`, as for a BatchNorm, the next step starts with the new statistics.
         """
         self._check_reads(inputs, options)
         rngs = {} if self.key is None else {"rngs": {"dropout": self.key}}
@@ -221,7 +244,7 @@ class WholeModel(NamedTuple):
             self.written.update(output[1])
         return output
 
-    def _check_reads(self, inputs: Any, options: Mapping[str, Any]) -> None:
+    def _check_reads(self, inputs: PyTree, options: Mapping[str, PyTree]) -> None:
         call = call_of(inputs, options)
         if not self.layers or call in self.known:
             return
@@ -235,7 +258,9 @@ class WholeModel(NamedTuple):
                 )
         self.known.append(call)
 
-    def _intercept(self, call: Any, args: Any, options: Any, context: Any) -> Any:
+    def _intercept(
+        self, call: Call, args: Sequence[PyTree], options: Mapping[str, PyTree], context: Context
+    ) -> PyTree:
         y = call(*args, **options)
         is_call = is_layer(context.module) and context.method_name == "__call__"
         extra = context.module.get_variable("params", EXTRA) if is_call else None
@@ -245,7 +270,7 @@ class WholeModel(NamedTuple):
         return y + _adapter_output(context.module, x, extra, self.dropout).astype(y.dtype)
 
 
-def _adapter_output(layer: Any, x: Array, extra: Extra, dropout: float) -> Array:
+def _adapter_output(layer: Layer, x: Array, extra: Extra, dropout: float) -> Array:
     x = x if layer.dtype is None else x.astype(layer.dtype)
     if isinstance(layer, nn.Einsum):
         axes = EinsumAxes.parse(layer.einsum_str)
@@ -263,7 +288,7 @@ def _product(x: Array, extra: Extra, dropout: float) -> Array:
 
 
 class LinenSkeleton(NamedTuple):
-    """The skeleton of a Linen model."""
+    """Skeleton of a Linen model."""
 
     shape: TreeShape
     module: nn.Module
@@ -275,7 +300,7 @@ class LinenSkeleton(NamedTuple):
 
     @property
     def rules(self) -> Rules | None:
-        """The rules by which the adapters are applied; see `make_rules`."""
+        """Return the rules by which the adapters are applied; see `make_rules`."""
         return (
             make_rules(self.scaling, {path: site.axes for path, site in self.sites.items()})
             if self.modules
@@ -288,7 +313,7 @@ class LinenSkeleton(NamedTuple):
         key: Array | None = None,
         probes: Mapping[str, Probe] = NO_PROBES,
     ) -> WholeModel:
-        """Make the model whole; whether its own dropout is on, its call says as ever."""
+        """Put the model together; its own call decides whether its dropout is on."""
         arrays, extras = {**parts.base, **parts.head, **parts.statistics}, {}
         for index, (path, site) in enumerate(self.sites.items()):
             update = parts.update_of(path, self.scaling)
@@ -307,15 +332,15 @@ class LinenSkeleton(NamedTuple):
         return WholeModel(self.module, variables, key, self.dropout, {}, layers, self.known)
 
     def snapshot(self, model: WholeModel) -> None:
-        """Note nothing: the model itself notes what its calls write; see `Skeleton`."""
+        """Return nothing: the model records the writes of its calls; see `Skeleton`."""
 
-    def read_statistics(self, model: WholeModel, parts: Parts, before: Any) -> dict[str, Array]:
+    def read_statistics(self, model: WholeModel, parts: Parts, before: None) -> dict[str, Array]:
         """Read the statistics; see `Skeleton`."""
         written = take_apart(unfreeze(meta.unbox(model.written)))[1]
         return read_collections(written, parts.statistics, model.variables)
 
-    def merge(self, parts: Parts) -> Any:
-        """Make plain variables, as `init` gives them."""
+    def merge(self, parts: Parts) -> PyTree:
+        """Make plain variables, as `init` returns them."""
         arrays = {**parts.base, **parts.head, **parts.statistics}
         for path, site in self.sites.items():
             update = parts.update_of(path, self.scaling)
@@ -329,7 +354,7 @@ class LinenSkeleton(NamedTuple):
         return jax.random.split(own, stack) if stack else own
 
 
-def _place(params: Any, path: str, extra: Extra) -> None:
+def _place(params: PyTree, path: str, extra: Extra) -> None:
     for name in path.split("."):
         params = params[name]
     params[EXTRA] = extra

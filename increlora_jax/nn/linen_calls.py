@@ -1,8 +1,8 @@
-"""A Linen model, its call, and what the call comes by: modules, and kernels read elsewhere."""
+"""A Linen model, and the modules and kernels that its call uses."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,32 +10,49 @@ import jax.numpy as jnp
 from flax.core import DenyList, meta, unfreeze
 from flax.linen.dtypes import promote_dtype
 from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import PyTree
 
 from increlora_jax.nn.products import is_plain_product
-from increlora_jax.nn.tree import TreeShape, take_apart
+from increlora_jax.nn.tree import Arrays, TreeShape, take_apart
+
+Call = Callable[..., PyTree]
+Context = nn.module.InterceptorContext
 
 LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 
 PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype")
-"""Attributes of Linen's layers that put another function in the place of x · W."""
+"""Attributes of Linen's layers for another function than x · W."""
 
 
 class LinenModel:
-    """A Linen module, its variables as `init` gives them, and inputs of one call to learn from.
+    """Linen module with its variables and an example of its call.
 
     The call, `module.apply(variables, *inputs, **options)`, is only traced, so that arrays may be
     `jax.ShapeDtypeStruct`s. Boxes with partitioning metadata are taken off the variables.
+
+    Args:
+        module: the module.
+        variables: as `module.init` returns them.
+        inputs: of the call.
+        options: of the call; options of `apply`, such as `rngs`, among them.
+
+    >>> import flax.linen as nn
+    >>> import increlora_jax as il
+    >>> module, x = nn.Sequential([nn.Dense(4)]), jnp.ones((1, 3))
+    >>> model = il.LinenModel(module, module.init(jax.random.key(0), x), x)
+    >>> list(il.attach(model).adapters)
+    ['layers_0']
     """
 
-    def __init__(self, module: nn.Module, variables: Any, *inputs: Any, **options: Any):
+    def __init__(self, module: nn.Module, variables: PyTree, *inputs: PyTree, **options: PyTree):
         self.module = module
         self.variables = unfreeze(meta.unbox(variables))
         self.inputs = inputs
         self.options = options
 
-    def take_apart(self) -> tuple[TreeShape, dict[str, Any]]:
-        """The variables' shape and their arrays by path, in which `params` goes without saying."""
+    def take_apart(self) -> tuple[TreeShape, Arrays]:
+        """Return the shape of the variables and their arrays by path, without `params`."""
         shape, arrays = take_apart(self.variables)
         names = tuple(name and name.removeprefix("params.") for name in shape.names)
         plain = {name.removeprefix("params."): array for name, array in arrays.items()}
@@ -43,16 +60,23 @@ class LinenModel:
 
 
 class Called(NamedTuple):
-    """A module that the model's call comes by."""
+    """Module that the model's call uses.
+
+    Attributes:
+        module: bound to its variables.
+        kernel: the shape that the module sees, () without a kernel.
+        normalizer: the class around the module that computes another kernel; None without.
+        is_read: whether the kernel is read beside the module's own call; default: False.
+    """
 
     module: nn.Module
-    kernel: tuple[int, ...]  # the shape that the module sees, () without a kernel
-    normalizer: str | None  # the class around the module that computes another kernel
-    is_read: bool = False  # its kernel, beside its own call
+    kernel: tuple[int, ...]
+    normalizer: str | None
+    is_read: bool = False
 
     @property
     def obstacle(self) -> str | None:
-        """Why no update can be added to the layer's output and merged into its kernel."""
+        """Return why no update can be added to the layer's output; None if one can."""
         kind = type(self.module).__name__
         if self.normalizer is not None:
             return (
@@ -75,14 +99,14 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def trace_call(model: LinenModel) -> dict[str, Called]:
-    """Collect every module that the model's call comes by, by path."""
+    """Collect every module that the model's call uses, by path."""
     shape, arrays = model.take_apart()
     call, given = take_apart((model.inputs, model.options))
     found: dict[str, Called] = {}
 
-    def apply(arrays: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    def apply(arrays: Mapping[str, PyTree], given: Mapping[str, PyTree]) -> PyTree:
         inputs, own = call.fill(given)
-        # Parameters that are written would count as outputs that are computed from them.
+        # Not of parameters: if mutable, they are outputs, and all of them would count as read.
         options = {"rngs": {"dropout": jax.random.key(0)}, "mutable": DenyList("params"), **own}
         return model.module.apply(shape.fill(arrays), *inputs, **options)
 
@@ -96,8 +120,8 @@ def trace_call(model: LinenModel) -> dict[str, Called]:
     }
 
 
-def call_of(inputs: Any, options: Mapping[str, Any]) -> TreeShape:
-    """Return what of a call decides the modules that it comes by: all but its arrays."""
+def call_of(inputs: PyTree, options: Mapping[str, PyTree]) -> TreeShape:
+    """Return the part of a call that decides which modules it uses: all but its arrays."""
     own = {name: value for name, value in options.items() if name not in ("rngs", "mutable")}
     return take_apart((inputs, own))[0]
 
@@ -106,11 +130,13 @@ def call_of(inputs: Any, options: Mapping[str, Any]) -> TreeShape:
 def _recorded(found: dict[str, Called]) -> Iterator[None]:
     """Record every module that is called; layers compute with a kernel of zeros meanwhile.
 
-    What is computed from the model's own kernel is then a read beside its layer's call.
+    Any use of the model's own kernel is then a read beside its layer's call.
     """
     normalizers: list[str] = []
 
-    def record(call: Any, args: Any, options: Any, context: Any) -> Any:
+    def record(
+        call: Call, args: Sequence[PyTree], options: Mapping[str, PyTree], context: Context
+    ) -> PyTree:
         module, depth = context.module, len(normalizers)
         if isinstance(module, NORMALIZERS):
             normalizers.append(type(module).__name__)
@@ -128,13 +154,13 @@ def _recorded(found: dict[str, Called]) -> Iterator[None]:
         yield
 
 
-def _without_kernel(layer: nn.Module) -> Any:
+def _without_kernel(layer: nn.Module) -> Call:
     """Return the layer's call over a kernel of zeros."""
     held = layer.variables["params"]
     zeros = jnp.zeros(held["kernel"].shape, held["kernel"].dtype)
     alone = layer.clone(parent=None)
 
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: PyTree, **options: PyTree) -> PyTree:
         return alone.apply({"params": {**held, "kernel": zeros}}, *args, **options)
 
     return call

@@ -1,24 +1,28 @@
-"""Functions that a layer puts in the place of x · W: whether they are that product."""
+"""Recognition of functions of a layer that compute x · W as Flax's own do."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+Function = Callable[..., PyTree[ArrayLike]]
 
 _X = np.array([[0.5, -1.0, 2.0], [0.25, 3.0, -0.5]], np.float32)
 _W = np.array([[1.0, 0.5], [-0.75, 2.0], [0.125, -1.5]], np.float32)
 _OVER_LAST = (((1,), (0,)), ((), ()))
 
 
-def is_plain_product(name: str, function: Any) -> bool:
-    """Return whether a layer's function gives what Flax's own gives, tried on two small matrices.
+def is_plain_product(name: str, function: Function) -> bool:
+    """Return whether a layer's function equals Flax's own on two small matrices.
 
-    Only then the adapter's output can be added to the layer's, and merged into its kernel.
+    Otherwise the adapter's output cannot be added to the layer's and merged into its kernel.
 
     Args:
-        name: of the layer's argument: dot_general, promote_dtype or einsum_op.
-        function: what the layer has there.
+        name: the argument of the layer: dot_general, promote_dtype or einsum_op.
+        function: its value.
     """
     with jax.ensure_compile_time_eval():
         try:
@@ -30,7 +34,7 @@ def is_plain_product(name: str, function: Any) -> bool:
         return bool(given) and all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
-def _call(name: str, function: Any) -> tuple[Any, ...]:
+def _call(name: str, function: Function) -> tuple[ArrayLike, ...]:
     if name == "dot_general":
         return (function(_X, _W, _OVER_LAST, precision=None),)
     if name == "einsum_op":

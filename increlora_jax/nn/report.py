@@ -1,33 +1,44 @@
 """The number of parameters that a model trains, and the rank of every module."""
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Slots
 from increlora_jax.nn.kernels import path_of, stack_names
 from increlora_jax.nn.skeleton import Parts
+from increlora_jax.quantization import QuantizedKernel
 
 
 class TrainableReport(NamedTuple):
-    """Counts of parameters; `active` is the part of `buffer` that lies in active slots."""
+    """Counts of parameters, and the rank of every module.
+
+    Attributes:
+        active: parameters in active slots.
+        buffer: parameters in all slots.
+        head: parameters that learn in full.
+        base: frozen parameters.
+        ranks: the rank of every module by name.
+        full: modules whose buffer has no slot to grow into.
+    """
 
     active: int
     buffer: int
     head: int
     base: int
     ranks: dict[str, int]
-    full: tuple[str, ...]  # modules whose buffer holds no slot to grow into
+    full: tuple[str, ...]
 
     @property
     def total_rank(self) -> int:
-        """Sum of the ranks of all modules."""
+        """Return the sum of the ranks of all modules."""
         return sum(self.ranks.values())
 
     def describe(self) -> str:
-        """Say it in one line, for people."""
+        """Return the counts in one line for the user."""
         share = (self.active + self.head) / (self.base + self.head + self.active)
         return (
             f"trainable parameters: {self.active:,} in {self.total_rank} active slots "
@@ -37,7 +48,20 @@ class TrainableReport(NamedTuple):
 
 
 def report(parts: Parts) -> TrainableReport:
-    """Count what `parts` holds; reads the masks, so it waits for the device."""
+    """Count the parameters and ranks of a model; waits for the device.
+
+    Args:
+        parts: a model taken apart, as `il.split` or `trainer.parts` returns it.
+
+    Returns:
+        The counts.
+
+    >>> import increlora_jax as il, jax.numpy as jnp
+    >>> _, parts = il.split(il.attach({"w": jnp.ones((6, 4))}), lambda path: False)
+    >>> counted = il.report(parts)
+    >>> counted.total_rank, counted.active, counted.buffer, counted.base
+    (1, 11, 44, 24)
+    """
     slots = jax.device_get(parts.slots)
     ranks = ranks_of(slots)
     active = sum(
@@ -56,7 +80,7 @@ def report(parts: Parts) -> TrainableReport:
 
 
 def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
-    """The rank of every module, each of a stack apart; reads the masks."""
+    """Return the rank of every module, each of a stack apart; waits for the device."""
     return {
         name: int(rank)
         for path, held in jax.device_get(slots).items()
@@ -69,14 +93,14 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
 
 
 def _counted(slots: Slots) -> np.ndarray:
-    """Return `Slots.counted` of masks that are read to the host."""
+    """Return `Slots.counted` of masks on the host."""
     return np.asarray(slots.active) & ~np.asarray(slots.reserve)
 
 
-def _arrays(tree: object) -> list[Any]:
-    """List the arrays of a tree, a quantised kernel as the one that it stands for."""
+def _arrays(tree: PyTree) -> list[Array | QuantizedKernel]:
+    """List the arrays of a tree; a quantised kernel is one, of the kernel's shape."""
     return jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "shape"))
 
 
-def _count(tree: object) -> int:
+def _count(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,10 +1,10 @@
-"""The rules by which adapters are applied: numbers that are none of their arrays."""
+"""The rules by which adapters are applied, beside their arrays."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
-from typing import Any
+from types import GenericAlias, UnionType
 
 import jax
 import numpy as np
@@ -14,26 +14,31 @@ from increlora_jax.errors import InputError
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.nn.kernels import KernelAxes
 
-KIND = dict[str, str | float | dict[str, list[list[int]]]]
-"""What a file holds of the rules."""
+Kind = type | GenericAlias | UnionType
+"""The kind of a value in a file, for `check_keys`."""
 
-_KINDS: dict[str, Any] = {"lora_alpha": float, "scaling": str}
-_MORE: dict[str, Any] = {"target_rank": float, "axes": dict[str, list[list[int]]]}
+Axes = dict[str, list[list[int]]]
+Value = str | float | Axes
+KIND = dict[str, Value]
+"""The rules in a file."""
+
+_KINDS: dict[str, Kind] = {"lora_alpha": float, "scaling": str}
+_MORE: dict[str, Kind] = {"target_rank": float, "axes": Axes}
 _ROUNDING = 1e-6  # of an α in float32
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Rules:
-    """The rule for s, and how kernels that are adapted by effective weights are matrices."""
+    """Rule for s, and the axes of kernels that are adapted by effective weights."""
 
     scaling: Scaling
     axes: tuple[tuple[str, KernelAxes], ...]
 
-    def describe(self) -> dict[str, Any]:
-        """Return them as JSON; the target rank only if s follows it."""
+    def describe(self) -> KIND:
+        """Return the rules as JSON; the target rank only if s follows it."""
         alpha, rule, target_rank = self.scaling
-        told: dict[str, Any] = {"lora_alpha": alpha, "scaling": rule}
+        told: KIND = {"lora_alpha": float(alpha), "scaling": rule}
         if rule == "target":
             told["target_rank"] = float(target_rank)
         axes = {path: [list(a) for a in axes] for path, axes in self.axes}
@@ -51,11 +56,11 @@ def make_rules(scaling: Scaling | None, axes: Mapping[str, KernelAxes]) -> Rules
     return Rules(own, tuple(sorted(axes.items())))
 
 
-def check_rules(file: Path, saved: Any, rules: Rules) -> None:
-    """See that a saved adapter was applied as it will be here.
+def check_rules(file: Path, saved: Mapping[str, Value], rules: Rules) -> None:
+    """Check that a saved adapter was applied by the same rules.
 
     Raises:
-        InputError: a value differs, and the adapter would give other numbers; both are named.
+        InputError: a value differs, and the adapter would compute other numbers; both are named.
     """
     newer = {name: kind for name, kind in _MORE.items() if name in saved}
     check_keys(f"{file}: applied", saved, _KINDS | newer)
@@ -67,14 +72,18 @@ def check_rules(file: Path, saved: Any, rules: Rules) -> None:
             )
 
 
-def _pairs(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _pairs(
+    saved: Mapping[str, Value], here: Mapping[str, Value]
+) -> Iterator[tuple[str, object, object]]:
     for name in ("scaling", "lora_alpha", "target_rank"):
         yield name, saved.get(name), here.get(name)
-    there, axes = saved.get("axes", {}), here.get("axes", {})
-    for path in sorted(there.keys() & axes.keys()):
-        yield f"the axes of {path}", there[path], axes[path]
+    there, axes = saved.get("axes"), here.get("axes")
+    if isinstance(there, dict) and isinstance(axes, dict):
+        for path in sorted(there.keys() & axes.keys()):
+            yield f"the axes of {path}", there[path], axes[path]
 
 
-def _are_close(one: Any, other: Any) -> bool:
-    are_numbers = isinstance(one, int | float) and isinstance(other, int | float)
-    return are_numbers and isclose(one, other, rel_tol=_ROUNDING)
+def _are_close(one: object, other: object) -> bool:
+    if not isinstance(one, int | float) or not isinstance(other, int | float):
+        return False
+    return isclose(one, other, rel_tol=_ROUNDING)

@@ -1,12 +1,13 @@
-"""Adapters beside any pytree of parameters (Equinox, Haiku, hand-written), by effective weights."""
+"""Adapters beside any pytree of parameters (Equinox, Haiku, your own), by effective weights."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
@@ -18,6 +19,7 @@ from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
+    IsTrained,
     Selection,
     Targets,
     choose_known,
@@ -28,11 +30,15 @@ from increlora_jax.nn.targets import (
 
 KIND = "matrix"
 
+AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
+Arrays = dict[str, Any]
+"""Arrays by dotted path, all of them abstract or none."""
+
 
 class AdaptedTree(NamedTuple):
-    """A pytree of parameters and the adapters beside it."""
+    """Pytree of parameters with the adapters beside it."""
 
-    params: Any
+    params: PyTree
     adapters: dict[str, Adapter]
     slots: dict[str, Slots]
     axes: dict[str, KernelAxes]
@@ -40,14 +46,14 @@ class AdaptedTree(NamedTuple):
 
 
 class TreeShape(NamedTuple):
-    """A pytree without its arrays: its structure, the arrays' paths, and whatever is no array."""
+    """Pytree without its arrays: its structure, the paths of the arrays, and the other leaves."""
 
-    structure: Any
+    structure: PyTreeDef
     names: tuple[str | None, ...]  # None of a leaf that is no array
-    fixed: tuple[Any, ...]
+    fixed: tuple[object, ...]  # None of an array
 
-    def fill(self, arrays: Mapping[str, Array]) -> Any:
-        """Put arrays by path into their places."""
+    def fill(self, arrays: Mapping[str, PyTree]) -> PyTree:
+        """Return the pytree with arrays by path in their places."""
         leaves = [
             other if name is None else arrays[name]
             for name, other in zip(self.names, self.fixed, strict=True)
@@ -55,8 +61,8 @@ class TreeShape(NamedTuple):
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def take_apart(tree: Any) -> tuple[TreeShape, dict[str, Any]]:
-    """A pytree's shape, and its arrays (or what stands for them) by dotted path.
+def take_apart(tree: PyTree) -> tuple[TreeShape, Arrays]:
+    """Return the shape of a pytree, and its arrays, which may be abstract, by dotted path.
 
     Raises:
         InputError: two arrays of one path.
@@ -76,7 +82,7 @@ def take_apart(tree: Any) -> tuple[TreeShape, dict[str, Any]]:
 
 
 class ArraySite(NamedTuple):
-    """A place for an adapter: an array."""
+    """Place for an adapter: an array."""
 
     kernel: str  # its path
     axes: KernelAxes
@@ -86,10 +92,10 @@ class ArraySite(NamedTuple):
 def find_targets(params: PyTree, selection: Selection) -> dict[str, ArraySite]:
     """Find the targeted arrays by path, in module order.
 
-    An array of two axes is [inputs, outputs] unless `parameters` says otherwise.
+    An array of two axes is [inputs, outputs], if `parameters` does not declare it.
 
     Raises:
-        InputError: a pattern that matches nothing, or an array of more axes that nobody declared.
+        InputError: a pattern that matches nothing, or an array of more axes that is not declared.
     """
     _, arrays = take_apart(params)
     shapes = {path: tuple(a.shape) for path, a in arrays.items() if is_kernel(a)}
@@ -104,8 +110,8 @@ def find_targets(params: PyTree, selection: Selection) -> dict[str, ArraySite]:
     return {path: ArraySite(path, axes[path], shapes[path]) for path in chosen}
 
 
-def is_kernel(array: Any) -> bool:
-    """Return whether an array could hold a matrix, or several."""
+def is_kernel(array: AnyArray) -> bool:
+    """Return whether an array could be a matrix, or a stack of them."""
     return len(array.shape) > 1 and jnp.issubdtype(array.dtype, jnp.floating)
 
 
@@ -127,8 +133,8 @@ def attach(
     return AdaptedTree(params, adapters, slots, axes, settings.scaling)
 
 
-def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleton", Parts]:
-    """Take an adapted tree, or a plain one, apart; `is_trained(path)` says what learns in full."""
+def split(adapted: PyTree, is_trained: IsTrained) -> tuple["TreeSkeleton", Parts]:
+    """Take a tree, adapted or plain, apart; arrays learn in full if `is_trained(path)`."""
     if not isinstance(adapted, AdaptedTree):
         adapted = AdaptedTree(adapted, {}, {}, {}, Scaling(1.0))
     shape, arrays = take_apart(adapted.params)
@@ -138,10 +144,10 @@ def split(adapted: Any, is_trained: Callable[[str], bool]) -> tuple["TreeSkeleto
     return skeleton, Parts(adapted.adapters, adapted.slots, head, base, rules=skeleton.rules)
 
 
-def warn_of_copies(arrays: Mapping[str, Any], changed: set[str]) -> None:
-    """Say by name that an array that stands in several places is a parameter of each.
+def warn_of_copies(arrays: Mapping[str, AnyArray], changed: set[str]) -> None:
+    """Warn of an array in several places: it becomes a parameter of each.
 
-    A pytree has no shared leaves: what changes one of the places leaves the others as they are.
+    A pytree has no shared leaves: a change of one place leaves the others as they are.
     """
     places: dict[int, list[str]] = {}
     for path, array in arrays.items():
@@ -157,14 +163,14 @@ def warn_of_copies(arrays: Mapping[str, Any], changed: set[str]) -> None:
 
 
 def split_arrays(
-    arrays: Mapping[str, Any], is_trained: Callable[[str], bool]
+    arrays: Mapping[str, AnyArray], is_trained: IsTrained
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Split arrays into those that learn in full, in float32 at least, and the frozen rest."""
+    """Split arrays into a head that learns in full, in float32 at least, and a frozen base."""
     head, base = {}, {}
     for path, array in arrays.items():
         value = jnp.asarray(array)
         if learns(path, value.dtype, is_trained):
-            # Small steps must not round away.
+            # In bfloat16 small steps would be rounded away.
             head[path] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
         else:
             base[path] = value
@@ -172,7 +178,7 @@ def split_arrays(
 
 
 class TreeSkeleton(NamedTuple):
-    """The skeleton of a pytree of parameters."""
+    """Skeleton of a pytree of parameters."""
 
     shape: TreeShape
     axes: dict[str, KernelAxes]
@@ -181,7 +187,7 @@ class TreeSkeleton(NamedTuple):
 
     @property
     def rules(self) -> Rules | None:
-        """The rules by which the adapters are applied; see `make_rules`."""
+        """Return the rules by which the adapters are applied; see `make_rules`."""
         return make_rules(self.scaling, self.axes) if self.modules else None
 
     def assemble(
@@ -189,27 +195,27 @@ class TreeSkeleton(NamedTuple):
         parts: Parts,
         key: Array | None = None,
         probes: Mapping[str, Probe] = NO_PROBES,
-    ) -> Any:
-        """Make the tree whole, every W + ΔW in its place; `key` is not used."""
+    ) -> PyTree:
+        """Put the tree together, with W + ΔW in the place of W; `key` is not used."""
         arrays = {**parts.base, **parts.head}
         for path, axes in self.axes.items():
             update = parts.update_of(path, self.scaling)
             arrays[path] = effective_weight(arrays[path], axes, update, probes.get(path))
         return self.shape.fill(arrays)
 
-    def snapshot(self, model: Any) -> None:
-        """Note nothing; see `Skeleton`."""
+    def snapshot(self, model: PyTree) -> None:
+        """Return nothing; see `Skeleton`."""
 
-    def read_statistics(self, model: Any, parts: Parts, before: Any) -> dict[str, Array]:
-        """Return none: a function of a pytree returns what it measures."""
+    def read_statistics(self, model: PyTree, parts: Parts, before: None) -> dict[str, Array]:
+        """Return none: a function of a pytree returns its statistics itself."""
         return {}
 
-    def merge(self, parts: Parts) -> Any:
+    def merge(self, parts: Parts) -> PyTree:
         """Make a plain tree."""
         return self.assemble(parts)
 
 
-def parameter_selector(params: Any, modules: Targets) -> Callable[[str], bool]:
+def parameter_selector(params: PyTree, modules: Targets) -> IsTrained:
     """Return a test of array paths, true of and inside some subtrees, given as targets.
 
     Raises:
