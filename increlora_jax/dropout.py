@@ -1,7 +1,6 @@
 """Dropout that draws few random bits, since the draw is most of its cost."""
 
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ LEVELS = 2**16
 class Dropout(nnx.Dropout):
     """`nnx.Dropout` with a quarter of the random numbers, under the same name."""
 
-    def __call__(self, inputs: Float[Array, "*shape"], **_: Any) -> Float[Array, "*shape"]:
+    def __call__(self, inputs: Float[Array, "*shape"], **_: object) -> Float[Array, "*shape"]:
         """Set random entries to 0 and scale the others, so that the mean stays."""
         is_kept, scale = self.draw(inputs.shape)
         return inputs if is_kept is None else jnp.where(is_kept, inputs * scale, 0)

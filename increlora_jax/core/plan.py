@@ -116,7 +116,9 @@ def _check_ranks(
                 "the module out with --exclude-modules"
             )
     if isinstance(max_rank, int) and max_rank < initial_rank:
-        raise InputError(f"--max-rank {max_rank} is below --initial-rank {initial_rank}")
+        raise InputError(
+            f"--max-rank {max_rank} is below --initial-rank {initial_rank}; raise --max-rank"
+        )
     initial_total = initial_rank * len(sizes)
     if budget < initial_total:
         raise InputError(

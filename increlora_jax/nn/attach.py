@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flax import nnx
@@ -32,6 +32,7 @@ from increlora_jax.nn.parameters import (
 from increlora_jax.nn.paths import find_shared, list_paths, name_nodes, name_path, replace_nodes
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
+    IsTrained,
     Parameters,
     Selection,
     Targets,
@@ -53,12 +54,19 @@ OPAQUE: dict[type[nnx.Module], str] = {
 
 
 class ModuleSite(NamedTuple):
-    """A place for an adapter: a layer of Flax, or a module and its declared parameter's name."""
+    """Place for an adapter: a layer of Flax, or a declared parameter of any module.
+
+    Attributes:
+        module: the layer, or the module of the parameter.
+        parameter: the name of the parameter; None of a layer.
+        axes: of the matrix.
+        kernel: the path of the kernel's variable, the first one if the variable has several.
+    """
 
     module: nnx.Module
     parameter: str | None
     axes: KernelAxes
-    kernel: str  # the path of the kernel's variable; if shared, the first one
+    kernel: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +107,19 @@ def _new_adapter(path: str, site: ModuleSite, settings: AdapterSettings) -> LowR
 
 
 def detach(model: nnx.Module) -> nnx.Module:
-    """Put plain layers back, in place, with their kernels as they are now: merged or not."""
+    """Replace adapted layers by plain ones, in place; kernels stay as they are, merged or not.
+
+    Args:
+        model: an NNX module.
+
+    Returns:
+        The same module.
+
+    >>> import increlora_jax as il
+    >>> model = il.attach(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))))
+    >>> type(il.detach(model).layers[0]) is nnx.Linear
+    True
+    """
     for _, module in list(nnx.iter_modules(model)):
         restore_parameters(module)
     layers = adapted_layers(model).values()
@@ -107,10 +127,26 @@ def detach(model: nnx.Module) -> nnx.Module:
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """W ← W + ΔW in every adapted layer, in place; `unmerge` restores W bit for bit.
+    """Add ΔW to W in every adapted layer, in place; `unmerge` restores W bit for bit.
 
-    A kernel that several places share becomes one of each place's own, with a warning; `unmerge`
-    makes it shared again.
+    If several places share a kernel, each gets its own, with a warning; `unmerge` makes it shared
+    again.
+
+    Args:
+        model: an NNX module.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: the model is merged already.
+
+    >>> import increlora_jax as il
+    >>> import jax.numpy as jnp
+    >>> model = il.attach(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))))
+    >>> before = model(jnp.ones((1, 4)))
+    >>> bool((il.merge(model)(jnp.ones((1, 4))) == before).all())
+    True
     """
     _warn_of_untying(model)
     for layer in adapted_layers(model).values():
@@ -121,7 +157,22 @@ def merge(model: nnx.Module) -> nnx.Module:
 
 
 def unmerge(model: nnx.Module) -> nnx.Module:
-    """Undo `merge`, in place."""
+    """Undo `merge`, in place.
+
+    Args:
+        model: an NNX module.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: the model is not merged.
+
+    >>> import increlora_jax as il
+    >>> model = il.attach(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))))
+    >>> il.unmerge(il.merge(model)).layers[0].original is None
+    True
+    """
     for layer in adapted_layers(model).values():
         layer.unmerge()
     for module, name in _adapted_parameters(model):
@@ -130,12 +181,12 @@ def unmerge(model: nnx.Module) -> nnx.Module:
 
 
 def adapted_layers(model: nnx.Module) -> dict[str, AdaptedLayer]:
-    """Every adapted layer by path, in module order."""
+    """Return every adapted layer by path, in module order."""
     return {p: m for p, m in _modules(model).items() if isinstance(m, AdaptedLayer)}
 
 
 def adapters_of(model: nnx.Module) -> dict[str, LowRankAdapter]:
-    """Every adapter, of a layer or of a parameter, by the path of what it adapts, in order."""
+    """Return every adapter by the path of its layer or parameter, in module order."""
     found = {
         path.removesuffix(".adapter"): module
         for path, module in _modules(model).items()
@@ -175,11 +226,11 @@ def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSit
     }
 
 
-def parameter_selector(model: nnx.Module, modules: Targets) -> Callable[[str], bool]:
-    """Return a test of parameter paths: whether it belongs to one of `modules`, given as targets.
+def parameter_selector(model: nnx.Module, modules: Targets) -> IsTrained:
+    """Return a test of parameter paths, true inside some modules, given as targets.
 
-    A parameter that several modules share is found under each of its paths. A warning names the
-    modules that were not asked for.
+    A parameter that several modules share has several paths. A warning names the modules that share
+    a parameter with a chosen one and are not chosen.
 
     Raises:
         InputError: a name that no module of the model has.
@@ -226,13 +277,13 @@ def _warn_of_untying(model: nnx.Module) -> None:
 
 
 def _first_paths(model: nnx.Module) -> dict[int, str]:
-    """The path of every variable by its id; of a shared one, the path that Flax splits it by."""
+    """Return the path of every variable by its id; of a shared one, Flax's own choice."""
     graph = nnx.iter_graph(model)
     return {id(node): name_path(path) for path, node in graph if isinstance(node, nnx.Variable)}
 
 
 def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Every module but the model itself by dotted path, numbers in numeric order."""
+    """Return every module but the model itself by dotted path, numbers in numeric order."""
     found = name_nodes((path, module) for path, module in nnx.iter_modules(model) if path)
     return {path: found[path] for path in sorted(found, key=module_order)}
 
@@ -250,7 +301,7 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Modu
         if max(axes_of_path.stack_axes(len(shapes[path])), default=-1) != depth - 1:
             raise InputError(
                 f"{path} {list(shapes[path])} has stack axes behind others by {axes_of_path}; only "
-                "leading axes can be those of a stack of layers"
+                "leading axes can stack layers. Declare all others as inputs or outputs"
             )
     first = _first_paths(model)
     return {
@@ -263,7 +314,7 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Modu
 def _refused(
     model: nnx.Module, modules: dict[str, nnx.Module], declared: dict[str, ModuleSite]
 ) -> dict[str, str]:
-    """Say of each place that cannot be adapted what is in the way."""
+    """Return the reason of every place that cannot be adapted."""
     refused = {}
     for path, module in modules.items():
         is_declared = any(site.module is module for site in declared.values())
@@ -286,7 +337,7 @@ def _refused(
 def _unknown_modules(
     modules: dict[str, nnx.Module], declared: dict[str, ModuleSite]
 ) -> dict[str, Unknown]:
-    """Modules of a class that is not Flax's, with kernels of their own that nobody has declared."""
+    """Return the modules of classes outside Flax, with their kernels that are not declared."""
     unknown: dict[str, Unknown] = {}
     for path, module in modules.items():
         held = {f"{path}.{name}": vars(module)[name].shape for name in _kernels(module)}
@@ -297,7 +348,7 @@ def _unknown_modules(
 
 
 def _kernels(module: nnx.Module) -> list[str]:
-    """The names of a module's own parameters that could be matrices."""
+    """Return the names of a module's own parameters that could be matrices."""
     held = vars(module).items()
     return [n for n, v in held if isinstance(v, nnx.Param) and len(getattr(v, "shape", ())) > 1]
 

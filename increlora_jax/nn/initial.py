@@ -21,7 +21,15 @@ Start = Callable[[nnx.Rngs, tuple[int, ...], int, int, DTypeLike], tuple[Adapter
 def start_small(
     rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: DTypeLike
 ) -> tuple[Adapter, Slots]:
-    """A, B ~ N(0, 0.02²) in every slot and λ = 0 (DESIGN §2)."""
+    """Draw A, B ~ N(0, 0.02²) in every slot, with λ = 0 (DESIGN §2).
+
+    Args:
+        rngs: the random streams; `params` is used.
+        shape: (*stack, inputs, outputs).
+        max_rank: slots of the buffer.
+        initial_rank: active slots.
+        dtype: of the adapter.
+    """
     *stack, inputs, outputs = shape
     normal = jax.nn.initializers.normal(INIT_STD)
     adapter = Adapter(
@@ -33,7 +41,7 @@ def start_small(
 
 
 class AdapterSettings(NamedTuple):
-    """The settings that all adapters of a model share; `any_model.attach` describes them."""
+    """Settings that all adapters of a model share; see `any_model.attach`."""
 
     max_rank: int | Mapping[str, int]
     initial_rank: int

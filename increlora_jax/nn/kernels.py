@@ -1,4 +1,4 @@
-"""A kernel of any rank seen as a matrix, or as a stack of matrices that each have an update."""
+"""A kernel of any rank as a matrix, or as a stack of matrices that each have an update."""
 
 from collections.abc import Sequence
 from math import prod
@@ -14,16 +14,24 @@ from increlora_jax.errors import InputError
 
 
 class KernelAxes(NamedTuple):
-    """The axes of a kernel that are its matrix's inputs and outputs, several taken as one.
+    """Axes of a kernel that are the inputs and the outputs of a matrix.
 
-    All other axes, in order, stack matrices: one layer each, with a rank of its own.
+    All other axes, in order, are those of a stack: each of its matrices has a rank of its own.
+
+    Attributes:
+        inputs: axes that make the inputs together; default: the first.
+        outputs: axes that make the outputs together; default: the second.
+
+    >>> import increlora_jax as il
+    >>> il.KernelAxes(inputs=(1,), outputs=(2, 3)).matrix_shape((12, 64, 4, 16))
+    (64, 64)
     """
 
     inputs: tuple[int, ...] = (0,)
     outputs: tuple[int, ...] = (1,)
 
     def from_the_end(self, name: str, shape: Sequence[int]) -> "KernelAxes":
-        """The same axes counted from the end, where slicing off leading axes leaves them.
+        """Return the same axes counted from the end, which stay when leading axes are sliced off.
 
         Raises:
             InputError: an axis that the kernel `name` does not have, or has twice.
@@ -43,11 +51,11 @@ class KernelAxes(NamedTuple):
         )
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """(inputs, outputs) of one matrix of a kernel of that shape."""
+        """Return (inputs, outputs) of a matrix of a kernel of that shape."""
         return prod(shape[a] for a in self.inputs), prod(shape[a] for a in self.outputs)
 
     def stack_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The lengths of the other axes, () of a single matrix."""
+        """Return the lengths of the other axes, () of a single matrix."""
         return tuple(shape[a] for a in self.stack_axes(len(shape)))
 
     def as_kernel(
@@ -59,13 +67,13 @@ class KernelAxes(NamedTuple):
         return jnp.moveaxis(delta.reshape([shape[a] for a in places]), tuple(range(rank)), places)
 
     def stack_axes(self, rank: int) -> list[int]:
-        """The other axes, in order, of a kernel of that rank."""
+        """Return the other axes, in order, of a kernel of that rank."""
         named = {axis % rank for axis in (*self.inputs, *self.outputs)}
         return [axis for axis in range(rank) if axis not in named]
 
 
 def rows_of_axes(x: Array, axes: Sequence[int]) -> Float[Array, "*batch inputs"]:
-    """Make some axes of a layer's input one, and the last."""
+    """Merge some axes of a layer's input into one, the last."""
     chosen = sorted(axis % x.ndim for axis in axes)  # as Flax does, whatever their order
     last = range(x.ndim - len(chosen), x.ndim)
     moved = jnp.moveaxis(x, chosen, tuple(last))
@@ -73,7 +81,7 @@ def rows_of_axes(x: Array, axes: Sequence[int]) -> Float[Array, "*batch inputs"]
 
 
 class EinsumAxes(NamedTuple):
-    """The axes of `inputs,kernel->outputs`, by what becomes of them."""
+    """Axes of the equation `inputs,kernel->outputs`, sorted by their use."""
 
     inputs: str
     kernel: str
@@ -103,7 +111,7 @@ class EinsumAxes(NamedTuple):
         return cls(inputs, kernel, outputs, contracted, new, kept)
 
     def kernel_axes(self) -> KernelAxes:
-        """The contracted and the new axes of the kernel."""
+        """Return the contracted and the new axes of the kernel."""
         inputs, outputs = (
             tuple(self.kernel.index(a) - len(self.kernel) for a in letters)
             for letters in (self.contracted, self.new)
@@ -111,12 +119,12 @@ class EinsumAxes(NamedTuple):
         return KernelAxes(inputs, outputs)
 
     def to_rows(self, x: Array) -> Float[Array, "*batch inputs"]:
-        """Make the contracted axes of the layer's input one, and the last."""
+        """Merge the contracted axes of the layer's input into one, the last."""
         moved = jnp.einsum(f"{self.inputs}->{self.kept}{self.contracted}", x)
         return moved.reshape(*moved.shape[: moved.ndim - len(self.contracted)], -1)
 
     def from_rows(self, y: Float[Array, "*batch outputs"], kernel_shape: Sequence[int]) -> Array:
-        """Make of the last axis the new axes of the layer's output."""
+        """Split the last axis into the new axes of the layer's output."""
         sizes = dict(zip(self.kernel, kernel_shape, strict=True))
         split = y.reshape(*y.shape[:-1], *(sizes[a] for a in self.new))
         return jnp.einsum(f"{self.kept}{self.new}->{self.outputs}", split)
@@ -125,24 +133,34 @@ class EinsumAxes(NamedTuple):
 def effective_weight(
     kernel: Array, axes: KernelAxes, update: Update, probe: Probe | None = None
 ) -> Array:
-    """W + ΔW in the adapter's precision, then rounded to W's; differentiable."""
+    """Compute W + ΔW in the adapter's precision, then round to that of W; differentiable.
+
+    Args:
+        kernel: W.
+        axes: of W that make a matrix.
+        update: ΔW [*stack, inputs, outputs].
+        probe: the part of the backward pass to read; default: none.
+
+    Returns:
+        The effective weight, of the shape of W.
+    """
     delta = axes.as_kernel(effective_delta(update, probe), kernel.shape)
     return (kernel + delta).astype(kernel.dtype)
 
 
 def stack_names(path: str, stack: Sequence[int]) -> list[str]:
-    """The name of every matrix at a path: the path itself, or `path[3]` by place in its stack."""
+    """Return the name of every matrix at a path: the path, or `path[3]` by place in a stack."""
     if not stack:
         return [path]
     return [f"{path}[{','.join(map(str, place))}]" for place in np.ndindex(*stack)]
 
 
 def path_of(name: str) -> str:
-    """The path of what `stack_names` has named."""
+    """Return the path of a name that `stack_names` has made."""
     return name.rpartition("[")[0] if name.endswith("]") else name
 
 
 def module_order(path: str) -> list[tuple[bool, int, str]]:
-    """The sorting key of module order: by the parts of the path, numbers as numbers, first."""
+    """Return the sorting key of module order: the parts of the path, numbers first and by size."""
     parts = path.split(".")
     return [(False, int(p), "") if p.isdigit() else (True, 0, p) for p in parts]

@@ -88,7 +88,7 @@ class AdaptedLayer(EffectiveModule):
         A quantised kernel becomes a plain one.
         """
         if self.original is not None:
-            raise ValueError("this layer is merged already")
+            raise ValueError("this layer is merged already. Call unmerge first")
         stored, own = self._stored, self._stored.copy()
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
         own.set_value(_add_delta(self, stored.get_value()))
@@ -97,7 +97,7 @@ class AdaptedLayer(EffectiveModule):
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
         if self.original is None:
-            raise ValueError("this layer is not merged")
+            raise ValueError("this layer is not merged. Call merge first")
         self.kernel, self.original = self.original, nnx.data(None)
 
     @property
@@ -194,7 +194,8 @@ class AdaptedEinsum(AdaptedLayer, nnx.Einsum):
         """Apply the layer and its adapter; the equation is the constructor's."""
         if einsum_str not in (None, self.einsum_str):
             raise InputError(
-                f"an adapted Einsum keeps its equation {self.einsum_str!r}; got {einsum_str!r}"
+                f"an adapted Einsum keeps its equation {self.einsum_str!r}; got {einsum_str!r}. "
+                "Call it without einsum_str"
             )
         return self._add_adapter(inputs, self._call_plain(inputs, None, *places, **options))
 

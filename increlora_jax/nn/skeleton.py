@@ -1,13 +1,14 @@
-"""A model taken apart into plain dictionaries by path, and put together again inside a step."""
+"""A model taken apart into plain dictionaries by path, and put together in a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from flax.typing import PathParts
+from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
 from increlora_jax.core.probe import Probe, spread_probe
@@ -21,23 +22,37 @@ from increlora_jax.nn.parameters import ParameterAdapter
 from increlora_jax.nn.paths import name_nodes
 from increlora_jax.nn.rules import Rules, make_rules
 from increlora_jax.nn.statistics import read_statistics, snapshot
-from increlora_jax.nn.targets import learns
+from increlora_jax.nn.targets import IsTrained, learns
 from increlora_jax.quantization import as_dense
 
 NO_PROBES: Mapping[str, Probe] = MappingProxyType({})
 
 
 class Parts(NamedTuple):
-    """All arrays of a model: what learns, steers the growth, is measured, and the frozen rest."""
+    """Arrays of a model by path.
+
+    Attributes:
+        adapters: the parameters of every adapter.
+        slots: the masks and births of every adapter.
+        head: the model's own parameters that learn in full.
+        base: frozen arrays, by path or as stacks by a group of paths (`core.stacking`).
+        statistics: arrays that the forward pass writes, such as a BatchNorm's; default: none.
+        rules: the rules by which adapters are applied; None, the default, if they are not known.
+        scales: s of an adapter, in the place of the rules [*stack]; default: none.
+
+    >>> import increlora_jax as il
+    >>> _, parts = il.split(il.attach({"w": jnp.ones((6, 4))}), lambda path: False)
+    >>> parts.adapters["w"].A.shape, parts.base["w"].shape, parts.rules.scaling.alpha
+    ((6, 4), (6, 4), 16.0)
+    """
 
     adapters: dict[str, Adapter]
     slots: dict[str, Slots]
     head: dict[str, Array]
-    base: dict[Any, Array]  # by path; or all of it in stacks, by the paths of each (`core.groups`)
-    # Written by the forward pass, such as a BatchNorm's; nothing changes the default.
-    statistics: dict[str, Array] = {}  # noqa: RUF012
-    rules: Rules | None = None  # None if nothing is known of them
-    scales: dict[str, Array] = {}  # noqa: RUF012  # s of a module, if the rules are not to say it
+    base: dict[Any, Array]  # Any: a path, or a `core.stacking.Group` of paths
+    statistics: dict[str, Array] = {}  # noqa: RUF012  # nothing changes the default
+    rules: Rules | None = None
+    scales: dict[str, Array] = {}  # noqa: RUF012  # as above
 
     def update_of(self, path: str, scaling: Scaling) -> Update:
         """Return the update of an adapter; `scaling` is its rule for s."""
@@ -45,11 +60,11 @@ class Parts(NamedTuple):
         return effective_update(self.adapters[path], self.slots[path], own)
 
     def frozen(self) -> dict[str, Array]:
-        """The base by the path it has in the model."""
+        """Return the base by path."""
         return by_name(self.base)
 
     def learned(self) -> dict[str, Array]:
-        """Everything but the base, by the path it has in the model."""
+        """Return all arrays but the base by path."""
         flat = {**self.head, **self.statistics}
         for group in (self.adapters, self.slots):
             for module, fields in group.items():
@@ -59,54 +74,76 @@ class Parts(NamedTuple):
 
 @runtime_checkable
 class Skeleton(Protocol):
-    """A model without its arrays: static, hashable by identity, closed over by jitted functions."""
+    """Model without its arrays: static, hashable by identity, closed over by jitted functions.
+
+    >>> import increlora_jax as il
+    >>> skeleton, parts = il.split({"w": jnp.ones((6, 4))}, lambda path: False)
+    >>> isinstance(skeleton, il.Skeleton), skeleton.assemble(parts)["w"].shape
+    (True, (6, 4))
+    """
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The adapted modules in order; the matrices of a stack are `path[0]` and so on."""
+        """Return the adapted modules in order; the matrices of a stack are `path[0]` and so on."""
 
     @property
     def rules(self) -> Rules | None:
-        """The rules by which the adapters are applied; see `make_rules`."""
+        """Return the rules by which the adapters are applied; see `make_rules`."""
 
     def assemble(
         self,
         parts: Parts,
         key: Array | None = None,
         probes: Mapping[str, Probe] = NO_PROBES,
-    ) -> Any:
-        """Make the model whole: training with dropout from `key`, or evaluating without one.
+    ) -> PyTree:
+        """Put the model together: for training with a key, for evaluation without.
 
-        `probes` by adapter: the parts of the backward pass to read, see `core.probe`.
+        Args:
+            parts: all arrays of the model.
+            key: of the dropout [].
+            probes: the parts of the backward pass to read, by adapter (`core.probe`).
+
+        Returns:
+            A model that is called as the user's own.
         """
 
-    def snapshot(self, model: Any) -> Any:
-        """Note what a forward pass of an assembled model could write, as it is before."""
+    def snapshot(self, model: PyTree) -> PyTree:
+        """Return all values that a forward pass of an assembled model could write."""
 
-    def read_statistics(self, model: Any, parts: Parts, before: Any) -> dict[str, Array]:
-        """Read what the forward pass of a model, assembled of `parts`, left of its statistics.
+    def read_statistics(self, model: PyTree, parts: Parts, before: PyTree) -> dict[str, Array]:
+        """Return the statistics after the forward pass of a model assembled of `parts`.
 
-        A warning names whatever else it wrote since the snapshot `before`.
+        A warning names other values that changed since the snapshot `before`.
         """
 
-    def merge(self, parts: Parts) -> Any:
-        """Make a plain model of the user's own kind, every update in its kernel."""
+    def merge(self, parts: Parts) -> PyTree:
+        """Make a plain model of the user's own kind, with W + ΔW in the place of W."""
 
 
 class ModuleSkeleton(NamedTuple):
-    """The skeleton of an NNX model."""
+    """Skeleton of an NNX model.
 
-    graphdef: Any
-    paths: dict[str, tuple[Any, ...]]  # every variable but the random streams
-    streams: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]]  # their keys' and counts' shapes
+    Attributes:
+        graphdef: the model without its variables.
+        paths: Flax's path of every variable but the random streams, by dotted path.
+        streams: Flax's path and the shape of every variable of a random stream.
+        modules: see `Skeleton`.
+        is_called_once: whether a forward pass calls each adapted layer once; default: False.
+        scaling: of the adapters; None without adapters.
+        axes: of adapted parameters; default: none.
+    """
+
+    graphdef: nnx.GraphDef[nnx.Module]
+    paths: dict[str, PathParts]
+    streams: dict[str, tuple[PathParts, tuple[int, ...]]]
     modules: tuple[str, ...]
-    is_called_once: bool = False  # every adapted layer, in a forward pass
-    scaling: Scaling | None = None  # the adapters' own
-    axes: Mapping[str, KernelAxes] = MappingProxyType({})  # of adapted parameters
+    is_called_once: bool = False
+    scaling: Scaling | None = None
+    axes: Mapping[str, KernelAxes] = MappingProxyType({})
 
     @property
     def rules(self) -> Rules | None:
-        """The rules by which the adapters are applied; see `make_rules`."""
+        """Return the rules by which the adapters are applied; see `make_rules`."""
         return make_rules(self.scaling, self.axes)
 
     def assemble(
@@ -115,7 +152,7 @@ class ModuleSkeleton(NamedTuple):
         key: Array | None = None,
         probes: Mapping[str, Probe] = NO_PROBES,
     ) -> nnx.Module:
-        """Make the model whole; see `Skeleton`."""
+        """Put the model together; see `Skeleton`."""
         model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
         adapters = adapters_of(model)
         for path, scale in parts.scales.items():
@@ -130,12 +167,14 @@ class ModuleSkeleton(NamedTuple):
             switch_to_training(model)
         return model
 
-    def snapshot(self, model: nnx.Module) -> dict[str, Any]:
-        """Note what could be written; see `Skeleton`."""
+    def snapshot(self, model: nnx.Module) -> dict[str, object]:
+        """Return all values that a forward pass could write; see `Skeleton`."""
         return snapshot(model)
 
-    def read_statistics(self, model: nnx.Module, parts: Parts, before: Any) -> dict[str, Array]:
-        """Read the statistics; see `Skeleton`."""
+    def read_statistics(
+        self, model: nnx.Module, parts: Parts, before: Mapping[str, object]
+    ) -> dict[str, Array]:
+        """Return the statistics; see `Skeleton`."""
         return read_statistics(model, parts.statistics, before, parts.head)
 
     def merge(self, parts: Parts) -> nnx.Module:
@@ -143,7 +182,7 @@ class ModuleSkeleton(NamedTuple):
         base = {path: as_dense(value) for path, value in parts.frozen().items()}
         return detach(merge(self.assemble(parts._replace(base=base))))
 
-    def _leaves(self, parts: Parts, key: Array | None) -> dict[tuple[Any, ...], Array]:
+    def _leaves(self, parts: Parts, key: Array | None) -> dict[PathParts, PyTree]:
         flat = {**parts.frozen(), **parts.learned()}
         leaves = {path: _as_leaf(flat[name]) for name, path in self.paths.items()}
         root = jax.random.key(0) if key is None else key
@@ -157,14 +196,13 @@ class ModuleSkeleton(NamedTuple):
 
 
 def split(
-    model: nnx.Module, is_trained: Callable[[str], bool], *, is_called_once: bool = False
+    model: nnx.Module, is_trained: IsTrained, *, is_called_once: bool = False
 ) -> tuple[ModuleSkeleton, Parts]:
-    """Take a model apart; `is_trained(path)` says which of its own parameters learn in full.
+    """Take a model apart; its own parameters learn in full if `is_trained(path)`.
 
-    `is_called_once` says that a forward pass calls every adapted layer once. The backward pass then
-    scores a layer where it comes to it, and holds no more than one dense gradient at a time; those
-    of a layer that is called several times must be summed before they are scored.
-    Random streams are left out: every step makes them anew from its key.
+    If a forward pass calls each adapted layer once, the backward pass scores the layer there, and
+    holds one dense gradient at a time. The gradients of a layer that is called several times must
+    be summed first. Random streams are left out: every step makes them from its key.
     """
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
@@ -194,11 +232,11 @@ def split(
     return skeleton, Parts(own_parameters, slots, head, base, measured, skeleton.rules)
 
 
-def _is_adapter(variable: Any) -> bool:
+def _is_adapter(variable: object) -> bool:
     return isinstance(variable, AdapterParam | SlotState)
 
 
-def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool:
+def _learns(name: str, variable: object, is_trained: IsTrained) -> bool:
     if not isinstance(variable, nnx.Param) or not is_trained(name):
         return False
     value = variable.get_value()
@@ -211,20 +249,20 @@ def _learns(name: str, variable: Any, is_trained: Callable[[str], bool]) -> bool
 
 
 def _widen(value: Array) -> Array:
-    """Keep in float32 what learns of a bf16 model: small steps must not round away."""
+    """Widen a parameter that learns to float32: in bfloat16 small steps would be rounded away."""
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
-def _value_of(variable: Any) -> Any:
-    """Return the value of a variable, or an array that is an attribute by itself."""
+def _value_of(variable: PyTree) -> PyTree:
+    """Return the value of a variable, or an array that is itself an attribute."""
     return variable.get_value() if isinstance(variable, nnx.Variable) else jnp.asarray(variable)
 
 
-def _as_leaf(value: Any) -> Any:
-    """Return a variable's value as Flax takes it; a dict or a tuple would be read as a subtree."""
+def _as_leaf(value: PyTree) -> PyTree:
+    """Return a variable's value for Flax, which would read a dict or a tuple as a subtree."""
     return nnx.Variable(value) if isinstance(value, dict | list | tuple) else value
 
 
 def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:
-    """The name of every matrix that has slots, in the order of the dictionary."""
+    """Return the name of every matrix that has slots, in the order of the dictionary."""
     return tuple(n for path, s in slots.items() for n in stack_names(path, s.is_advancing.shape))

@@ -1,8 +1,7 @@
-"""Statistics that a forward pass writes and a loop carries, such as those of a BatchNorm."""
+"""Statistics that a forward pass writes for the next step, such as those of a BatchNorm."""
 
 import warnings
 from collections.abc import Container, Mapping
-from typing import Any
 
 import jax
 from flax import nnx
@@ -15,14 +14,14 @@ COLLECTION = "batch_stats"
 """The collection of Linen's statistics; NNX has the type `nnx.BatchStat`."""
 
 _IS_MADE = nnx.RngState | AdapterParam
-"""Variables that every step makes anew, or that learn."""
+"""Variables that every step makes itself, or that learn."""
 
 _COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
 """Wrappers that write the parameters of the layer within."""
 
 
-def snapshot(model: nnx.Module) -> dict[str, Any]:
-    """Collect by path what a forward pass of an NNX model could write: variables, arrays, numbers.
+def snapshot(model: nnx.Module) -> dict[str, object]:
+    """Collect by path the variables, arrays and numbers that a forward pass could write.
 
     Random streams and adapters are left out. So are parameters that Flax's own wrappers compute
     from others at every call.
@@ -40,16 +39,16 @@ def snapshot(model: nnx.Module) -> dict[str, Any]:
 def read_statistics(
     model: nnx.Module,
     before: Mapping[str, Array],
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     trained: Container[str],
 ) -> dict[str, Array]:
-    """Read the statistics of an NNX model after its forward pass.
+    """Return the statistics of an NNX model after its forward pass.
 
     Args:
-        model: the model that the loss was given.
-        before: its statistics as they were, by path.
-        given: its `snapshot` as it was; a warning names what else the loss has written.
-        trained: parameters that learn, whose writes cannot be told from their derivatives.
+        model: the model that the loss has called.
+        before: the statistics before, by path.
+        given: the `snapshot` before; a warning names other values that the loss has written.
+        trained: parameters that learn; a write of one looks like a derivative.
     """
     now = snapshot(model)
     others = {n: node for n, node in now.items() if n not in before and n not in trained}
@@ -62,12 +61,12 @@ def read_statistics(
 def read_collections(
     written: Mapping[str, Array], before: Mapping[str, Array], known: Container[str]
 ) -> dict[str, Array]:
-    """Read the statistics of a Linen model after its forward pass.
+    """Return the statistics of a Linen model after its forward pass.
 
     Args:
-        written: the arrays by path, the collection first, that `apply` has returned.
-        before: its statistics as they were, by path.
-        known: the collections of the model; a warning names others that were written.
+        written: the arrays that `apply` has returned, by path with the collection first.
+        before: the statistics before, by path.
+        known: the collections of the model; a warning names other ones that were written.
     """
     after = {name: value for name, value in written.items() if name in before}
     lost = {name.partition(".")[0] for name in written.keys() - before.keys()}
@@ -76,29 +75,29 @@ def read_collections(
 
 
 def is_statistic(path: str, parameters: Container[str]) -> bool:
-    """Return whether the array of a Linen model at a path is one of its statistics."""
+    """Return whether the array of a Linen model at a path is a statistic."""
     return path.startswith(f"{COLLECTION}.") and path not in parameters
 
 
-def _can_be_written(node: Any) -> bool:
+def _can_be_written(node: object) -> bool:
     is_number = isinstance(node, int | float) and not isinstance(node, bool)  # such as a mode
     is_value = isinstance(node, nnx.Variable) and not isinstance(node, _IS_MADE)
     return is_number or is_value or isinstance(node, jax.Array)
 
 
-def _differ(one: Any, other: Any) -> bool:
-    """Return whether two nodes hold other arrays, or are other numbers."""
+def _differ(one: object, other: object) -> bool:
+    """Return whether two nodes hold different arrays or numbers."""
     if isinstance(one, int | float):
         return bool(one != other)
     return list(map(id, jax.tree.leaves(one))) != list(map(id, jax.tree.leaves(other)))
 
 
-def _say_kind(node: Any) -> str:
+def _say_kind(node: object) -> str:
     return type(node).__name__ if isinstance(node, nnx.Variable) else "an attribute"
 
 
 def _like(after: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
-    """Take the values of the same paths and shapes, in the dtypes that the loop carries."""
+    """Return the new values of the same paths and shapes, in the old dtypes."""
     reshaped = {n for n, v in before.items() if n in after and after[n].shape != v.shape}
     _warn_of_loss(dict.fromkeys(sorted(reshaped), "in another shape"))
     kept = {name: value for name, value in after.items() if name not in reshaped}
@@ -107,7 +106,7 @@ def _like(after: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, 
 
 def _warn_of_loss(written: Mapping[str, str]) -> None:
     if written:
-        names = ", ".join(f"{name} ({what})" for name, what in written.items())
+        names = ", ".join(f"{name} ({kind})" for name, kind in written.items())
         warnings.warn(
             f"the forward pass writes {names}, which the training loop does not carry: the next "
             f"step starts without it. Make it an nnx.BatchStat (in Linen, of {COLLECTION!r}), or "

@@ -18,13 +18,13 @@ Targets = str | Sequence[str]
 """A regex for the whole path, a list of names that end a path, or "all-linear"."""
 
 Parameters = Mapping[str, KernelAxes]
-"""A regex for the whole path of a parameter → how it is a matrix."""
+"""A regex for the whole path of a parameter → its axes."""
 
 Unknown = tuple[str, Mapping[str, Sequence[int]]]
-"""What could hold a matrix but does not say how: what it is, and its arrays' shapes by path."""
+"""A possible target whose axes are not known: its kind, and its arrays' shapes by path."""
 
 IsTrained = Callable[[str], bool]
-"""A test of the path of a parameter: whether it learns in full."""
+"""The path of a parameter → whether it learns in full."""
 
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
@@ -35,7 +35,7 @@ def trains_nothing(path: str) -> bool:
 
 
 class Selection(NamedTuple):
-    """The choice of the places of a model that take an adapter; `any_model.attach` describes it."""
+    """Choice of the places of a model that take an adapter; see `any_model.attach`."""
 
     targets: Targets = ALL_LINEAR
     exclude: Targets = ()
@@ -45,7 +45,7 @@ class Selection(NamedTuple):
 
 @runtime_checkable
 class Site(Protocol):
-    """A place for an adapter."""
+    """Place for an adapter."""
 
     @property
     def kernel(self) -> str:
@@ -53,7 +53,7 @@ class Site(Protocol):
 
     @property
     def axes(self) -> KernelAxes:
-        """Return how the kernel is a matrix."""
+        """Return the axes of the kernel's matrix."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ S = TypeVar("S", bound=Site)
 
 
 NO_DROPOUT = (
-    "what is adapted by its effective weights (a tree's arrays, a declared parameter, a kernel of "
+    "an array that is adapted by effective weights (of a tree, a declared parameter, a kernel of "
     "Linen that is read beside its layer's call) has no input to drop from; set lora_dropout to 0"
 )
 
@@ -76,8 +76,14 @@ def path_matches(path: str, patterns: Targets) -> bool:
     return any(path == name or path.endswith("." + name) for name in patterns)
 
 
-def select(paths: Iterable[str], patterns: Targets, what: str, kind: str) -> set[str]:
-    """The paths that match.
+def select(paths: Iterable[str], patterns: Targets, option: str, kind: str) -> set[str]:
+    """Return the paths that match.
+
+    Args:
+        paths: all paths.
+        patterns: a regex for whole paths, names that end a path, or "all-linear".
+        option: the name of the patterns in messages.
+        kind: the name of a thing with a path in messages.
 
     Raises:
         InputError: a regex or a name that matches none of them; it names some that there are.
@@ -90,11 +96,13 @@ def select(paths: Iterable[str], patterns: Targets, what: str, kind: str) -> set
         try:
             has_match = any(path_matches(path, single) for path in paths)
         except re.error as error:
-            raise InputError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
+            raise InputError(
+                f"{option}: {pattern!r} is not a regular expression: {error}"
+            ) from None
         if not has_match:
             known = ", ".join(paths[:8]) + (", …" if len(paths) > 8 else "")
             raise InputError(
-                f"{what}: {pattern!r} matches no {kind} of the model, which has {len(paths)}: "
+                f"{option}: {pattern!r} matches no {kind} of the model, which has {len(paths)}: "
                 f"{known}"
             )
     return {path for path in paths if path_matches(path, patterns)}
@@ -112,8 +120,8 @@ def choose_known(
     Args:
         known: paths that can be adapted.
         unknown: paths that must be declared first; "all-linear" passes over them.
-        selection: the targets to choose, and those to leave out.
-        kind: what the known ones are, for messages.
+        selection: the targets, and those of them to leave out.
+        kind: the name of a known target in messages.
         refused: paths that cannot be adapted, and why; "all-linear" passes over them with a
             warning.
 
@@ -131,7 +139,9 @@ def choose_known(
     if targets == ALL_LINEAR:
         _warn_of_passing({path: why for path, why in refused.items() if path not in left_out})
     if not chosen - left_out:
-        raise InputError(f"exclude {exclude!r} leaves none of the targets {targets!r}")
+        raise InputError(
+            f"exclude {exclude!r} leaves none of the targets {targets!r}. Exclude fewer"
+        )
     found = [path for path in places if path in chosen - left_out]
     _check_known(found, unknown, refused)
     return found
@@ -164,7 +174,7 @@ def learns(path: str, dtype: DTypeLike, is_trained: IsTrained) -> bool:
 
 
 def leave_trained(found: Mapping[str, S], is_trained: IsTrained) -> dict[str, S]:
-    """Leave out the targets whose kernels learn in full: they need no update beside.
+    """Leave out the targets whose kernels learn in full.
 
     Raises:
         InputError: nothing is left.
@@ -186,7 +196,7 @@ def _warn_of_passing(refused: Mapping[str, str]) -> None:
 def declared_axes(
     shapes: Mapping[str, Sequence[int]], parameters: Parameters
 ) -> dict[str, KernelAxes]:
-    """Return by path how each declared parameter is a matrix; `shapes` holds all candidates.
+    """Return the axes of each declared parameter by path; `shapes` has all candidates.
 
     Raises:
         InputError: a regex that matches nothing, or axes that the parameter does not have.
@@ -198,13 +208,13 @@ def declared_axes(
     return declared
 
 
-def _ask_to_declare(path: str, what: str, kernels: Mapping[str, Sequence[int]]) -> str:
+def _ask_to_declare(path: str, kind: str, kernels: Mapping[str, Sequence[int]]) -> str:
     """Describe how to declare one of the `kernels` (shapes by path) of an unknown target."""
     shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
     pattern = re.escape(next(iter(kernels)))
     return (
-        f"target_modules: {path} is {what}, which is not known to be a matrix; it holds {shown}. "
-        f"Declare what is to be adapted and target it by its path, as in parameters="
+        f"target_modules: {path} is {kind}, which is not known to be a matrix; it holds {shown}. "
+        f"Declare the array to adapt and target it by its path, as in parameters="
         f"{{r'{pattern}': KernelAxes(inputs=(0,), outputs=(1,))}}, or exclude {path}"
     )
 
@@ -216,25 +226,37 @@ def slots_for(
     max_rank: int | Mapping[str, int],
     initial_rank: int,
 ) -> int:
-    """The slots of a kernel's adapter: `max_rank` of all or by name, within its matrix.
+    """Return the number of slots of a kernel's adapter.
+
+    Args:
+        path: of the kernel's layer.
+        stack: the axes of a stack.
+        matrix: (inputs, outputs).
+        max_rank: the wanted slots, of all kernels or by name.
+        initial_rank: active slots at the start.
+
+    Returns:
+        The wanted slots, at most min(inputs, outputs).
 
     Raises:
         InputError: an initial rank that the matrix or the buffer cannot have.
     """
     name = stack_names(path, stack)[0]
     if not isinstance(max_rank, int) and name not in max_rank:
-        raise InputError(f"{name} is in no plan: the method was made for another model")
+        raise InputError(
+            f"{name} is in no plan: the method was made for another model. Make one for this model"
+        )
     wanted = max_rank if isinstance(max_rank, int) else max_rank[name]
     if initial_rank > min(*matrix, wanted):
         raise InputError(
             f"initial rank {initial_rank} of {path} exceeds its {matrix[0]} × {matrix[1]} kernel "
-            f"or its {wanted} slots"
+            f"or its {wanted} slots. Lower the initial rank, or exclude {path}"
         )
     return min(*matrix, wanted)
 
 
 def subtree_selector(paths: Iterable[str], modules: Targets) -> Callable[[str], bool]:
-    """A test of paths: whether it is or belongs to one of the subtrees, said as targets.
+    """Return a test of paths, true of and inside some subtrees, given as targets.
 
     Raises:
         InputError: a name that no subtree has.
