@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import find_folder, replace_folder
 from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
-from increlora_jax.nn.rules import KIND, Kind, Rules, Value, check_rules
+from increlora_jax.nn.rules import KIND, Json, Kind, Rules, Value, check_rules
 from increlora_jax.nn.skeleton import Parts
 
 TENSORS = "adapter_model.safetensors"
@@ -146,7 +146,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     )
 
 
-def read_adapter_config(folder: Folder) -> dict[str, Any]:  # JSON, checked by key
+def read_adapter_config(folder: Folder) -> dict[str, Json]:
     """Read the configuration that a run has given to `save_adapter`.
 
     Raises:
@@ -178,7 +178,7 @@ def _check_rules(file: Path, rules: Rules) -> None:
         )
 
 
-def _rules_of_old(saved: Mapping[str, Value], scaling: Value) -> dict[str, Value]:
+def _rules_of_old(saved: Mapping[str, Json], scaling: Value) -> dict[str, Json]:
     """Return the rules of a run of an older version, whose LoRA had one rule."""
     rule = "target" if saved.get("method") == "lora" else saved.get("scaling", scaling)
     return {"lora_alpha": saved["lora_alpha"], "scaling": rule}

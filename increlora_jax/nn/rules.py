@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
 from types import GenericAlias, UnionType
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,9 @@ from increlora_jax.nn.kernels import KernelAxes
 
 Kind = type | GenericAlias | UnionType
 """The kind of a value in a file, for `check_keys`."""
+
+Json = Any
+"""A value of a file, before it is checked."""
 
 Axes = dict[str, list[list[int]]]
 Value = str | float | Axes
@@ -56,7 +60,7 @@ def make_rules(scaling: Scaling | None, axes: Mapping[str, KernelAxes]) -> Rules
     return Rules(own, tuple(sorted(axes.items())))
 
 
-def check_rules(file: Path, saved: Mapping[str, Value], rules: Rules) -> None:
+def check_rules(file: Path, saved: Json, rules: Rules) -> None:
     """Check that a saved adapter was applied by the same rules.
 
     Raises:

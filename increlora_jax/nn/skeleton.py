@@ -153,7 +153,7 @@ class ModuleSkeleton(NamedTuple):
         probes: Mapping[str, Probe] = NO_PROBES,
     ) -> nnx.Module:
         """Put the model together; see `Skeleton`."""
-        model = nnx.merge(self.graphdef, nnx.from_flat_state(self._leaves(parts, key)))
+        model = nnx.merge(self.graphdef, self._state(parts, key))
         adapters = adapters_of(model)
         for path, scale in parts.scales.items():
             adapters[path].scale = SlotState(scale)
@@ -182,7 +182,7 @@ class ModuleSkeleton(NamedTuple):
         base = {path: as_dense(value) for path, value in parts.frozen().items()}
         return detach(merge(self.assemble(parts._replace(base=base))))
 
-    def _leaves(self, parts: Parts, key: Array | None) -> dict[PathParts, PyTree]:
+    def _state(self, parts: Parts, key: Array | None) -> PyTree:
         flat = {**parts.frozen(), **parts.learned()}
         leaves = {path: _as_leaf(flat[name]) for name, path in self.paths.items()}
         root = jax.random.key(0) if key is None else key
@@ -192,7 +192,7 @@ class ModuleSkeleton(NamedTuple):
                 leaves[path] = jnp.zeros(shape, jnp.uint32)
             else:
                 leaves[path] = jax.random.split(own, shape) if shape else own
-        return leaves
+        return nnx.from_flat_state(leaves)
 
 
 def split(
