@@ -20,7 +20,7 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import find_folder, replace_folder
 from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
-from increlora_jax.nn.rules import KIND, Json, Kind, Rules, Value, check_rules
+from increlora_jax.nn.rules import Applied, Json, Kind, Rules, Value, check_rules
 from increlora_jax.nn.skeleton import Parts
 
 TENSORS = "adapter_model.safetensors"
@@ -49,7 +49,7 @@ NEWER_KINDS: dict[str, Kind] = {
     "columns": list[str],
     "dev_data": dict[str, str],
     "settings": dict[str, str | int | float | bool | list[str] | None],
-    "applied": KIND,
+    "applied": Applied,
 }
 """Keys that adapters of older versions do not have."""
 

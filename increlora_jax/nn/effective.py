@@ -26,7 +26,7 @@ Effective = Callable[[Any, Kernel], Array | None]
 """(module, W) → W + ΔW, or None if there is no update to add; any module with the parameter."""
 
 _RECORD = "_pytree__"
-"""The prefix of the attributes in which Flax records the other attributes of a module."""
+"""Private: the prefix of the attributes in which Flax records the others of a module."""
 
 
 class EffectiveParameter:
@@ -101,19 +101,8 @@ def copy_as(kind: type[M], module: nnx.Module) -> M:
 
 def set_kind(module: nnx.Module, kind: type[nnx.Module]) -> None:
     """Make a module an instance of another class, in place."""
-    # Not by `module.__class__ = kind`: Flax's `__setattr__` would record an attribute `__class__`.
+    # Not by `module.__class__ = kind`, which Flax would record as an attribute.
     object.__setattr__(module, "__class__", kind)
-
-
-def forget_attribute(module: nnx.Module, name: str) -> None:
-    """Delete an attribute, and Flax's record of it, so that no graph definition has it."""
-    delattr(module, name)
-    # Private: Flax's `delattr` leaves the name among the nodes, and the graph definition of the
-    # detached module would differ from that of the plain one.
-    recorded = vars(module)[f"{_RECORD}nodes"]
-    if name in recorded:
-        kept = {other: is_data for other, is_data in recorded.items() if other != name}
-        vars(module)[f"{_RECORD}nodes"] = type(recorded)(kept)
 
 
 def attributes_of(node: nnx.Pytree) -> dict[str, object]:

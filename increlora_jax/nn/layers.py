@@ -20,7 +20,6 @@ from increlora_jax.nn.effective import (
     EffectiveParameter,
     copy_as,
     derive,
-    forget_attribute,
 )
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, effective_weight, rows_of_axes
 from increlora_jax.nn.low_rank import LowRankAdapter
@@ -78,7 +77,7 @@ class AdaptedLayer(EffectiveModule):
         """Return the plain layer of Flax, with the kernel as it is now."""
         layer = copy_as(self.plain, self)
         for name in ("adapter", "original"):
-            forget_attribute(layer, name)
+            delattr(layer, name)
         return layer
 
     def merge(self) -> None:

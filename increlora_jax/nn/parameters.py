@@ -12,7 +12,6 @@ from increlora_jax.nn.effective import (
     EffectiveParameter,
     derive,
     effective_names,
-    forget_attribute,
     set_kind,
 )
 from increlora_jax.nn.kernels import KernelAxes, effective_weight
@@ -63,7 +62,7 @@ def adapt_parameter(module: nnx.Module, name: str, adapter: LowRankAdapter) -> N
 def restore_parameters(module: nnx.Module) -> None:
     """Take the adapters off a module's parameters, in place; the parameters stay as they are."""
     for name in adapted_parameters(module):
-        forget_attribute(module, adapter_name(name))
+        delattr(module, adapter_name(name))
     set_kind(module, _plain_type(type(module)))
 
 

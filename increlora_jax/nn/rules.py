@@ -23,8 +23,8 @@ Json = Any
 
 Axes = dict[str, list[list[int]]]
 Value = str | float | Axes
-KIND = dict[str, Value]
-"""The rules in a file."""
+Applied = dict[str, Value]
+"""The rules in a file, under the key `applied`."""
 
 _KINDS: dict[str, Kind] = {"lora_alpha": float, "scaling": str}
 _MORE: dict[str, Kind] = {"target_rank": float, "axes": Axes}
@@ -39,10 +39,10 @@ class Rules:
     scaling: Scaling
     axes: tuple[tuple[str, KernelAxes], ...]
 
-    def describe(self) -> KIND:
+    def describe(self) -> Applied:
         """Return the rules as JSON; the target rank only if s follows it."""
         alpha, rule, target_rank = self.scaling
-        told: KIND = {"lora_alpha": float(alpha), "scaling": rule}
+        told: Applied = {"lora_alpha": float(alpha), "scaling": rule}
         if rule == "target":
             told["target_rank"] = float(target_rank)
         axes = {path: [list(a) for a in axes] for path, axes in self.axes}

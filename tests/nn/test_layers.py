@@ -9,7 +9,6 @@ from flax import nnx
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import attach
-from increlora_jax.nn.effective import forget_attribute
 from increlora_jax.nn.initial import start_small
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes
 from increlora_jax.nn.layers import kernel_axes
@@ -274,11 +273,11 @@ def test_general_layer_with_batch_axes_is_refused():
         kernel_axes(layer)
 
 
-def test_a_forgotten_attribute_leaves_no_trace():
+def test_a_deleted_attribute_leaves_no_trace_in_flax():
     plain, marked = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     marked.mark = nnx.Param(jnp.ones(1))
     assert nnx.graphdef(marked) != nnx.graphdef(plain)
-    forget_attribute(marked, "mark")
+    del marked.mark
     assert not hasattr(marked, "mark")
     assert nnx.graphdef(marked) == nnx.graphdef(plain)
 
