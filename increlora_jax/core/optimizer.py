@@ -75,9 +75,7 @@ def slot_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """Make AdamW whose bias correction and learning rate count from each entry's birth b.
 
-    With age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ), and
-    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0. An
-    entry that is born again begins with new moments.
+    Its `update` takes two extra arguments: `step` t [], and `born`, a tree like the parameters'.
 
     Args:
         rate: (step t [], births b of a leaf) → the learning rate of every entry.
@@ -85,17 +83,30 @@ def slot_adamw(
         b2: β₂; default: 0.999.
         eps: ε; default: 1e-8.
         weight_decay: the decay; default: 0.
+    """
+    rule = _SlotRule(rate, b1, b2, eps, weight_decay)
+    return optax.GradientTransformationExtraArgs(rule.init, rule.update)
 
-    Returns:
-        A transformation whose `update` takes two extra arguments: `step` t [], and `born`, a tree
-        like that of the parameters.
+
+class _SlotRule(NamedTuple):
+    """AdamW with age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ).
+
+    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0. An
+    entry that is born again begins with new moments.
     """
 
-    def init(params: PyTree) -> SlotAdamState:
+    rate: Callable[[Array, Array], Array]
+    b1: Number
+    b2: Number
+    eps: Number
+    weight_decay: Number
+
+    def init(self, params: PyTree) -> SlotAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return SlotAdamState(zeros, zeros)
 
     def update(
+        self,
         updates: PyTree,
         state: SlotAdamState,
         params: PyTree = None,
@@ -106,21 +117,19 @@ def slot_adamw(
     ) -> tuple[PyTree, SlotAdamState]:
         gradients = mask_unborn(updates, born, step)
         old_mu, old_nu = (mask_unborn(old, born, step - 1) for old in state)
-        mu = jax.tree.map(partial(_average, b1), old_mu, gradients)
-        nu = jax.tree.map(lambda v, g: _average(b2, v, g * g), old_nu, gradients)
-
-        def move(m: Array, v: Array, b: Array, p: Array) -> Array:
-            # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
-            age = jnp.where(step >= b, step - b + 1, 1).astype(p.dtype)
-            direction = _unbiased(b1, m, age) / (
-                jnp.sqrt(_unbiased(b2, v, age)) + as_dtype(eps, p.dtype)
-            )
-            decay = as_dtype(weight_decay, p.dtype) * p
-            return -rate(step, b).astype(p.dtype) * (direction + decay)
-
+        mu = jax.tree.map(partial(_average, self.b1), old_mu, gradients)
+        nu = jax.tree.map(lambda v, g: _average(self.b2, v, g * g), old_nu, gradients)
+        move = partial(self._move, step)
         return jax.tree.map(move, mu, nu, born, params), SlotAdamState(mu, nu)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def _move(self, step: Array, m: Array, v: Array, b: Array, p: Array) -> Array:
+        # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
+        age = jnp.where(step >= b, step - b + 1, 1).astype(p.dtype)
+        direction = _unbiased(self.b1, m, age) / (
+            jnp.sqrt(_unbiased(self.b2, v, age)) + as_dtype(self.eps, p.dtype)
+        )
+        decay = as_dtype(self.weight_decay, p.dtype) * p
+        return -self.rate(step, b).astype(p.dtype) * (direction + decay)
 
 
 def _average(decay: Number, average: Array, new: Array) -> Array:

@@ -14,15 +14,25 @@ DEFAULT_WIDTH = 32
 
 
 class GrowthPlan(NamedTuple):
-    """Plan of the growth of ranks over a run."""
+    """Plan of the growth of ranks over a run.
+
+    Attributes:
+        steps: of the run.
+        modules: that grow.
+        initial_total: the sum of the ranks at the start.
+        budget: the sum of the ranks at the end.
+        pace: the settings of rounds.
+        rounds: the steps at which ranks grow until the budget is spent.
+        max_ranks: buffer width S by module, at most min(in, out).
+    """
 
     steps: int
     modules: int
     initial_total: int
     budget: int
     pace: Pace
-    rounds: tuple[int, ...]  # the steps at which ranks grow until the budget is spent
-    max_ranks: dict[str, int]  # buffer width S by module
+    rounds: tuple[int, ...]
+    max_ranks: dict[str, int]
 
     def describe(self) -> str:
         """Return the plan in one paragraph for the user."""
@@ -53,9 +63,7 @@ def plan_growth(
     incre_rank_num: int,
     max_rank: int | Literal["auto", "exact"],
 ) -> GrowthPlan:
-    """Plan the rounds that spend the budget, and the buffers that they need.
-
-    A module gets at most initial + rounds · growth + reserve slots, and at most min(in, out).
+    """Return the plan: the rounds that spend the budget, and the buffers that they need.
 
     Args:
         sizes: (in, out) of every module.
@@ -67,15 +75,10 @@ def plan_growth(
         init_warmup: steps before the first round, or "auto".
         incre_interval: steps between rounds, or "auto".
         incre_rank_num: slots that a module gets in a round.
-        max_rank: slots of a buffer. If "exact", as many as a module could get; if "auto", at most
-            max(32, 4 · target_rank) of them.
-
-    Returns:
-        The plan.
+        max_rank: slots of a buffer; "exact": the most that growth could fill; "auto": capped.
 
     Raises:
-        InputError: a budget below the initial total or beyond the buffers, a rank over a matrix,
-            or rounds that do not fit into the run's steps; names the flag to change.
+        InputError: a budget, a rank or rounds that cannot be; names the flag to change.
     """
     modules, initial_total = len(sizes), len(sizes) * initial_rank
     budget = target_total_rank if target_total_rank is not None else round(target_rank * modules)
@@ -83,17 +86,37 @@ def plan_growth(
     grants = ceil((budget - initial_total) / incre_rank_num)
     wanted = {"top_h": top_h, "init_warmup": init_warmup, "incre_interval": incre_interval}
     pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
-    possible, needed = pace.rounds(steps), ceil(grants / min(pace.top_h, modules))
+    plan = GrowthPlan(steps, modules, initial_total, budget, pace, (), {})
+    plan = plan._replace(rounds=_lay_out(plan, grants))
+    width = _buffer_width(_most_slots(plan, initial_rank, incre_rank_num), target_rank, max_rank)
+    return _with_buffers(plan, {name: min(width, *size) for name, size in sizes.items()})
+
+
+def _lay_out(plan: GrowthPlan, grants: int) -> tuple[int, ...]:
+    """Return the steps of the rounds that make the grants."""
+    possible = plan.pace.rounds(plan.steps)
+    needed = ceil(grants / min(plan.pace.top_h, plan.modules))
     if needed > len(possible):
-        counts = _Rounds(needed, len(possible), steps, is_widest=pace.top_h >= modules)
-        raise InputError(_too_few_rounds(counts, budget, initial_total))
-    reserve = incre_rank_num if needed else 0
-    most = min(initial_rank + needed * incre_rank_num, budget - (modules - 1) * initial_rank)
-    width = _buffer_width(most + reserve, target_rank, max_rank)
-    max_ranks = {name: min(width, *size) for name, size in sizes.items()}
-    _check_capacity(max_ranks, budget)
-    rounds = tuple(possible[:needed])
-    return GrowthPlan(steps, modules, initial_total, budget, pace, rounds, max_ranks)
+        raise InputError(_too_few_rounds(plan, needed, len(possible)))
+    return tuple(possible[:needed])
+
+
+def _most_slots(plan: GrowthPlan, initial_rank: int, incre_rank_num: int) -> int:
+    """Count the slots that a module could fill: initial + rounds · growth + reserve."""
+    rounds = len(plan.rounds)
+    others = (plan.modules - 1) * initial_rank
+    most = min(initial_rank + rounds * incre_rank_num, plan.budget - others)
+    return most + (incre_rank_num if rounds else 0)
+
+
+def _with_buffers(plan: GrowthPlan, max_ranks: dict[str, int]) -> GrowthPlan:
+    capacity = sum(max_ranks.values())
+    if plan.budget > capacity:
+        raise InputError(
+            f"the budget of {plan.budget} ranks does not fit the buffers, which hold {capacity} in "
+            "all; raise --max-rank (or --max-rank exact) or lower --target-rank"
+        )
+    return plan._replace(max_ranks=max_ranks)
 
 
 def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
@@ -128,27 +151,11 @@ def _check_ranks(
         )
 
 
-class _Rounds(NamedTuple):
-    needed: int
-    possible: int
-    steps: int
-    is_widest: bool  # every module grows in every round
-
-
-def _too_few_rounds(counts: _Rounds, budget: int, initial: int) -> str:
-    top_h = "" if counts.is_widest else "--top-h, "
+def _too_few_rounds(plan: GrowthPlan, needed: int, possible: int) -> str:
+    is_widest = plan.pace.top_h >= plan.modules  # every module grows in every round
     return (
-        f"growing from {initial} to {budget} ranks takes {counts.needed} rounds, but "
-        f"{counts.steps} steps hold only {counts.possible}; raise {top_h}--incre-rank-num or "
-        "--max-steps (or --num-train-epochs), or lower --incre-interval, --init-warmup or "
-        "--target-rank"
+        f"growing from {plan.initial_total} to {plan.budget} ranks takes {needed} rounds, but "
+        f"{plan.steps} steps hold only {possible}; raise {'' if is_widest else '--top-h, '}"
+        "--incre-rank-num or --max-steps (or --num-train-epochs), or lower --incre-interval, "
+        "--init-warmup or --target-rank"
     )
-
-
-def _check_capacity(max_ranks: dict[str, int], budget: int) -> None:
-    capacity = sum(max_ranks.values())
-    if budget > capacity:
-        raise InputError(
-            f"the budget of {budget} ranks does not fit the buffers, which hold {capacity} in all; "
-            "raise --max-rank (or --max-rank exact) or lower --target-rank"
-        )

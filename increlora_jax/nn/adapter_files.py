@@ -106,28 +106,17 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         The same parts with the adapters, slots, head and statistics of the file.
 
     Raises:
-        InputError: no adapter there, a damaged file, tensors, α or scaling other than the model's,
-            or numbers that are not finite; named.
+        InputError: no adapter or a damaged one, or one with other tensors, α or scaling; named.
 
-    >>> import tempfile
-    >>> import increlora_jax as il
+    >>> import increlora_jax as il, tempfile
     >>> _, parts = il.split(il.attach({"w": jnp.ones((4, 4))}), lambda path: False)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     il.save_adapter(folder + "/adapter", parts)
-    ...     loaded = il.load_adapter(folder + "/adapter", parts)
-    >>> bool((loaded.adapters["w"].A == parts.adapters["w"].A).all())
-    True
+    >>> folder = tempfile.mkdtemp() + "/adapter"
+    >>> il.save_adapter(folder, parts)
+    >>> il.load_adapter(folder, parts).adapters["w"].A.shape
+    (4, 4)
     """
     file = find_folder(_path(folder)) / TENSORS
-    # Before a byte of data is read: a file may claim any size.
-    claims, expected = read_claims(file), parts.learned()
-    if not claims.keys() & parts.statistics.keys():
-        # Written before statistics were carried: they are still those of the model.
-        expected = {n: value for n, value in expected.items() if n not in parts.statistics}
-    _check_claims(file, claims, expected)
-    with open_tensors(file) as reader:
-        tensors = {name: reader.get_tensor(name) for name in expected}
-    _check_finite(file, tensors)
+    tensors = _read_tensors(file, parts)
     if parts.rules is not None:
         _check_rules(file.with_name(CONFIG), parts.rules)
 
@@ -144,6 +133,19 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         head={path: jnp.asarray(tensors[path]) for path in parts.head},
         statistics=measured,
     )
+
+
+def _read_tensors(file: Path, parts: Parts) -> dict[str, np.ndarray]:
+    # Checked before a byte of data is read: a file may claim any size.
+    claims, expected = read_claims(file), parts.learned()
+    if not claims.keys() & parts.statistics.keys():
+        # Written before statistics were carried: they are still those of the model.
+        expected = {n: value for n, value in expected.items() if n not in parts.statistics}
+    _check_claims(file, claims, expected)
+    with open_tensors(file) as reader:
+        tensors = {name: reader.get_tensor(name) for name in expected}
+    _check_finite(file, tensors)
+    return tensors
 
 
 def read_adapter_config(folder: Folder) -> dict[str, Json]:

@@ -1,17 +1,14 @@
 """Adapters for any model: an NNX module, a Linen module with its variables, or a pytree."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Unpack, runtime_checkable
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from increlora_jax.core.adapter import Scaling
 from increlora_jax.nn import attach as modules
 from increlora_jax.nn import linen, skeleton, tree
-from increlora_jax.nn.initial import AdapterSettings, Start, start_small
+from increlora_jax.nn.initial import AdapterArguments, AdapterSettings
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.linen import AdaptedLinen, LinenModel
 from increlora_jax.nn.skeleton import Parts, Skeleton
@@ -26,9 +23,6 @@ from increlora_jax.nn.targets import (
     leave_trained,
     trains_nothing,
 )
-
-DEFAULT_SCALING = Scaling(16.0)
-"""α/r with the default α."""
 
 
 @runtime_checkable
@@ -99,18 +93,10 @@ def attach(
     exclude: Targets = (),
     parameters: Parameters = NO_PARAMETERS,
     is_trained: IsTrained = trains_nothing,
-    max_rank: int | Mapping[str, int] = 8,
-    initial_rank: int = 1,
-    scaling: Scaling = DEFAULT_SCALING,
-    dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
-    dtype: DTypeLike = jnp.float32,
-    start: Start = start_small,
+    **adapters: Unpack[AdapterArguments],
 ) -> PyTree:
     """Put adapters on a model, in place on an NNX module; outputs stay the same bit for bit.
-
-    λ starts at 0. A reserve that learns in advance moves a layer's output by at most
-    s · 1e-5 · Σ_reserve ‖aₖ‖‖bₖ‖ · ‖x‖.
 
     Args:
         model: an NNX module, a `LinenModel` or a pytree of parameters.
@@ -133,14 +119,12 @@ def attach(
         InputError: targets that match nothing or must be declared, or a rank over a matrix.
 
     >>> import increlora_jax as il
-    >>> il.attach({"w": jnp.ones((8, 6))}).adapters["w"].A.shape
-    (8, 6)
+    >>> il.attach({"w": jnp.ones((8, 6))}, max_rank=4).adapters["w"].A.shape
+    (8, 4)
     """
     way, selection = _way(model), Selection(targets, exclude, parameters, is_trained)
     sites = leave_trained(way.find_targets(model, selection), is_trained)
-    rngs = rngs or nnx.Rngs(0)
-    settings = AdapterSettings(max_rank, initial_rank, scaling, dropout, rngs, dtype, start)
-    return way.attach(model, sites, settings)
+    return way.attach(model, sites, AdapterSettings(rngs or nnx.Rngs(0), **adapters))
 
 
 def split(

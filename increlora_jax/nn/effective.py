@@ -30,7 +30,7 @@ _RECORD = "_pytree__"
 
 
 class EffectiveParameter:
-    """An attribute that is stored as W and read as W + ΔW. States of Flax hold W."""
+    """Attribute that is stored as W and read as W + ΔW. States of Flax hold W."""
 
     def __init__(self, name: str, effective: Effective):
         self.name = name
@@ -58,7 +58,7 @@ class EffectiveParameter:
 
 
 class EffectiveModule(nnx.Module):
-    """A module with effective parameters."""
+    """Module with effective parameters."""
 
     def _graph_node_set_key(self, key: str, value: object) -> None:
         # Private: `nnx.update` and `nnx.merge` write a state into a module by this method. Flax's

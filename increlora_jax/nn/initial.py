@@ -1,7 +1,7 @@
 """The first values of adapters."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from increlora_jax.nn.targets import Site, slots_for
 
 INIT_STD = 0.02
 """Standard deviation of A and B in every slot at the start (DESIGN §2)."""
+
+DEFAULT_SCALING = Scaling(16.0)
+"""α/r with the default α."""
 
 Start = Callable[[nnx.Rngs, tuple[int, ...], int, int, DTypeLike], tuple[Adapter, Slots]]
 """(rngs, (*stack, inputs, outputs), max_rank, initial_rank, dtype) → an adapter and its slots."""
@@ -40,16 +43,27 @@ def start_small(
     return adapter, init_slots(max_rank, initial_rank, tuple(stack))
 
 
-class AdapterSettings(NamedTuple):
-    """Settings that all adapters of a model share; see `any_model.attach`."""
+class AdapterArguments(TypedDict, total=False):
+    """Fields of `AdapterSettings` with a default, as keywords; see `any_model.attach`."""
 
     max_rank: int | Mapping[str, int]
     initial_rank: int
     scaling: Scaling
     dropout: float
-    rngs: nnx.Rngs
     dtype: DTypeLike
     start: Start
+
+
+class AdapterSettings(NamedTuple):
+    """Settings that all adapters of a model share; see `any_model.attach`."""
+
+    rngs: nnx.Rngs
+    max_rank: int | Mapping[str, int] = 8
+    initial_rank: int = 1
+    scaling: Scaling = DEFAULT_SCALING
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    start: Start = start_small
 
     def begin(self, path: str, site: Site) -> tuple[Adapter, Slots]:
         """Draw the adapter of a site, and its slots."""

@@ -13,7 +13,7 @@ from increlora_jax.errors import InputError
 
 
 class AdapterParam(nnx.LoRAParam):
-    """A trainable array of an adapter; other trainers know it as an `nnx.LoRAParam`.
+    """Trainable array of an adapter; other trainers know it as an `nnx.LoRAParam`.
 
     Args:
         value: A [inputs, slots], λ [slots] or B [slots, outputs], after the axes of a stack.
@@ -26,7 +26,7 @@ class AdapterParam(nnx.LoRAParam):
 
 
 class SlotState(nnx.Variable[Array]):
-    """A mask or a birth of an adapter's slots, which is never differentiated.
+    """Mask or birth of an adapter's slots, which is never differentiated.
 
     Args:
         value: an array of `Slots` [slots] or [], after the axes of a stack.
@@ -39,7 +39,7 @@ class SlotState(nnx.Variable[Array]):
 
 
 class LowRankAdapter(nnx.Module):
-    """A module that computes s · ((dropout(x)·A) ∘ λ̂) · B; see `core.adapter`.
+    """Module that computes s · ((dropout(x)·A) ∘ λ̂) · B; see `core.adapter`.
 
     Args:
         adapter: the first values of the parameters.

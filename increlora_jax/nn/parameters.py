@@ -20,7 +20,7 @@ from increlora_jax.quantization import Kernel
 
 
 class ParameterAdapter(LowRankAdapter):
-    """The adapter of one parameter, applied by effective weights: the module reads W + ΔW."""
+    """Adapter of one parameter, applied by effective weights: the module reads W + ΔW."""
 
     def __init__(self, adapter: Adapter, slots: Slots, scaling: Scaling, axes: KernelAxes):
         super().__init__(adapter, slots, scaling, Dropout(0.0))

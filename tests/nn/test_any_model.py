@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import increlora_jax as il
-from increlora_jax.nn.any_model import DEFAULT_SCALING, attach, split
+from increlora_jax.nn.any_model import attach, split
+from increlora_jax.nn.initial import DEFAULT_SCALING
 
 MODELS = {
     "nnx": lambda: nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))),
