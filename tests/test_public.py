@@ -6,14 +6,7 @@ import pytest
 
 import increlora_jax as il
 
-NOT_YET = {
-    "Adapter", "AdapterParam", "Evidence", "KernelAxes", "LinenModel", "Parts", "Scaling",
-    "Skeleton", "SlotState", "Slots", "detach", "load_adapter", "merge", "parameter_selector",
-    "report", "split", "unmerge",
-}  # fmt: skip
-"""Names that do not yet. Whoever explains one takes it out, and none is added."""
-
-NAMES = [name for name in il.__all__ if callable(getattr(il, name)) and name not in NOT_YET]
+NAMES = [name for name in il.__all__ if callable(getattr(il, name))]
 
 
 def is_configuration(thing):
@@ -32,8 +25,3 @@ def test_a_public_name_of_many_parameters_explains_them(name):
     sections = {"Args:", "Attributes:"} if inspect.isclass(thing) else {"Args:"}
     if len(inspect.signature(thing).parameters) > 3 and not is_configuration(thing):
         assert sections & {*inspect.getdoc(thing).splitlines()}
-
-
-def test_no_name_is_excused_that_has_an_example():
-    explained = {name for name in NOT_YET if ">>> " in inspect.getdoc(getattr(il, name))}
-    assert explained == set()

@@ -18,7 +18,10 @@ from increlora_jax.core.schedule import Number, as_dtype
 class Evidence(Enum):
     """Part of the task loss's gradient that a score reads.
 
-    `NONE` is no part, `SLOTS` is ∂L/∂λ̂ [slots] and `DENSE` is ∂L/∂ΔW [inputs, outputs].
+    Attributes:
+        NONE: no part.
+        SLOTS: ∂L/∂λ̂ [slots].
+        DENSE: ∂L/∂ΔW [inputs, outputs].
 
     >>> import increlora_jax as il
     >>> [evidence.value for evidence in il.Evidence]
