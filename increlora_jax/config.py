@@ -312,7 +312,7 @@ class TrainingConfig:
     )  # fmt: skip
     remat: Literal["none", "dots", "full"] = option(
         "none",
-        "what of a layer is computed again in the backward pass, to save memory: nothing, "
+        "parts of a layer to recompute in the backward pass, to save memory: nothing, "
         "all but its dense products, or all of it",
     )
     scan_layers: bool = option(
@@ -322,7 +322,7 @@ class TrainingConfig:
     )
     attn_implementation: Literal["xla", "pallas"] = option(
         "xla",
-        "what computes the attention of DeBERTa: XLA, or kernels for NVIDIA GPUs that never write "
+        "implementation of DeBERTa's attention: XLA, or kernels for NVIDIA GPUs that never write "
         "its scores to memory; these are not measured yet",
     )
     compilation_cache_dir: str | None = option(

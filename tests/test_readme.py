@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = [README, *sorted((README.parent / "experiments").rglob("*.md"))]
 
 
 def test_the_example_in_your_own_code_learns_and_spends_its_budget(capsys):
@@ -23,6 +25,7 @@ def test_the_example_in_your_own_code_learns_and_spends_its_budget(capsys):
     assert 0 < slow < fast
 
 
-def test_every_file_that_the_readme_shows_is_there():
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
-        assert (README.parent / path).is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(README.parent)))
+def test_every_file_that_a_page_shows_is_there(page):
+    links = re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).is_file()] == []

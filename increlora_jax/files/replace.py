@@ -91,7 +91,7 @@ def _naming(path: Path) -> Iterator[None]:
             _restore(path)
             _remove(aside_of(path))
         raise WriteError(
-            f"{path} cannot be written: {error}; what was there before is as it was: make room or "
+            f"{path} cannot be written: {error}. The previous one is unchanged. Make room or "
             "mend the folder, and start the same command again"
         ) from error
 

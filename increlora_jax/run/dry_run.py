@@ -88,7 +88,7 @@ def _describe_memory(plan: Plan) -> Iterator[str]:
     yield (
         f"memory: base {_say_bytes(base)}; trained parameters {_say_bytes(trained)}, their "
         f"gradients as much, the optimizer twice as much; in all {_say_bytes(base + 4 * trained)}, "
-        "without activations, batches and what compiled programs need beside"
+        "without activations, batches and the memory of compiled programs"
     )
 
 

@@ -11,7 +11,7 @@ _DESCRIPTION = "Evaluate a saved run on its dev data, or on other data with its 
 def evaluate_parser() -> Parser:
     """Return the parser of the evaluation command."""
     parser = Parser("evaluate", _DESCRIPTION)
-    add = parser.add_argument_group("what is evaluated").add_argument
+    add = parser.add_argument_group("run and data").add_argument
     add("--run", required=True, type=path, metavar="DIR", help="a run's folder")
     add("--adapter", type=type_of(Literal["last", "best"]), default="last", metavar="NAME",
         help="of the last step or the best evaluation (last, best; default last)")  # fmt: skip
