@@ -14,7 +14,7 @@ class InputError(ValueError):
         ...     il.GrowthConfig(target_rank=-1)
         ... except il.InputError as error:
         ...     print(error)
-        --target-rank -1 must be greater than 0
+        --target-rank -1 must be positive
     """
 
     exit_status = 2

@@ -42,8 +42,8 @@ def dispatch_synchronously() -> None:
     Example:
         >>> import increlora_jax as il, jax
         >>> il.dispatch_synchronously()
-        >>> jax.config.jax_cpu_enable_async_dispatch
-        False
+        >>> float(jax.jit(lambda x: 2 * x)(3.0))
+        6.0
         >>> jax.config.update("jax_cpu_enable_async_dispatch", True)  # JAX's default again
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
