@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, Unpack, runtime_checkable
 from flax import nnx
 from jaxtyping import PyTree
 
+from increlora_jax.errors import InputError
 from increlora_jax.nn import attach as modules
 from increlora_jax.nn import linen, skeleton, tree
 from increlora_jax.nn.initial import AdapterArguments, AdapterSettings
@@ -78,6 +79,12 @@ def plan_targets(
     selection = Selection(targets, exclude, parameters, is_trained)
     found = _way(model).find_targets(model, selection)
     left = leave_trained(found, is_trained)
+    for path in left:
+        if path.endswith("]"):
+            raise InputError(
+                f"{path} ends in ], as the name of a layer within a stack does. Rename it, or "
+                "exclude it"
+            )
     sizes = {
         name: site.axes.matrix_shape(site.shape)
         for path, site in left.items()

@@ -150,7 +150,8 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
     def _summed(self) -> nnx.Linear:
         """Return a plain layer that multiplies by W + ΔW."""
         layer = copy_as(nnx.Linear, self)
-        layer.dot_general = lambda x, kernel, *_, **__: self.adapter.apply_sum(x, kernel)
+        # Past Flax, which lets no transformation change a module that was made outside of it.
+        vars(layer)["dot_general"] = lambda x, kernel, *_, **__: self.adapter.apply_sum(x, kernel)
         return layer
 
     def kernel_axes(self) -> KernelAxes:

@@ -12,6 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
+from increlora_jax.errors import InputError
 from increlora_jax.nn.products import is_plain_product
 from increlora_jax.nn.tree import Arrays, TreeShape, take_apart
 
@@ -37,6 +38,9 @@ class LinenModel:
         inputs: of the call.
         options: of the call; options of `apply`, such as `rngs`, among them.
 
+    Raises:
+        InputError: the variables have no collection `params`.
+
     >>> import flax.linen as nn
     >>> import increlora_jax as il
     >>> module, x = nn.Sequential([nn.Dense(4)]), jnp.ones((1, 3))
@@ -48,6 +52,11 @@ class LinenModel:
     def __init__(self, module: nn.Module, variables: PyTree, *inputs: PyTree, **options: PyTree):
         self.module = module
         self.variables = unfreeze(meta.unbox(variables))
+        if "params" not in self.variables:
+            raise InputError(
+                f"the variables of {type(module).__name__} have no collection 'params' (they have "
+                f"{', '.join(map(repr, self.variables)) or 'none'}). Give all that `init` returns"
+            )
         self.inputs = inputs
         self.options = options
 

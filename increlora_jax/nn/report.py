@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from increlora_jax.core.adapter import Slots
 from increlora_jax.nn.kernels import path_of, stack_names
 from increlora_jax.nn.skeleton import Parts
-from increlora_jax.quantization import QuantizedKernel
 
 
 class TrainableReport(NamedTuple):
@@ -73,7 +72,7 @@ def report(parts: Parts) -> TrainableReport:
         active=active,
         buffer=_count(parts.adapters),
         head=_count(parts.head),
-        base=sum(prod(array.shape) for array in _arrays((parts.base, parts.statistics))),
+        base=sum(map(prod, _shapes((parts.base, parts.statistics)))),
         ranks=ranks,
         full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
     )
@@ -97,9 +96,10 @@ def _counted(slots: Slots) -> np.ndarray:
     return np.asarray(slots.active) & ~np.asarray(slots.reserve)
 
 
-def _arrays(tree: PyTree) -> list[Array | QuantizedKernel]:
-    """List the arrays of a tree; a quantised kernel is one, of the kernel's shape."""
-    return jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "shape"))
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    """List the shapes of the arrays of a tree; a quantised kernel is one array."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return [leaf.shape for leaf in leaves]
 
 
 def _count(tree: PyTree) -> int:

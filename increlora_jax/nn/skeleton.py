@@ -131,6 +131,7 @@ class ModuleSkeleton(NamedTuple):
         is_called_once: whether a forward pass calls each adapted layer once; default: False.
         scaling: of the adapters; None without adapters.
         axes: of adapted parameters; default: none.
+        kinds: the class of every variable of the base whose value is a pytree; default: none.
     """
 
     graphdef: nnx.GraphDef[nnx.Module]
@@ -140,6 +141,7 @@ class ModuleSkeleton(NamedTuple):
     is_called_once: bool = False
     scaling: Scaling | None = None
     axes: Mapping[str, KernelAxes] = MappingProxyType({})
+    kinds: Mapping[str, type[nnx.Variable]] = MappingProxyType({})
 
     @property
     def rules(self) -> Rules | None:
@@ -184,7 +186,11 @@ class ModuleSkeleton(NamedTuple):
 
     def _state(self, parts: Parts, key: Array | None) -> PyTree:
         flat = {**parts.frozen(), **parts.learned()}
-        leaves = {path: _as_leaf(flat[name]) for name, path in self.paths.items()}
+        leaves = {
+            # Flax would read a dict or a tuple as a subtree.
+            path: self.kinds[name](flat[name]) if name in self.kinds else flat[name]
+            for name, path in self.paths.items()
+        }
         root = jax.random.key(0) if key is None else key
         for index, (path, shape) in enumerate(self.streams.values()):
             own = jax.random.fold_in(root, index)
@@ -227,6 +233,7 @@ def split(
         is_called_once,
         scaling=next((adapter.scaling for adapter in adapters.values()), None),
         axes={n: own.axes for n, own in adapters.items() if isinstance(own, ParameterAdapter)},
+        kinds={n: type(own[n]) for n, v in base.items() if isinstance(v, dict | list | tuple)},
     )
     own_parameters = {name: adapter.parameters for name, adapter in adapters.items()}
     return skeleton, Parts(own_parameters, slots, head, base, measured, skeleton.rules)
@@ -256,11 +263,6 @@ def _widen(value: Array) -> Array:
 def _value_of(variable: PyTree) -> PyTree:
     """Return the value of a variable, or an array that is itself an attribute."""
     return variable.get_value() if isinstance(variable, nnx.Variable) else jnp.asarray(variable)
-
-
-def _as_leaf(value: PyTree) -> PyTree:
-    """Return a variable's value for Flax, which would read a dict or a tuple as a subtree."""
-    return nnx.Variable(value) if isinstance(value, dict | list | tuple) else value
 
 
 def module_names(slots: dict[str, Slots]) -> tuple[str, ...]:

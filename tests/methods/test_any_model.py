@@ -136,3 +136,62 @@ def test_a_method_for_another_model_is_refused():
     larger = nnx.Sequential(*(nnx.Linear(8, 8, rngs=nnx.Rngs(i)) for i in range(3)))
     with pytest.raises(il.InputError, match=r"layers\.2 is in no plan.*another model"):
         il.prepare(larger, il.increlora(two_linears(), steps=9), total_steps=9)
+
+
+def make_reader(call):
+    """Make an NNX model of two layers that calls them by `call(model, x)`."""
+
+    class Reader(nnx.Module):
+        def __init__(self):
+            self.first = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+            self.last = nnx.Linear(8, 4, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return call(self, x)
+
+    return Reader()
+
+
+def train_and_merge(model, x):
+    """Train through every round; return the outputs of the trained and of the merged model."""
+    growth = il.GrowthConfig(target_rank=2, top_h=1, init_warmup=0, incre_interval=1)
+    config = il.TrainingConfig(learning_rate=5e-2, warmup_steps=0)
+    method = il.increlora(model, steps=6, growth=growth)
+    trainer, state, base = il.prepare(model, method, config, total_steps=6)
+    differentiate = trainer.value_and_grad(lambda model: jnp.mean((model(x) - 1) ** 2))
+    for _ in range(6):
+        state, _ = trainer.update(state, differentiate(state, base)[1])
+    assert int(state.total_rank) == 4
+    return trainer.predict(state, base, lambda model: model(x)), trainer.merge(state, base)(x)
+
+
+def test_a_model_may_differentiate_its_own_layers():
+    def descend(model, x):
+        energy = jax.grad(lambda x: jnp.sum(jnp.tanh(model.first(x)) ** 2))
+        return model.last(energy(x))
+
+    trained, merged = train_and_merge(make_reader(descend), jnp.ones((16, 8)))
+    np.testing.assert_allclose(trained, merged, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_was_called_before_keeps_what_it_has_sown():
+    def sow(model, x):
+        model.sow(nnx.Intermediate, "seen", x)
+        return model.last(model.first(x))
+
+    model, x = make_reader(sow), jnp.ones((2, 8))
+    model(x)
+    trained, merged = train_and_merge(model, x)
+    np.testing.assert_allclose(trained, merged, rtol=1e-5, atol=1e-6)
+
+
+def test_a_path_that_reads_like_a_layer_of_a_stack_is_refused():
+    with pytest.raises(il.InputError, match=r"a\[0\] ends in \].*Rename it, or exclude it"):
+        il.increlora({"a[0]": jnp.ones((8, 8)), "b": jnp.ones((8, 4))}, steps=10)
+
+
+def test_variables_without_their_collection_are_refused():
+    module, x = nn.Dense(4), jnp.ones((1, 3))
+    params = module.init(jax.random.key(0), x)["params"]
+    with pytest.raises(il.InputError, match=r"no collection 'params' \(they have .*'kernel'"):
+        il.LinenModel(module, params, x)
