@@ -125,7 +125,7 @@ def attach(
     Raises:
         InputError: targets that match nothing or must be declared, or a rank over a matrix.
 
-    >>> import increlora_jax as il
+    >>> import increlora_jax as il, jax.numpy as jnp
     >>> il.attach({"w": jnp.ones((8, 6))}, max_rank=4).adapters["w"].A.shape
     (8, 4)
     """
@@ -151,7 +151,7 @@ def split(
     Raises:
         InputError: two arrays of one path, or a complex parameter that should learn in full.
 
-    >>> import increlora_jax as il
+    >>> import increlora_jax as il, jax.numpy as jnp
     >>> skeleton, parts = il.split({"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, lambda p: p == "b")
     >>> list(parts.head), list(parts.base)
     (['b'], ['w'])
@@ -175,7 +175,7 @@ def parameter_selector(model: PyTree, names: Targets) -> IsTrained:
     Raises:
         InputError: a name that nothing in the model has.
 
-    >>> import increlora_jax as il
+    >>> import increlora_jax as il, jax.numpy as jnp
     >>> is_trained = il.parameter_selector({"head": {"w": jnp.ones(2)}, "b": jnp.ones(2)}, ["head"])
     >>> is_trained("head.w"), is_trained("b")
     (True, False)
