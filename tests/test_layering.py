@@ -128,18 +128,6 @@ def _module_level(tree: ast.Module) -> ast.Module:
     return Strip().visit(ast.parse(ast.unparse(tree)))
 
 
-POINTLESS = ("What", "Those", "Of", "Whether", "How", "That", "Which")
-"""First words of docstrings that open with a clause in place of a verb or noun (DESIGN §6)."""
-
-
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_docstrings_open_with_a_verb_or_a_noun(path):
-    tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) or "-" for node in ast.walk(tree) if isinstance(node, kinds)]
-    assert [text.splitlines()[0] for text in texts if text.split()[0] in POINTLESS] == []
-
-
 BLIND = "line 1: leaves a text file's encoding to the machine"
 
 

@@ -218,7 +218,7 @@ def clear(folder: Path, config: RunConfig, *, keeps_checkpoints: bool = False) -
     Args:
         folder: The folder of all runs.
         config: Its settings.
-        keeps_checkpoints: Whether checkpoints stay, if none of them is sound.
+        keeps_checkpoints: Whether damaged checkpoints, set aside by the resumed run, stay.
 
     Raises:
         WriteError: If the folder cannot be written.
