@@ -159,8 +159,13 @@ def train_and_merge(model, x):
     method = il.increlora(model, steps=6, growth=growth)
     trainer, state, base = il.prepare(model, method, config, total_steps=6)
     differentiate = trainer.value_and_grad(lambda model: jnp.mean((model(x) - 1) ** 2))
+
+    @jax.jit
+    def step(state, base):
+        return trainer.update(state, differentiate(state, base)[1])[0]
+
     for _ in range(6):
-        state, _ = trainer.update(state, differentiate(state, base)[1])
+        state = step(state, base)
     assert int(state.total_rank) == 4
     return trainer.predict(state, base, lambda model: model(x)), trainer.merge(state, base)(x)
 
