@@ -7,14 +7,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from increlora_jax.nn.low_rank import AdapterParam
+from increlora_jax.nn.low_rank import LowRankAdapter
 from increlora_jax.nn.paths import name_path
 
 COLLECTION = "batch_stats"
 """The collection of Linen's statistics; NNX has the type `nnx.BatchStat`."""
-
-_IS_MADE = nnx.RngState | AdapterParam
-"""Variables that every step makes itself, or that learn."""
 
 _COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
 """Wrappers that write the parameters of the layer within."""
@@ -27,11 +24,13 @@ def snapshot(model: nnx.Module) -> dict[str, object]:
     from others at every call.
     """
     nodes = list(nnx.iter_graph(model))
+    adapters = [path for path, node in nodes if isinstance(node, LowRankAdapter)]
     computed = [path for path, node in nodes if isinstance(node, _COMPUTES)]
     return {
         name_path(path): node.copy() if isinstance(node, nnx.Variable) else node
         for path, node in nodes
         if _can_be_written(node)
+        and not any(path[: len(p)] == p for p in adapters)
         and not (isinstance(node, nnx.Param) and any(path[: len(p)] == p for p in computed))
     }
 
@@ -81,7 +80,7 @@ def is_statistic(path: str, parameters: Container[str]) -> bool:
 
 def _can_be_written(node: object) -> bool:
     is_number = isinstance(node, int | float) and not isinstance(node, bool)  # such as a mode
-    is_value = isinstance(node, nnx.Variable) and not isinstance(node, _IS_MADE)
+    is_value = isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
     return is_number or is_value or isinstance(node, jax.Array)
 
 

@@ -1,5 +1,7 @@
 """What a user's own model may hold, and what is said where a method cannot take it."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -176,6 +178,16 @@ def test_a_model_may_differentiate_its_own_layers():
         return model.last(energy(x))
 
     trained, merged = train_and_merge(make_reader(descend), jnp.ones((16, 8)))
+    np.testing.assert_allclose(trained, merged, rtol=1e-5, atol=1e-6)
+
+
+def test_nobody_is_warned_of_what_recomputed_layers_hold():
+    def recompute(model, x):
+        return model.last(nnx.jit(nnx.remat(lambda layer, x: layer(x)))(model.first, x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained, merged = train_and_merge(make_reader(recompute), jnp.ones((16, 8)))
     np.testing.assert_allclose(trained, merged, rtol=1e-5, atol=1e-6)
 
 
