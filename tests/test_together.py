@@ -99,15 +99,17 @@ def tensors(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def assert_same_run(member, alone):
+def assert_same_run(member, alone, orth_atol=ATOL):
     """Growth and metrics exactly, numbers to float tolerance."""
     for name in ("rounds", "ranks", "metrics", "best_metrics", "skipped_steps", "identity"):
         assert read(member)[name] == read(alone)[name], name
     for name in ("step", "tokens", "total_rank"):
         assert column(member, name) == column(alone, name)
     assert lines(member, "dev") == lines(alone, "dev")
-    for name in ("loss", "learning_rate", "grad_norm", "orth_loss"):
-        np.testing.assert_allclose(column(member, name), column(alone, name), RTOL, ATOL)
+    for name, atol in {
+        "loss": ATOL, "learning_rate": ATOL, "grad_norm": ATOL, "orth_loss": orth_atol
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(column(member, name), column(alone, name), RTOL, atol)
     got, expected = tensors(member), tensors(alone)
     assert got.keys() == expected.keys()
     for name, value in expected.items():
@@ -230,7 +232,8 @@ def test_the_demo_ends_as_alone(tmp_path):
     train.main([*command, "--seeds", ",".join(SEEDS), "--output-dir", str(tmp_path / "all")])
     for seed in SEEDS:
         train.main([*command, "--seed", seed, "--output-dir", str(tmp_path / seed)])
-        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed)
+        # ‖P − I‖ falls from 0.9 to 0.02 in 80 steps; its rounding stays that of the 1s in P.
+        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed, orth_atol=RTOL)
     assert len({rounds(tmp_path / seed) for seed in SEEDS}) == len(SEEDS)
 
 

@@ -128,5 +128,5 @@ def test_one_dense_gradient_at_a_time_is_held_where_layers_are_called_once(is_sc
         scored_bytes(is_scanned=is_scanned, is_called_once=once) for once in (False, True)
     )
     gradients = 4 * 3 * (4 * 64**2 + 2 * 64 * 256)
-    # JAX 0.10 saves three quarters of them, and 0.9.1 0.69.
-    assert all_of_them - one > 0.65 * gradients
+    is_older = jax.__version_info__ < (0, 10)  # whose compiler reuses a little less
+    assert all_of_them - one > (0.65 if is_older else 0.7) * gradients
