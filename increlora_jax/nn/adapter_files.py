@@ -20,6 +20,7 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.replace import find_folder, replace_folder
 from increlora_jax.files.tensors import Claim, open_tensors, read_claims, write_tensors
+from increlora_jax.nn.fingerprint import check_fingerprint, take_fingerprint
 from increlora_jax.nn.rules import Applied, Json, Kind, Rules, Value, check_rules
 from increlora_jax.nn.skeleton import Parts
 
@@ -67,6 +68,9 @@ def save_adapter(
 ) -> None:
     """Write the adapters, slots, head and rules of a model; waits for the device.
 
+    A fingerprint of the adapted kernels of the base is written too, unless `config` has the
+    identity of the base.
+
     The folder is replaced as a whole: at every moment it holds the old adapter or the new one.
 
     Args:
@@ -86,7 +90,7 @@ def save_adapter(
     (4, 4)
     """
     tensors = {name: np.asarray(value) for name, value in jax.device_get(parts.learned()).items()}
-    applied = {} if parts.rules is None else {"applied": parts.rules.describe()}
+    applied = {} if parts.rules is None else {"applied": _describe(parts, parts.rules, config)}
     text = json.dumps({**config, **applied}, indent=2) + "\n"
     with replace_folder(_path(folder)) as aside:
         write_tensors(tensors, aside / TENSORS)
@@ -106,7 +110,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
         The same parts with the adapters, slots, head and statistics of the file.
 
     Raises:
-        InputError: no adapter or a damaged one, or one with other tensors, α or scaling; named.
+        InputError: no adapter, a damaged one, or one of other tensors, α, scaling or base; named.
 
     >>> import increlora_jax as il, tempfile
     >>> _, parts = il.split(il.attach({"w": jnp.ones((4, 4))}), lambda path: False)
@@ -118,7 +122,7 @@ def load_adapter(folder: Folder, parts: Parts) -> Parts:
     file = find_folder(_path(folder)) / TENSORS
     tensors = _read_tensors(file, parts)
     if parts.rules is not None:
-        _check_rules(file.with_name(CONFIG), parts.rules)
+        _check_applied(file.with_name(CONFIG), parts, parts.rules)
 
     def take(kind: Callable[..., Fields], names: Sequence[str]) -> dict[str, Fields]:
         return {
@@ -162,13 +166,19 @@ def read_adapter_config(folder: Folder) -> dict[str, Json]:
     return config
 
 
-def _check_rules(file: Path, rules: Rules) -> None:
+def _describe(parts: Parts, rules: Rules, config: Mapping[str, object]) -> dict[str, Json]:
+    base = {} if "identity" in config else {"base": take_fingerprint(parts)}
+    return {**rules.describe(), **base}
+
+
+def _check_applied(file: Path, parts: Parts, rules: Rules) -> None:
     saved = {}
     if file.is_file():  # NaN is allowed in the values of a user
         saved = read_json_object(file, max_bytes=_MAX_CONFIG_BYTES, allow_nan=True)
     here = rules.describe()
     if "applied" in saved:
         check_rules(file, saved["applied"], rules)
+        check_fingerprint(file, saved["applied"].get("base", {}), parts)
     elif "lora_alpha" in saved:
         check_rules(file, here | _rules_of_old(saved, here["scaling"]), rules)
     else:

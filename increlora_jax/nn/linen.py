@@ -90,6 +90,11 @@ def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite
     Raises:
         InputError: a pattern that matches nothing, or a layer that cannot be adapted.
     """
+    if isinstance(model.module, LAYER_TYPES) and not selection.parameters:
+        raise InputError(
+            f"the model is itself a {type(model.module).__name__}, whose kernel has no path; put "
+            "it into a module, as in nn.Sequential([layer])"
+        )
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
     modules = trace_call(model)
     declared = {

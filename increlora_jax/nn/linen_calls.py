@@ -7,9 +7,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import DenyList, meta, unfreeze
+import numpy as np
+from flax.core import meta, unfreeze
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError
 from flax.linen.dtypes import promote_dtype
-from jax.interpreters.partial_eval import dce_jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jaxtyping import PyTree
 
 from increlora_jax.errors import InputError
@@ -21,6 +23,9 @@ Context = nn.module.InterceptorContext
 
 LAYER_TYPES = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
+
+REMEDY = "Give all that `init` returns"
+"""The way out of variables that lack something."""
 
 PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype")
 """Attributes of Linen's layers for another function than x · W."""
@@ -39,7 +44,7 @@ class LinenModel:
         options: of the call; options of `apply`, such as `rngs`, among them.
 
     Raises:
-        InputError: the variables have no collection `params`.
+        InputError: the variables are no collections, or lack a parameter.
 
     >>> import flax.linen as nn
     >>> import increlora_jax as il
@@ -52,13 +57,16 @@ class LinenModel:
     def __init__(self, module: nn.Module, variables: PyTree, *inputs: PyTree, **options: PyTree):
         self.module = module
         self.variables = unfreeze(meta.unbox(variables))
-        if "params" not in self.variables:
-            raise InputError(
-                f"the variables of {type(module).__name__} have no collection 'params' (they have "
-                f"{', '.join(map(repr, self.variables)) or 'none'}). Give all that `init` returns"
-            )
         self.inputs = inputs
         self.options = options
+        for name, held in self.variables.items():
+            if not isinstance(held, Mapping):
+                raise InputError(
+                    f"the variables of {type(module).__name__} are no collections: {name!r} is a "
+                    f"{type(held).__name__}. {REMEDY}"
+                )
+        if "params" not in self.variables:  # also right for a module without parameters
+            trace_call(self)
 
     def take_apart(self) -> tuple[TreeShape, Arrays]:
         """Return the shape of the variables and their arrays by path, without `params`."""
@@ -98,7 +106,8 @@ class Called(NamedTuple):
             own = getattr(self.module, name, None)
             if own not in (None, promote_dtype) and not is_plain_product(name, own):
                 return f"a {kind} with a {name} of its own, through which no update could be merged"
-        return f"a {kind} with batch_dims" if getattr(self.module, "batch_dims", ()) else None
+        has_batch = np.size(getattr(self.module, "batch_dims", ())) > 0  # 0 is the first axis
+        return f"a {kind} with batch_dims" if has_batch else None
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -108,7 +117,11 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def trace_call(model: LinenModel) -> dict[str, Called]:
-    """Collect every module that the model's call uses, by path."""
+    """Collect every module that the model's call uses, by path.
+
+    Raises:
+        InputError: the variables lack a parameter that the call uses.
+    """
     shape, arrays = model.take_apart()
     call, given = take_apart((model.inputs, model.options))
     found: dict[str, Called] = {}
@@ -116,17 +129,38 @@ def trace_call(model: LinenModel) -> dict[str, Called]:
     def apply(arrays: Mapping[str, PyTree], given: Mapping[str, PyTree]) -> PyTree:
         inputs, own = call.fill(given)
         # Not of parameters: if mutable, they are outputs, and all of them would count as read.
-        options = {"rngs": {"dropout": jax.random.key(0)}, "mutable": DenyList("params"), **own}
+        mutable = [name for name in model.variables if name != "params"] or False
+        options = {"rngs": {"dropout": jax.random.key(0)}, "mutable": mutable, **own}
         return model.module.apply(shape.fill(arrays), *inputs, **options)
 
-    with _recorded(found):
-        traced = jax.make_jaxpr(apply)(arrays, given)
-    _, uses = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    try:
+        with _recorded(found):
+            traced = jax.make_jaxpr(apply)(arrays, given)
+    except (ScopeParamNotFoundError, ScopeCollectionNotFound) as error:
+        name, held = type(model.module).__name__, ", ".join(map(repr, model.variables))
+        raise InputError(
+            f"the variables of {name} lack a parameter: {str(error).partition(' (http')[0]} They "
+            f"have the collections {held or '(none)'}. {REMEDY}"
+        ) from error
     names = jax.tree.leaves({name: name for name in arrays})
-    used = {name for name, is_used in zip(names, uses, strict=False) if is_used}
+    read = {name for name, is_read in zip(names, find_read(traced.jaxpr), strict=False) if is_read}
     return {
-        path: called._replace(is_read=f"{path}.kernel" in used) for path, called in found.items()
+        path: called._replace(is_read=f"{path}.kernel" in read) for path, called in found.items()
     }
+
+
+def find_read(jaxpr: Jaxpr) -> list[bool]:
+    """Return of each argument of a program whether an operation reads it, in inner programs too."""
+    read = {id(var) for var in jaxpr.outvars}
+    for eqn in jaxpr.eqns:
+        given = eqn.invars[1:] if eqn.primitive.name == "cond" else eqn.invars
+        inner = list(jaxprs_in_params(eqn.params))
+        if not inner or any(len(sub.invars) != len(given) for sub in inner):
+            read |= set(map(id, eqn.invars))
+            continue
+        for sub in inner:
+            read |= {id(v) for v, is_read in zip(given, find_read(sub), strict=True) if is_read}
+    return [id(var) in read for var in jaxpr.invars]
 
 
 def call_of(inputs: PyTree, options: Mapping[str, PyTree]) -> TreeShape:
@@ -151,6 +185,7 @@ def _recorded(found: dict[str, Called]) -> Iterator[None]:
             normalizers.append(type(module).__name__)
         normalizer = next(iter(normalizers), None)
         is_call = isinstance(module, LAYER_TYPES) and context.method_name == "__call__"
+        is_call = is_call and module.has_variable("params", "kernel")
         if is_call and module.path and Called(module, (), normalizer).obstacle is None:
             call = _without_kernel(module)
         output = call(*args, **options)

@@ -27,7 +27,7 @@ Applied = dict[str, Value]
 """The rules in a file, under the key `applied`."""
 
 _KINDS: dict[str, Kind] = {"lora_alpha": float, "scaling": str}
-_MORE: dict[str, Kind] = {"target_rank": float, "axes": Axes}
+_MORE: dict[str, Kind] = {"target_rank": float, "axes": Axes, "base": dict[str, list[float]]}
 _ROUNDING = 1e-6  # of an α in float32
 
 

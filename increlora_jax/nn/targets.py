@@ -133,7 +133,10 @@ def choose_known(
     everything = sorted({*known, *others}, key=module_order)
     places = [path for path in everything if path in known] if targets == ALL_LINEAR else everything
     if not places:
-        raise InputError(f"target_modules: {targets!r} matches nothing: the model has no {kind}")
+        raise InputError(
+            f"target_modules: {targets!r} matches nothing: the model has no {kind}"
+            + _describe_others(unknown, refused)
+        )
     chosen = select(places, targets, "target_modules", kind)
     left_out = select(everything, exclude, "exclude_modules", kind) if exclude else set()
     if targets == ALL_LINEAR:
@@ -145,6 +148,16 @@ def choose_known(
     found = [path for path in places if path in chosen - left_out]
     _check_known(found, unknown, refused)
     return found
+
+
+def _describe_others(unknown: Mapping[str, Unknown], refused: Mapping[str, str]) -> str:
+    """Describe what a model has in place of layers that can be adapted; empty if nothing."""
+    if refused:
+        return " that can be adapted: " + "; ".join(f"{p} is {why}" for p, why in refused.items())
+    if not unknown:
+        return ""
+    path, (_, kernels) = next(iter(unknown.items()))
+    return f". Declare an array to adapt, as in {_declaration(kernels)}, and target {path}"
 
 
 def _check_known(
@@ -211,12 +224,16 @@ def declared_axes(
 def _ask_to_declare(path: str, kind: str, kernels: Mapping[str, Sequence[int]]) -> str:
     """Describe how to declare one of the `kernels` (shapes by path) of an unknown target."""
     shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
-    pattern = re.escape(next(iter(kernels)))
     return (
         f"target_modules: {path} is {kind}, which is not known to be a matrix; it holds {shown}. "
-        f"Declare the array to adapt and target it by its path, as in parameters="
-        f"{{r'{pattern}': KernelAxes(inputs=(0,), outputs=(1,))}}, or exclude {path}"
+        f"Declare the array to adapt and target it by its path, as in {_declaration(kernels)}, or "
+        f"exclude {path}"
     )
+
+
+def _declaration(kernels: Mapping[str, Sequence[int]]) -> str:
+    pattern = re.escape(next(iter(kernels)))
+    return f"parameters={{r'{pattern}': KernelAxes(inputs=(0,), outputs=(1,))}}"
 
 
 def slots_for(

@@ -1,6 +1,7 @@
 """What a user's own model may hold, and what is said where a method cannot take it."""
 
 import warnings
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -208,7 +209,49 @@ def test_a_path_that_reads_like_a_layer_of_a_stack_is_refused():
 
 
 def test_variables_without_their_collection_are_refused():
-    module, x = nn.Dense(4), jnp.ones((1, 3))
+    module, x = TwoDense({}), jnp.ones((1, 3))
     params = module.init(jax.random.key(0), x)["params"]
-    with pytest.raises(il.InputError, match=r"no collection 'params' \(they have .*'kernel'"):
+    with pytest.raises(
+        il.InputError, match=r"lack a parameter: .*collections 'Dense_0', 'Dense_1'"
+    ):
         il.LinenModel(module, params, x)
+    with pytest.raises(il.InputError, match=r"no collections: 'bias' is"):
+        il.LinenModel(nn.Dense(4), params["Dense_0"], x)
+
+
+class Doubled(nn.Dense):
+    @nn.compact
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Only(nn.Module):
+    make: Callable[[], nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        return self.make()(x)
+
+
+class Weight(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("w", nn.initializers.ones, (8, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Dense(4), r"itself a Dense.*nn\.Sequential"),
+        (Only(lambda: Doubled(4)), r"can be adapted: Doubled_0 is a Doubled, which"),
+        (Only(lambda: nn.WeightNorm(nn.Dense(4))), r"can be adapted: Dense_0 is part of a Weight"),
+        (Only(lambda: nn.DenseGeneral(4, batch_dims=0)), r"adapted: .* a DenseGeneral with batch_"),
+        (
+            Only(Weight),
+            r"Declare an array to adapt, .*r'Weight_0\\\.w'.* target Weight_0",
+        ),
+    ],
+)
+def test_a_linen_model_without_a_layer_to_adapt_names_those_that_it_has(module, message):
+    with pytest.raises(il.InputError, match=message):
+        il.attach(il.LinenModel(module, module.init(jax.random.key(0), X), X))

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import increlora_jax as il
 from increlora_jax.core.adapter import Adapter, Slots
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.nn.adapter_files import (
@@ -18,6 +20,7 @@ from increlora_jax.nn.adapter_files import (
     save_adapter,
 )
 from increlora_jax.nn.skeleton import split
+from increlora_jax.quantization import store_quantized
 
 SAID = {
     "method": "increlora",
@@ -239,9 +242,9 @@ def test_a_file_that_claims_more_than_the_model_has_is_refused_unread(saved, bla
 
 
 def test_parents_are_made(parts, tmp_path):
-    save_adapter(tmp_path / "not" / "yet" / "adapter", parts, {})
+    save_adapter(tmp_path / "not" / "yet" / "adapter", parts, {"identity": {}})
     written = json.loads((tmp_path / "not/yet/adapter" / CONFIG).read_text())
-    assert written == {"applied": {"lora_alpha": 16.0, "scaling": "rank"}}
+    assert written == {"identity": {}, "applied": {"lora_alpha": 16.0, "scaling": "rank"}}
 
 
 def test_bfloat16_adapters_survive(make_net, attach_all, tmp_path):
@@ -250,3 +253,19 @@ def test_bfloat16_adapters_survive(make_net, attach_all, tmp_path):
     loaded = load_adapter(tmp_path / "adapter", narrow)
     assert loaded.adapters["mix"].A.dtype == jnp.bfloat16
     np.testing.assert_array_equal(loaded.adapters["mix"].A, narrow.adapters["mix"].A)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "bfloat16"])
+def test_a_base_of_other_values_is_refused_and_a_rounded_one_is_not(tmp_path, kind):
+    def parts_of(seed, kind=None):
+        model = nnx.Sequential(nnx.Linear(64, 64, rngs=nnx.Rngs(seed)))
+        if kind in ("nf4", "int8"):
+            store_quantized(model, "all-linear", kind)
+        elif kind:
+            model.layers[0].kernel[...] = model.layers[0].kernel.astype(kind)
+        return il.split(il.attach(model), lambda path: False)[1]
+
+    il.save_adapter(tmp_path / "a", parts_of(0))
+    il.load_adapter(tmp_path / "a", parts_of(0, kind))
+    with pytest.raises(InputError, match=r"over another base: layers\.0\.kernel has other values"):
+        il.load_adapter(tmp_path / "a", parts_of(1, kind))

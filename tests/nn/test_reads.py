@@ -255,6 +255,27 @@ class LinenBody(nn.Module):
         return jnp.tanh(enc(x)) @ enc.variables["params"]["kernel"].T, None
 
 
+def standardize(variables):
+    return jax.tree.map(lambda w: (w - w.mean(0)) * 3 if w.ndim == 2 else w, variables)
+
+
+class LinenMapped(nn.Module):
+    """A layer that computes with a function of its kernel, beside one that does not."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        mapped = nn.map_variables(nn.Dense, "params", trans_in_fn=standardize, init=True)
+        x = jnp.tanh(nn.Dense(4, name="plain")(x))
+        return jnp.tanh(mapped(4, name="mapped")(x)), None
+
+
+class LinenMappedStack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        body, options = nn.remat(LinenMapped), {"split_rngs": {"params": True}, "length": 3}
+        return nn.scan(body, {"params": 0}, **options)(name="stack")(x, None)[0]
+
+
 WAYS = ["variables", "get_variable", "own variables", "sibling", "shape", "none"]
 
 
@@ -275,6 +296,20 @@ def test_a_linen_kernel_is_read_with_its_update(kind):
     merged = model.module.apply(trainer.merge(state, base), X)
     np.testing.assert_allclose(merged, whole, rtol=2e-5, atol=2e-5)
     assert not np.allclose(whole, model.module.apply(model.variables, X), atol=1e-3)
+
+
+@pytest.mark.parametrize("module", [LinenMapped(), LinenMappedStack()])
+def test_a_linen_kernel_of_which_a_layer_sees_a_function_is_merged_as_it_is_trained(module):
+    model = LinenModel(module, module.init(jax.random.key(0), X), X)
+    sites = find_targets(model, Selection())
+    assert {p.split(".")[-1]: s.is_layer for p, s in sites.items()} == {
+        "mapped": False,
+        "plain": True,
+    }
+    trainer, state, base = il.prepare(model, il.lora(model), total_steps=9)
+    whole = trainer.predict(alike(state), base, lambda m: jax.tree.leaves(m(X))[0])
+    merged = jax.tree.leaves(module.apply(trainer.merge(alike(state), base), X))[0]
+    np.testing.assert_allclose(merged, whole, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
