@@ -130,6 +130,24 @@ def test_a_disk_without_room_or_read_only(begun, words, tmp_path, is_full):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_disk_that_fills_during_a_run(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount(disk, "-o", "size=2m")
+    try:
+        command = [sys.executable, "-m", "increlora_jax.train", "--task", "demo"]
+        command += ["--max-steps", "300", "--save-steps", "20", "--output-dir", str(disk / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 4, done.stderr[-2000:]
+        assert done.stderr.splitlines()[-1].startswith(f"error: the checkpoint {disk}") or (
+            f"error: {disk / 'run' / 'metrics.jsonl'} cannot be written" in done.stderr
+        )
+        assert "Traceback" not in done.stderr
+        assert "step 150" not in done.stderr  # said when it fails, not at the end
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def fill(path):
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:

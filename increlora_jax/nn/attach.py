@@ -129,6 +129,8 @@ def detach(model: nnx.Module) -> nnx.Module:
 def merge(model: nnx.Module) -> nnx.Module:
     """Add ΔW to W in every adapted layer, in place; `unmerge` restores W bit for bit.
 
+    Meanwhile the adapters are off, and have no gradient.
+
     If several places share a kernel, each gets its own, with a warning; `unmerge` makes it shared
     again.
 
@@ -139,7 +141,7 @@ def merge(model: nnx.Module) -> nnx.Module:
         The same module.
 
     Raises:
-        ValueError: the model is merged already.
+        InputError: the model is merged already.
 
     >>> import increlora_jax as il
     >>> import jax.numpy as jnp
@@ -166,7 +168,7 @@ def unmerge(model: nnx.Module) -> nnx.Module:
         The same module.
 
     Raises:
-        ValueError: the model is not merged.
+        InputError: the model is not merged.
 
     >>> import increlora_jax as il
     >>> model = il.attach(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))))

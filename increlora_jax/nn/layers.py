@@ -87,7 +87,7 @@ class AdaptedLayer(EffectiveModule):
         A quantised kernel becomes a plain one.
         """
         if self.original is not None:
-            raise ValueError("this layer is merged already. Call unmerge first")
+            raise InputError("this layer is merged already. Call unmerge first")
         stored, own = self._stored, self._stored.copy()
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
         own.set_value(_add_delta(self, stored.get_value()))
@@ -96,7 +96,7 @@ class AdaptedLayer(EffectiveModule):
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
         if self.original is None:
-            raise ValueError("this layer is not merged. Call merge first")
+            raise InputError("this layer is not merged. Call merge first")
         self.kernel, self.original = self.original, nnx.data(None)
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import meta, unfreeze
 from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError
 from flax.linen.dtypes import promote_dtype
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import PyTree
 
 from increlora_jax.errors import InputError
@@ -154,13 +154,19 @@ def find_read(jaxpr: Jaxpr) -> list[bool]:
     read = {id(var) for var in jaxpr.outvars}
     for eqn in jaxpr.eqns:
         given = eqn.invars[1:] if eqn.primitive.name == "cond" else eqn.invars
-        inner = list(jaxprs_in_params(eqn.params))
+        inner = _inner_programs(eqn)
         if not inner or any(len(sub.invars) != len(given) for sub in inner):
             read |= set(map(id, eqn.invars))
             continue
         for sub in inner:
             read |= {id(v) for v, is_read in zip(given, find_read(sub), strict=True) if is_read}
     return [id(var) in read for var in jaxpr.invars]
+
+
+def _inner_programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    values = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, Jaxpr))
+    plain = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values]
+    return [value for value in plain if isinstance(value, Jaxpr)]
 
 
 def call_of(inputs: PyTree, options: Mapping[str, PyTree]) -> TreeShape:

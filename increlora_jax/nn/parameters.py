@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.dropout import Dropout
+from increlora_jax.errors import InputError
 from increlora_jax.nn.effective import (
     EffectiveModule,
     EffectiveParameter,
@@ -70,7 +71,7 @@ def merge_parameter(module: nnx.Module, name: str) -> None:
     """W ← W + ΔW; the original W is kept for `unmerge_parameter`."""
     variable, adapter = vars(module)[name], vars(module)[adapter_name(name)]
     if adapter.original is not None:
-        raise ValueError("this parameter is merged already. Call unmerge first")
+        raise InputError("this parameter is merged already. Call unmerge first")
     # A variable of its own: other places that share the original keep its value.
     adapter.original, merged = variable, variable.copy()
     merged.set_value(adapter.effective(variable.get_value()))
@@ -81,7 +82,7 @@ def unmerge_parameter(module: nnx.Module, name: str) -> None:
     """Put the original W back, bit for bit."""
     adapter = vars(module)[adapter_name(name)]
     if adapter.original is None:
-        raise ValueError("this parameter is not merged. Call merge first")
+        raise InputError("this parameter is not merged. Call merge first")
     vars(module)[name], adapter.original = adapter.original, nnx.data(None)
 
 

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from increlora_jax.runtime.console import is_terminal, say
 
@@ -29,6 +30,7 @@ def quiet_libraries() -> None:
     Other warnings are unchanged.
     """
     _tell_own_warnings()
+    _hide_late_writes()
     # A failed write of Orbax is raised and printed once; its log lines would repeat the error.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -42,6 +44,18 @@ def quiet_libraries() -> None:
 
 def _begins_otherwise(start: str, record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(start)
+
+
+def _hide_late_writes() -> None:
+    """Hide the tracebacks of TensorStore's threads that end after a write of Orbax has failed."""
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _tell_own_warnings() -> None:

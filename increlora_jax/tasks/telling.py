@@ -8,6 +8,7 @@ from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.data.label_forms import (
     fold,
     has_decimal_comma,
+    has_other_signs,
     has_unit,
     is_integer,
     is_number,
@@ -25,7 +26,7 @@ MOSTLY, HALF = 0.9, 0.5
 
 `MOSTLY` is for integers: a tenth leaves room for classes of mixed names ("0", "1", "two"). If a
 number is not an integer, more than `HALF` is enough, since class names seldom are such numbers.
-`HALF` is enough if all others are words for a missing value or have a decimal comma.
+`HALF` is enough if all others are words for a missing value or numbers in another spelling.
 """
 
 REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
@@ -145,16 +146,20 @@ def _refuse_units(train: Table) -> None:
 def _are_slips(odd: set[str], labels: Sequence[str]) -> bool:
     """Return whether labels that are no numbers are slips among these labels; see `MOSTLY`."""
     share = _share_numbers(labels)
-    if all(may_be_missing(label) or has_decimal_comma(label) for label in odd):
+    if all(may_be_missing(label) or _is_misspelt(label) for label in odd):
         return share >= HALF
     has_fractions = any(is_number(label) and not is_integer(label) for label in set(labels))
     return share > HALF if has_fractions else share >= MOSTLY
 
 
+def _is_misspelt(label: str) -> bool:
+    return has_decimal_comma(label) or has_other_signs(label)
+
+
 def _share_numbers(labels: Sequence[str]) -> float:
     """Return the share of numbers among rows or among different labels, whichever is larger."""
     return max(
-        sum(is_number(label) or has_decimal_comma(label) for label in group) / len(group)
+        sum(is_number(label) or _is_misspelt(label) for label in group) / len(group)
         for group in (labels, set(labels))
     )
 

@@ -132,6 +132,15 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def check(self) -> None:
+        """Wait for nothing; if the last checkpoint is known to have failed, say so at once.
+
+        Raises:
+            WriteError: the checkpoint could not be written.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def newest(self) -> tuple[int | None, list[str]]:
         """Find the newest sound checkpoint, and the problems of newer ones.
 

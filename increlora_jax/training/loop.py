@@ -121,6 +121,7 @@ class Loop:
         self._after(self._done)
         while self._done < self._job.timetable.total_steps:
             self._job.stop.check_call(self._calls)
+            self._job.checkpoints.check()
             self._train(self._job.timetable.next_steps(self._done))
             self._after(self._done)
 

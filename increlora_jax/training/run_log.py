@@ -52,10 +52,15 @@ class RunLog:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        if self._lines is not None:
-            self._lines.close()
         if self._board is not None:
             self._board.close()
+        if self._lines is not None:
+            try:
+                with self._naming():
+                    self._lines.close()
+            except WriteError:
+                if error is None:  # an earlier error is worse
+                    raise
 
     def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """Write the numbers of a training step, or the metrics on dev after so many steps."""

@@ -46,10 +46,14 @@ def test_a_few_odd_labels_are_named_and_the_rest_counted(tmp_path):
         ["1.5", "2,5", "3,5", "2.5"],
         ["1.5", "2.5", "3.5", "x"],
         ["1,5", "2,5"] * 10,
+        ["1.5", "\u22121.5"] * 10,
+        ["2", "\u22121"] * 10,
         [*SCORES[:4], "nan", "", "null"],
     ],
 )
-def test_fractions_missing_values_and_decimal_commas_are_errors_at_half_the_share(tmp_path, labels):
+def test_fractions_missing_values_and_other_spellings_are_errors_at_half_the_share(
+    tmp_path, labels
+):
     with pytest.raises(
         InputError, match=r"train.tsv:\d+: (label .* is no number|the label is emp)"
     ):

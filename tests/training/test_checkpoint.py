@@ -344,6 +344,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 checkpoints.save(state(1_000_000), Progress(step=2))
 try:
+    if len(sys.argv) > 2:
+        while True:
+            checkpoints.check()
     checkpoints.save(state(1000), Progress(step=3))
 except WriteError as error:
     print(error)
@@ -351,9 +354,10 @@ except WriteError as error:
 """
 
 
-def test_a_full_disk_is_told_at_the_next_save(tmp_path):
+@pytest.mark.parametrize("words", [[], ["check"]])
+def test_a_full_disk_is_told_at_the_next_save_or_check(tmp_path, words):
     """A file may not grow beyond 100 kB here, which for who writes it is a disk without room."""
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr[-2000:]
     assert f"{tmp_path / '2'} could not be written" in done.stdout

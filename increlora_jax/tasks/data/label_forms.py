@@ -8,6 +8,7 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 _QUOTES = " \"'`´“”„‘’‚«»"
+_MINUSES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 _UNITS = " %‰$€£¥"
 _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "nil", "-", "--", "?", "#n/a", "."))
 
@@ -32,6 +33,13 @@ def is_integer(text: str) -> bool:
 def has_decimal_comma(text: str) -> bool:
     """Return whether a label's text would be a number if its comma were a point."""
     return _DECIMAL_COMMA.fullmatch(text) is not None
+
+
+def has_other_signs(text: str) -> bool:
+    """Return whether a text would be a number if its minus and digits were those of ASCII."""
+    return not is_number(text) and is_number(
+        unicodedata.normalize("NFKC", text).translate(_MINUSES)
+    )
 
 
 def has_unit(text: str) -> bool:

@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.data.label_forms import fold, has_decimal_comma, is_number
+from increlora_jax.tasks.data.label_forms import (
+    fold,
+    has_decimal_comma,
+    has_other_signs,
+    is_number,
+)
 from increlora_jax.tasks.data.records import quote, quote_all
 from increlora_jax.tasks.data.tables import Table
 
@@ -76,6 +81,8 @@ def describe_rows(
     labels = table.columns[-1]
     if has_decimal_comma(labels[rows[0]]):
         remedy = "write its decimal comma as a point, and leave commas of thousands out"
+    elif has_other_signs(labels[rows[0]]):
+        remedy = "write its minus and digits in ASCII, as in -1.5"
     others = [f"{quote(labels[row])} at {table.lines[row]}" for row in rows[1:_MOST_ROWS]]
     more = len(rows) - len(others) - 1
     tail = f", and {more} more" if more else ""
