@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from increlora_jax.errors import InputError
 from increlora_jax.quantization import Kernel
@@ -27,6 +27,8 @@ Effective = Callable[[Any, Kernel], Array | None]
 
 _RECORD = "_pytree__"
 """Private: the prefix of the attributes in which Flax records the others of a module."""
+
+_READING = "is_reading"
 
 
 class EffectiveParameter:
@@ -110,6 +112,11 @@ def attributes_of(node: nnx.Pytree) -> dict[str, object]:
     return {name: held for name, held in vars(node).items() if not name.startswith(_RECORD)}
 
 
+def is_reading(variable: nnx.Variable[PyTree]) -> bool:
+    """Return whether a variable is W + ΔW as it was read from an adapted module."""
+    return hasattr(type(variable), _READING)
+
+
 def _read_only(variable: nnx.Variable[Array], value: Array) -> nnx.Variable[Array]:
     return _read_only_type(type(variable)).from_metadata(value, variable.get_metadata())
 
@@ -125,4 +132,4 @@ def _read_only_type(kind: type[nnx.Variable[Array]]) -> type[nnx.Variable[Array]
         )
 
     refusals = {"set_value": refuse, "set_raw_value": refuse, "update_from_state": refuse}
-    return derive(kind, "Effective", (kind,), refusals)
+    return derive(kind, "Effective", (kind,), {**refusals, _READING: True})

@@ -15,6 +15,7 @@ from increlora_jax.core.probe import Probe, spread_probe
 from increlora_jax.core.stacking import by_name
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapters_of, detach, merge
+from increlora_jax.nn.effective import is_reading
 from increlora_jax.nn.kernels import KernelAxes, stack_names
 from increlora_jax.nn.low_rank import AdapterParam, SlotState
 from increlora_jax.nn.modes import switch_to_training
@@ -201,6 +202,15 @@ class ModuleSkeleton(NamedTuple):
         return nnx.from_flat_state(leaves)
 
 
+def _refuse_readings(variables: Mapping[str, nnx.Variable[PyTree]]) -> None:
+    for path, variable in variables.items():
+        if is_reading(variable):
+            raise InputError(
+                f"{path} was assigned from a parameter that has an adapter, and is a copy of its "
+                "W + ΔW that would not follow it. Share parameters before il.attach"
+            )
+
+
 def split(
     model: nnx.Module, is_trained: IsTrained, *, is_called_once: bool = False
 ) -> tuple[ModuleSkeleton, Parts]:
@@ -213,6 +223,7 @@ def split(
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     variables, places = name_nodes(flat), name_nodes((path, path) for path, _ in flat)
+    _refuse_readings(variables)
     streams = {
         name: (places[name], variable.get_value().shape)
         for name, variable in variables.items()

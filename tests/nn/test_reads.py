@@ -181,6 +181,14 @@ def test_a_read_kernel_cannot_be_written_but_a_state_can():
     np.testing.assert_allclose(model.enc.kernel[...], model.enc.adapter.update.delta, rtol=1e-6)
 
 
+def test_a_reading_that_is_assigned_elsewhere_is_refused_by_its_path():
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1)))
+    attach(model, ["layers.0"])
+    model.layers[1].kernel = model.layers[0].kernel
+    with pytest.raises(InputError, match=r"^layers\.1\.kernel was assigned from .* before il\.att"):
+        il.split(model, lambda path: False)
+
+
 def test_the_shape_of_an_abstract_kernel_is_read():
     model = nnx.eval_shape(lambda: Tied(LINEAR))
     attach(model, "all-linear", max_rank=2, scaling=Scaling(4.0), rngs=nnx.Rngs(1))
