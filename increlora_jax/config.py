@@ -56,6 +56,7 @@ FREE = frozenset(
         "model_subfolder",
         "output_dir",
         "eval_batch_size",
+        "packing",
         "overwrite_output_dir",
         "resume",
         "save_steps",
@@ -73,9 +74,9 @@ FREE = frozenset(
 )
 """Settings that may change when a run is resumed: they affect only rounding and chance.
 
-With another `mesh`, `scan_layers` or `attn_implementation`, sums have another order. With another
-`scan_layers`, dropout also draws otherwise in the last layer of a classifier. A resumed run is bit
-for bit the same only if these three are unchanged.
+With another `mesh`, `scan_layers`, `attn_implementation` or `packing`, sums have another order.
+Dropout also draws otherwise with another `packing`, and in the last layer of a classifier with
+another `scan_layers`. A resumed run is bit for bit the same only if these are unchanged.
 """
 
 VARIABLE = (
@@ -136,9 +137,9 @@ class TaskConfig:
         False, "pad every batch to --max-seq-length: one shape; with --seeds or --sweep each run "
         "then draws the dropout that it draws alone"
     )  # fmt: skip
-    packing: bool = option(
-        False, "put short examples of a training batch into one row, one after another: the same "
-        "loss of fewer tokens; for BERT, RoBERTa and DeBERTa"
+    packing: bool | Literal["auto"] = option(
+        "auto", "put short examples of a batch into one row, one after another: the same loss of "
+        "fewer tokens; for BERT, RoBERTa and DeBERTa; auto: where it is worthwhile"
     )  # fmt: skip
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")

@@ -43,6 +43,7 @@ from increlora_jax.runtime.memory import dispatch_synchronously, keep_freed_memo
 from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import by_first, joined
+from increlora_jax.runtime.start import take_import_seconds
 from increlora_jax.runtime.streams import write_result
 from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
@@ -60,6 +61,7 @@ GOES_ON = "; the same command continues from here"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; errors and signals end it with one line (see `fail_clearly`)."""
+    imports = take_import_seconds()
     quiet_libraries()
     keep_freed_memory()
     dispatch_synchronously()
@@ -72,15 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_result(describe_dry_run(command.config))
             return
         ending.folder = Path(command.config.output_dir)
-        train(command.config, stop)
+        train(command.config, stop, imports=imports)
 
 
-def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
+def train(config: RunConfig, stop: Stop | None = None, *, imports: float = 0.0) -> dict[str, Any]:
     """Train from a configuration, or resume its run, until `results.json` is written.
 
     Args:
         config: All settings.
         stop: A request to stop, if signals are handled.
+        imports: Seconds that the imports took before.
 
     Returns:
         The content of `results.json`.
@@ -90,19 +93,19 @@ def train(config: RunConfig, stop: Stop | None = None) -> dict[str, Any]:
     """
     with joined(config.training.distributed), explain_shortage(lambda: advise_training(config)):
         with prints_apart():
-            results, summary = _train(_anchor(config), stop or Stop())
+            results, summary = _train(_anchor(config), stop or Stop(), Clock(imports))
         if is_first():
             write_result(summary)
     return results
 
 
-def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
-    clock = Clock()
+def _train(config: RunConfig, stop: Stop, clock: Clock) -> tuple[dict[str, Any], str]:
     folder = Path(config.output_dir)
     use_compilation_cache(config.training.compilation_cache_dir)
     if config.training.tensorboard:
         import_tensorboard()
-    plan = plan_run(config)
+    with clock.phase("data"):
+        plan = plan_run(config)
     asked, config = config, plan.config
     held = Held(by_first(lambda: look_into(folder, config).value))
     if held is Held.FINISHED:
@@ -112,8 +115,10 @@ def _train(config: RunConfig, stop: Stop) -> tuple[dict[str, Any], str]:
     say(f"{config.adapter.method}: {plan.method.description}")
     for note in describe_chosen(asked, plan):
         say(f"note: {note}")
-    run = prepare_run(plan)
-    _announce(run)
+    with clock.phase("loading"):
+        run = prepare_run(plan)
+    with clock.phase("data"):
+        _announce(run)
     with _claimed(folder, plan, held), stop.deferred():
         results = _carry_out(run, folder, held, clock, stop)
     return results, summarize(results, folder)

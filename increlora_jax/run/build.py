@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
@@ -28,16 +28,18 @@ from increlora_jax.models.registry import (
     load_model,
 )
 from increlora_jax.models.repeated_layer import set_remat
+from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.skeleton import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.run.lengths import fit_length, note_tokenizer_length
+from increlora_jax.run.packing import check_packing
 from increlora_jax.run.recipes import scale
 from increlora_jax.run.sweep import Member, members_of
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
-from increlora_jax.training.batches import Batches
+from increlora_jax.training.batches import PROGRAM_COST, Batches
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.prepare import build_trainer
 from increlora_jax.training.sharding import Axes, Layout, make_mesh
@@ -63,6 +65,7 @@ class Plan:
     epoch_steps: int
     methods: tuple[Method, ...]  # of each member; they differ in numbers only
     layout: Layout
+    can_pack: bool  # whether examples may share a row
     notes: tuple[str, ...] = ()
     encoded: Mapping[str, Encoded] = field(default_factory=dict)  # filled if rows had to be counted
     matches_labels: bool = True  # whether the saved head is matched by label names
@@ -140,6 +143,7 @@ class Run:
             self.encoded_dev,
             batch_size=self.plan.config.training.eval_batch_size,
             buckets=self.buckets,
+            **self._packing,
         )
 
     def first_state(self, *starts: Parts) -> TrainState:
@@ -155,7 +159,7 @@ class Run:
     @cached_property
     def batch_at(self) -> Batches:
         """Function that builds the training batch of a step."""
-        task, training = self.plan.config.task, self.plan.config.training
+        training = self.plan.config.training
         return Batches(
             self.encoded_train,
             [member.config.training.seed for member in self.plan.members],
@@ -164,8 +168,18 @@ class Run:
             buckets=self.buckets,
             own_rows=self.plan.layout.own_rows(training.train_batch_size),
             block=self.plan.timetable.block,
-            pack=self.plan.data.kind.pack if task.packing else None,
+            steps=self.plan.total_steps,
+            program_cost=PROGRAM_COST.get(jax.default_backend(), PROGRAM_COST["gpu"]),
+            **self._packing,
         )
+
+    @property
+    def _packing(self) -> dict[str, Any]:
+        """Options for packed batches; by default they are chosen where they are worthwhile."""
+        task = self.plan.config.task
+        is_free = task.packing == "auto"
+        is_used = self.plan.can_pack and not (is_free and task.pad_to_max_length)
+        return {"pack": self.plan.data.kind.pack if is_used else None, "is_free": is_free}
 
 
 def plan_run(
@@ -197,16 +211,28 @@ def plan_run(
     model = abstract_model(
         model_config, head=kind.head, quantize=task.quantize_base, **kind.head_options
     )
-    saved = list(spec.modules_to_save[kind.head])
-    build = partial(build_method, model, steps=steps, default_targets=spec.target_modules)
-    method = build(config, default_modules_to_save=saved)
+    build = _method_builder(model, spec, kind, steps)
+    method = build(config)
     config = config.changed(method.chosen)
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
-    _check_ways(model, layout, config, kind)
+    can_pack = check_packing(model, layout, config, kind)
     members = members_of(config)
-    methods = tuple(build(member.config, default_modules_to_save=saved) for member in members)
-    return Plan(config, members, data, folder, steps, epoch_steps, methods, layout, notes, encoded)
+    methods = tuple(build(member.config) for member in members)
+    told = config, members, data, folder, steps, epoch_steps, methods, layout, can_pack
+    return Plan(*told, notes, encoded)
+
+
+def _method_builder(
+    model: nnx.Module, spec: ModelSpec, kind: Kind, steps: int
+) -> Callable[[RunConfig], Method]:
+    return partial(
+        build_method,
+        model,
+        steps=steps,
+        default_targets=spec.target_modules,
+        default_modules_to_save=list(spec.modules_to_save[kind.head]),
+    )
 
 
 def _encode_early(data: TaskData, folder: Path, max_length: int) -> dict[str, Encoded]:
@@ -226,14 +252,6 @@ def _encode(plan: Plan, name: str, tokenizer: Any) -> Encoded:
         return plan.encoded[name]
     length = plan.config.task.max_seq_length
     return plan.data.kind.encode(plan.data.splits[name], tokenizer, length, name)
-
-
-def _check_ways(model: nnx.Module, layout: Layout, config: RunConfig, kind: Kind) -> None:
-    """Check that the model supports `--packing` and `--attn-implementation`."""
-    if config.task.packing:
-        _check_packing(model, layout, kind)
-    if config.training.attn_implementation == "pallas":
-        check_fused(model, list(layout.mesh.devices.flat))
 
 
 def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
@@ -268,29 +286,15 @@ def _check_frozen(model: nnx.Module, method: Method) -> None:
             )
 
 
-def _check_packing(model: Any, layout: Layout, kind: Kind) -> None:
-    """Check that the model reads packed rows, and that the mesh does not divide them."""
-    if kind.pack is None:
-        raise InputError(f"--packing does not support --task {kind.task}. Leave it out")
-    if not model.can_pack:
-        raise InputError(
-            f"--packing: {type(model).__name__} does not read several examples in a row, only "
-            "sequence classifiers of BERT, RoBERTa and DeBERTa without a convolution. Leave it out"
-        )
-    if layout.blocks > 1:
-        raise InputError(
-            "--packing cannot be used if --mesh divides the rows of a batch, over data or fsdp. "
-            "Leave one of them out"
-        )
-
-
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
-    """Return the layout, after checking that it can divide the model and the batches."""
+    """Return the layout, after checking that its devices can hold the model and the batches."""
     layout = Layout(make_mesh(training.mesh), rules)
     layout.check_rows("--train-batch-size", training.train_batch_size)
     layout.check_rows("--eval-batch-size", training.eval_batch_size)
     parameters = name_variables(model, nnx.Param)
     layout.shardings({path: variable.get_value() for path, variable in parameters.items()})
+    if training.attn_implementation == "pallas":
+        check_fused(model, list(layout.mesh.devices.flat))
     return layout
 
 

@@ -150,9 +150,10 @@ def _add_flag(section: Any, field: Field[Any], kind: Any, star: str) -> None:
     flag = flag_of(field.name)
     options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS}
     options["help"] = _explain(field, kind, star).replace("%", "%%")
-    if kind is bool:
+    if bool in kinds_in(kind):
+        metavar = SWITCH if kind is bool else "auto"
         section.add_argument(
-            flag, nargs="?", const=True, type=type_of(bool), metavar=SWITCH, **options
+            flag, nargs="?", const=True, type=type_of(kind), metavar=metavar, **options
         )
         off = {"action": "store_const", "const": False, **options, "help": SUPPRESS}
         section.add_argument(flag_of(f"no_{field.name}"), **off)
@@ -170,8 +171,8 @@ def _explain(field: Field[Any], kind: Any, star: str) -> str:
     choices = [word for k in kinds_in(kind) if get_origin(k) is Literal for word in get_args(k)]
     choices += ["package.module:name"] if Reference in kinds_in(kind) else []
     default = field.default
-    notes = [", ".join(choices)] if choices else []
-    if kind is bool:
+    notes = [", ".join(choices)] if len(choices) > 1 else []
+    if bool in kinds_in(kind) and type(default) is bool:
         notes += [f"on; {flag_of(f'no_{field.name}')} turns it off"] if default else []
     elif default is not None:
         notes += [

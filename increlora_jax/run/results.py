@@ -79,7 +79,11 @@ def results_of_all(
 def summarize(results: dict[str, Any], folder: Path) -> str:
     """Summarize results in one line."""
     told = results["summary"] if "summary" in results else _say_run(results)
-    return f"{told}; {results['seconds']:.0f} s; see {folder / RESULTS}"
+    phases = results.get("seconds_by_phase", {})  # not in results of older versions
+    longest = sorted(phases.items(), key=lambda phase: -phase[1])
+    spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in longest if seconds >= 1)
+    where = f" ({spent})" if spent else ""
+    return f"{told}; {results['seconds']:.0f} s{where}; see {folder / RESULTS}"
 
 
 def _say_run(results: dict[str, Any]) -> str:
@@ -127,6 +131,7 @@ def _tail(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "step_compilations": outcome.step_compilations,
         "data": plan.data.count(),
         "seconds": round(outcome.seconds, 3),
+        "seconds_by_phase": {name: round(spent, 3) for name, spent in outcome.phases.items()},
         "seconds_to_first_step": round(outcome.seconds_to_first_step, 3),
         "train_tokens_per_second": round(outcome.tokens_per_second, 1),
         "padding_share": outcome.padding_share and round(outcome.padding_share, 4),

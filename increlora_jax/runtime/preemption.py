@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from io import FileIO
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 from increlora_jax.runtime.console import is_terminal
 from increlora_jax.runtime.signals import Preempted, list_heeded
 from increlora_jax.runtime.streams import tell
+
+T = TypeVar("T")
 
 GRACE = 20.0
 """Seconds from the first signal to an exit without saving; schedulers allow about 30."""
@@ -78,6 +80,11 @@ class Stop:
         finally:
             self._is_deferred = before or self._signum is not None
 
+    @property
+    def is_requested(self) -> bool:
+        """Return whether a signal has come."""
+        return self._signum is not None
+
     def check(self) -> None:
         """Raise `Preempted` after a signal; with several processes only `check_call` does.
 
@@ -109,9 +116,17 @@ class Stop:
         """
         program: Future[Any] = Future()
         threading.Thread(target=_compile_into, args=(program, lowered), daemon=True).start()
-        while not wait([program], timeout=POLL).done:
+        return self.wait(program)
+
+    def wait(self, work: "Future[T]") -> T:
+        """Wait for work of another thread, without making a signal wait for it.
+
+        Raises:
+            Preempted: If a signal has come. The other thread continues.
+        """
+        while not wait([work], timeout=POLL).done:
             self.check()
-        return program.result()
+        return work.result()
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         if self._signum is not None:

@@ -3,7 +3,7 @@
 As in `batching`, each batch is a pure function of (seed, step), with the same examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,12 +28,6 @@ def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
         rows[place].append(int(example))
         room[place] -= length
     return rows
-
-
-def count_rows(needed: int, batch_size: int) -> int:
-    """Round up to eighths of the batch size, so that batches have few shapes."""
-    step = -(-batch_size // 8)
-    return -(-needed // step) * step
 
 
 def pack_batch(
@@ -76,3 +70,20 @@ def pack_batch(
             batch["firsts"][place] = row * shape[1] + begin
             begin = end
     return batch
+
+
+def packed_evaluation(
+    encoded: Encoded, *, batch_size: int, shape: tuple[int, int], pack: Callable[..., Batch]
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield (indices, packed batch) over every example once, in the order of the split.
+
+    Args:
+        encoded: The split.
+        batch_size: Examples of a batch.
+        shape: The number of rows, enough for every batch, and their length.
+        pack: Builds a batch, as `pack_batch`.
+    """
+    for start in range(0, len(encoded), batch_size):
+        examples = np.arange(start, min(start + batch_size, len(encoded)))
+        rows = pack_lengths(encoded.lengths[examples], shape[1])
+        yield examples, pack(encoded, examples, rows, batch_size=batch_size, shape=shape)

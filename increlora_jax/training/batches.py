@@ -1,7 +1,8 @@
 """The training batches of a run, or of several runs that train together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,14 @@ from increlora_jax.tasks.batching import (
     choose_examples,
 )
 from increlora_jax.tasks.kind import Batch, Encoded
-from increlora_jax.tasks.packing import count_rows, pack_lengths
+from increlora_jax.tasks.packing import pack_lengths
+from increlora_jax.tasks.shapes import Packed, choose_buckets, choose_packed, is_worthwhile
+
+PROGRAM_COST = {"cpu": 60, "gpu": 3000, "tpu": 3000}
+"""Steps that take as long as the compilation of a step's two programs; see `choose_buckets`."""
+
+MOST_LOOKED_AT = 300_000
+"""Examples of a run by which shapes are chosen; a later batch may still need another shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +36,13 @@ class Batches:
         seeds: of the data order of each run.
         batch_size: examples of a micro-batch.
         accumulation: micro-batches of an optimizer step.
-        buckets: the lengths that batches are padded to.
+        buckets: lengths that batches may be padded to; few of them are chosen.
         own_rows: of a micro-batch, ascending.
         block: the steps, one given among them, whose batches are of one shape.
+        steps: of the run; its batches decide which shapes are chosen.
         pack: builds batches by sequence packing (`Kind.pack`); None for padded batches.
+        is_free: whether batches are packed only if that is worthwhile; default: False.
+        program_cost: in steps; see `PROGRAM_COST`.
     """
 
     encoded: Encoded
@@ -41,16 +52,50 @@ class Batches:
     buckets: tuple[int, ...]
     own_rows: np.ndarray
     block: Callable[[int], range]
+    steps: int
     pack: Callable[..., Batch] | None = None
+    is_free: bool = False
+    program_cost: float = PROGRAM_COST["cpu"]
 
     def __call__(self, step: int) -> Batch:
         """Make the batch of an optimizer step."""
-        each = self._pack_each(step, self.pack) if self.pack else self._pad_each(step)
+        packed = self.packed
+        each = self._pack_each(step, packed) if packed else self._pad_each(step)
         axes = [count for count in (len(self.seeds), self.accumulation) if count > 1]
         return {
             name: np.concatenate([b[name] for b in each]).reshape(*axes, -1, *array.shape[1:])
             for name, array in each[0].items()
         }
+
+    @cached_property
+    def packed(self) -> Packed | None:
+        """Shape of packed batches; None if batches are padded."""
+        if self.pack is None:
+            return None
+        lengths = self.encoded.lengths
+        parts = [
+            lengths[p] for step in self._looked_at for p in self._micro_batches(step) if len(p)
+        ]
+        shape = choose_packed(parts, int(lengths.max()), self.buckets)
+        padded = (self.batch_size * choose_bucket(int(part.max()), self.buckets) for part in parts)
+        return shape if not self.is_free or is_worthwhile(shape, padded) else None
+
+    @cached_property
+    def padded_lengths(self) -> tuple[int, ...]:
+        """Lengths that batches are padded to."""
+        longest = [max(self._longest(step)) for step in self._looked_at]
+        cost = self.program_cost * len(longest) / self.steps
+        return choose_buckets(longest, self.buckets, cost)
+
+    @property
+    def _looked_at(self) -> range:
+        return range(min(self.steps, -(-MOST_LOOKED_AT // (self._size * len(self.seeds)))))
+
+    def _longest(self, step: int) -> Iterator[int]:
+        """Return the longest example of every run in a step."""
+        for seed in self.seeds:
+            rows = choose_examples(self.encoded, seed=seed, step=step, batch_size=self._size)
+            yield int(self.encoded.lengths[rows].max())
 
     @property
     def _size(self) -> int:
@@ -77,27 +122,32 @@ class Batches:
         """Choose the lengths that every batch of the step's block fits."""
         each = [
             batch_lengths(
-                self.encoded, seed=seed, step=at, batch_size=self._size, buckets=self.buckets
+                self.encoded,
+                seed=seed,
+                step=at,
+                batch_size=self._size,
+                buckets=self.padded_lengths,
             )
             for at in self.block(step)
             for seed in self.seeds
         ]
         return {name: max(lengths[name] for lengths in each) for name in each[0]}
 
-    def _pack_each(self, step: int, pack: Callable[..., Batch]) -> list[Batch]:
+    def _pack_each(self, step: int, packed: Packed) -> list[Batch]:
         """Return a packed batch for each run and micro-batch."""
-        length = choose_bucket(int(self.encoded.lengths.max()), self.buckets)
-        parts = {at: self._micro_batches(at) for at in self.block(step)}
-        spread = {
-            at: [pack_lengths(self.encoded.lengths[examples], length) for examples in each]
-            for at, each in parts.items()
-        }
+        assert self.pack is not None
+        spread = {at: self._spread(at, packed.length) for at in self.block(step)}
         needed = max(len(rows) for each in spread.values() for rows in each)
-        shape = (count_rows(needed, self.batch_size), length)
+        shape = packed._replace(rows=max(packed.rows, needed))
         return [
-            pack(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
-            for examples, rows in zip(parts[step], spread[step], strict=True)
+            self.pack(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
+            for examples, rows in zip(self._micro_batches(step), spread[step], strict=True)
         ]
+
+    def _spread(self, step: int, length: int) -> list[list[list[int]]]:
+        """Return the examples of each row, for every micro-batch of every run."""
+        parts = self._micro_batches(step)
+        return [pack_lengths(self.encoded.lengths[examples], length) for examples in parts]
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
         """Return the examples of every micro-batch of every run."""

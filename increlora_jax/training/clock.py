@@ -7,11 +7,16 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Starts when made; all times in seconds."""
+    """Starts when made; all times in seconds.
 
-    def __init__(self) -> None:
+    Args:
+        imports: the time that the command's imports took before.
+    """
+
+    def __init__(self, imports: float = 0.0) -> None:
         self._start = time.perf_counter()
         self._elsewhere = 0.0
+        self._phases = {"imports": imports}
         self._earlier = self._earlier_training = 0.0
         self.to_first_step = math.nan
 
@@ -34,11 +39,18 @@ class Clock:
         """Note that the first training step is done, and begin to count training time."""
         self.to_first_step = self._elsewhere = time.perf_counter() - self._start
 
+    @property
+    def phases(self) -> dict[str, float]:
+        """Time by phase in this process; the first training step is part of none."""
+        return self._phases | {"training": self.training_seconds - self._earlier_training}
+
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count what happens inside as not training."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside as a phase, and not as training."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._elsewhere += time.perf_counter() - began
+            spent = time.perf_counter() - began
+            self._elsewhere += spent
+            self._phases[name] = self._phases.get(name, 0.0) + spent

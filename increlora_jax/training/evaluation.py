@@ -1,23 +1,29 @@
 """The predictions of a model on whole splits, and their metrics."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from math import ceil
 
 import jax
 import numpy as np
-from jax.stages import Compiled, Wrapped
+from jax.stages import Compiled, Lowered, Wrapped
 
-from increlora_jax.runtime.console import announced, counted
+from increlora_jax.runtime.console import counted
 from increlora_jax.runtime.preemption import Stop
-from increlora_jax.tasks.batching import evaluation_batches
+from increlora_jax.tasks.batching import choose_bucket, evaluation_batches
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Metrics, Predictions, TaskData
+from increlora_jax.tasks.packing import packed_evaluation
+from increlora_jax.tasks.shapes import choose_buckets, choose_packed, is_worthwhile
 from increlora_jax.training.batches import Shapes, describe_batch, shapes_of
+from increlora_jax.training.programs import Background, Programs, describe_arrays
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 from increlora_jax.training.together import over_members, split
+
+PROGRAM_COST = 8
+"""Batches of an evaluation that take as long as the compilation of its program."""
 
 IN_FLIGHT = 4
 """Calls whose predictions are not yet read."""
@@ -35,15 +41,21 @@ class Evaluator:
         *,
         batch_size: int,
         buckets: tuple[int, ...],
+        pack: Callable[..., Batch] | None = None,
+        is_free: bool = False,
     ):
         self._data = data
         self._encoded = encoded
         # No batch has more rows than the largest split, up to a multiple of the devices.
         largest = max(map(len, encoded.values()), default=1)
         batch_size = min(batch_size, ceil(largest / layout.blocks) * layout.blocks)
-        rows = layout.own_rows(batch_size)
-        self._batches_of = partial(
-            evaluation_batches, batch_size=batch_size, buckets=buckets, rows=rows
+        self._batches_of = choose_batches(
+            encoded.values(),
+            batch_size,
+            buckets,
+            layout.own_rows(batch_size),
+            pack,
+            is_free=is_free,
         )
         self._layout = layout
 
@@ -57,7 +69,7 @@ class Evaluator:
             return over_members(state, of_one, out_axes=1)(state)
 
         self._predict: Wrapped = predict
-        self._programs: dict[Shapes, Compiled] = {}
+        self._programs = Programs[Shapes]()
 
     @property
     def kind(self) -> Kind:
@@ -127,13 +139,62 @@ class Evaluator:
         for indices, own in self._batches_of(encoded):
             yield indices, self._layout.batch(own)
 
+    def compile_ahead(self, state: TrainState, base: Base, background: Background) -> None:
+        """Compile the program of the first batch in the background."""
+        if not background.is_used:
+            return
+        for encoded in self._encoded.values():
+            for _, batch in self._batches(encoded):
+                lower = self._lowering(state, base, batch)
+                self._programs.compile_ahead(shapes_of(batch), lower, background)
+                return
+
     def _program(self, state: TrainState, base: Base, batch: Batch, stop: Stop) -> Compiled:
         stop.check()
-        shapes = shapes_of(batch)
-        if shapes not in self._programs:
-            with announced(f"compiling the evaluation, {describe_batch(batch)}"):
-                self._programs[shapes] = stop.compile(self._predict.lower(state, base, batch))
-        return self._programs[shapes]
+        key = shapes_of(batch)
+        if key not in self._programs:
+            name = f"compiling the evaluation, {describe_batch(batch)}"
+            self._programs.compile(key, self._lowering(state, base, batch), name, stop)
+        return self._programs[key]
+
+    def _lowering(self, state: TrainState, base: Base, batch: Batch) -> Callable[[], Lowered]:
+        arrays = describe_arrays((state, base, batch))
+        return lambda: self._predict.lower(*arrays)
+
+
+def choose_batches(
+    splits: Collection[Encoded],
+    batch_size: int,
+    buckets: tuple[int, ...],
+    rows: np.ndarray,
+    pack: Callable[..., Batch] | None,
+    *,
+    is_free: bool,
+) -> Callable[[Encoded], Iterator[tuple[np.ndarray, Batch]]]:
+    """Choose the shapes of evaluation batches; return the function that makes those of a split.
+
+    Args:
+        splits: all that are evaluated.
+        batch_size: examples of a batch.
+        buckets: lengths to choose from.
+        rows: of each padded batch to make; see `evaluation_batches`.
+        pack: builds batches by sequence packing; None for padded batches.
+        is_free: whether batches are packed only if that is worthwhile.
+    """
+    padded = [part for split in splits for part in _cut(np.sort(split.lengths), batch_size)]
+    longest = [int(part.max()) for part in padded] or [1]
+    chosen = choose_buckets(longest, buckets, PROGRAM_COST)
+    if pack is not None and padded:
+        mixed = [part for split in splits for part in _cut(split.lengths, batch_size)]
+        shape = choose_packed(mixed, max(longest), buckets)
+        places = [batch_size * choose_bucket(length, chosen) for length in longest]
+        if not is_free or is_worthwhile(shape, places):
+            return partial(packed_evaluation, batch_size=batch_size, shape=shape, pack=pack)
+    return partial(evaluation_batches, batch_size=batch_size, buckets=chosen, rows=rows)
+
+
+def _cut(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
 def _empty(part: np.ndarray, rows: int) -> np.ndarray:

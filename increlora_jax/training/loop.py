@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.stages import Compiled, Wrapped
+from jax.stages import Compiled, Lowered, Wrapped
 
 from increlora_jax.errors import NonFiniteError
 from increlora_jax.methods.base import Info
-from increlora_jax.runtime.console import Bar, announced
-from increlora_jax.runtime.memory import return_freed_memory
+from increlora_jax.runtime.console import Bar
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.tasks.kind import Batch
@@ -21,6 +20,7 @@ from increlora_jax.training.checkpoint import Checkpoints
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.evaluation import Evaluator
 from increlora_jax.training.journal import Journal
+from increlora_jax.training.programs import Background, Programs, describe_arrays
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.stacked_state import Stacker
@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
     step_compilations: int
     seconds: float
     seconds_to_first_step: float
+    phases: dict[str, float]  # seconds of this process, by phase
     tokens_per_second: float
     padding_share: float | None  # of all tokens; None if no step was timed
 
@@ -81,7 +82,8 @@ class Loop:
 
     def __init__(self, job: Job, state: TrainState, base: Base):
         self._job = job
-        self._programs: dict[tuple[Shapes, bool], Compiled] = {}
+        self._programs = Programs[tuple[Shapes, bool]]()
+        self._background = Background()
         self._pending: deque[tuple[range, Info]] = deque()
         self._calls = 0
         self._runs = Together(job.journals, job.keep)
@@ -110,6 +112,8 @@ class Loop:
         except (NonFiniteError, KeyboardInterrupt):
             self._keep_last()
             raise
+        finally:
+            self._background.close(waits=not self._job.stop.is_requested)
         self._keep_last()
         return self._whole(), [self._outcome(progress) for progress in self._runs.progress]
 
@@ -142,6 +146,7 @@ class Loop:
         if steps.start == self._first:
             jax.block_until_ready(info)
             self._job.clock.mark_first_step()
+            self._compile_ahead(batch, self._is_scored(steps), is_block=len(steps) > 1)
         while len(self._pending) > LAG:
             self._read_oldest()
 
@@ -163,17 +168,29 @@ class Loop:
 
     def _program(self, batch: Batch, is_scored: bool, *, is_block: bool) -> Compiled:
         """Return the compiled step for the shape of a batch; growth needs no other program."""
-        key = (shapes_of(batch), is_scored)
+        key = shapes_of(batch), is_scored
         if key not in self._programs:
             self._drain()
-            with self._job.clock.paused(), announced(_name_program(batch, is_scored)):
-                args = (self._job.trainer, self._job.layout, self._state)
-                count_tokens = self._job.evaluator.kind.count_tokens
-                jitted = jit_step(*args, count_tokens, is_block=is_block)
-                lowered = jitted.lower(self._state, self._base, batch, is_scored=is_scored)
-                self._programs[key] = self._job.stop.compile(lowered)
-                return_freed_memory()
+            with self._job.clock.phase("compiling"):
+                lower = self._lowering(batch, is_scored, is_block=is_block)
+                self._programs.compile(key, lower, _name_program(batch, is_scored), self._job.stop)
         return self._programs[key]
+
+    def _compile_ahead(self, batch: Batch, is_scored: bool, *, is_block: bool) -> None:
+        """Compile the programs that are needed later, while the first steps are carried out."""
+        ahead = range(self._done, self._job.timetable.total_steps)
+        if self._runs.may_score(ahead, is_scored=not is_scored):
+            lower = self._lowering(batch, not is_scored, is_block=is_block)
+            self._programs.compile_ahead((shapes_of(batch), not is_scored), lower, self._background)
+        self._job.evaluator.compile_ahead(self._whole(), self._base, self._background)
+
+    def _lowering(self, batch: Batch, is_scored: bool, *, is_block: bool) -> Callable[[], Lowered]:
+        """Return a function that lowers the step for the shape of a batch, in any thread."""
+        trainer, layout = self._job.trainer, self._job.layout
+        arrays = describe_arrays((self._state, self._base, batch))
+        count_tokens = self._job.evaluator.kind.count_tokens
+        jitted = jit_step(trainer, layout, arrays[0], count_tokens, is_block=is_block)
+        return lambda: jitted.lower(*arrays, is_scored=is_scored)
 
     def _read_oldest(self) -> None:
         steps, info = self._pending.popleft()
@@ -200,7 +217,7 @@ class Loop:
 
     def _evaluate(self, done: int) -> None:
         self._drain()
-        with self._job.clock.paused():
+        with self._job.clock.phase("evaluating"):
             state = self._whole()
             metrics = self._job.evaluator.metrics_of_each(state, self._base, self._job.stop)
             self._runs.note_metrics(done, metrics, state)
@@ -215,7 +232,8 @@ class Loop:
             return
         self._drain()
         times = self._job.clock.seconds, self._job.clock.training_seconds
-        self._job.checkpoints.save(self._whole(), *self._runs.close_at(self._done, *times))
+        with self._job.clock.phase("saving"):
+            self._job.checkpoints.save(self._whole(), *self._runs.close_at(self._done, *times))
         self._saved = self._done
 
     def _tokens_per_second(self, progress: Progress) -> float:
@@ -231,6 +249,7 @@ class Loop:
             len(self._programs),
             self._job.clock.seconds,
             self._job.clock.to_first_step,
+            self._job.clock.phases,
             self._tokens_per_second(progress),
             1 - progress.tokens / progress.places if progress.places else None,
         )

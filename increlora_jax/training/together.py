@@ -113,6 +113,17 @@ class Together:
             for journal in self._journals
         )
 
+    def may_score(self, steps: range, *, is_scored: bool) -> bool:
+        """Return whether one of the steps ahead may be scored, or may be not, for all known now."""
+
+        def answers(step: int) -> Iterator[bool]:
+            for journal in self._journals:
+                yield journal.method.is_scored(step, journal.progress.is_finished(steps.start))
+                if not is_scored:  # once the budget is met
+                    yield journal.method.is_scored(step, True)
+
+        return any(is_scored in answers(step) for step in steps)
+
     def read(self, step: int, numbers: Info, *, is_timed: bool) -> tuple[list[float], list[int]]:
         """Note the numbers of a step; return the loss and the total rank of each member.
 

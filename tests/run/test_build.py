@@ -73,10 +73,9 @@ def test_a_run_made_ready_evaluates_every_example(make_plan):
 
 
 def test_accumulation_cuts_the_same_batch_up(make_plan):
-    whole = prepare_run(make_plan()).batch_at(3)
-    cut = prepare_run(
-        make_plan("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
-    ).batch_at(3)
+    whole = prepare_run(make_plan("--no-packing")).batch_at(3)
+    flags = ("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
+    cut = prepare_run(make_plan("--no-packing", *flags)).batch_at(3)
     assert cut["input_ids"].shape == (4, 4, 16)
     for name, values in whole.items():
         np.testing.assert_array_equal(cut[name].reshape(values.shape), values)
@@ -84,6 +83,7 @@ def test_accumulation_cuts_the_same_batch_up(make_plan):
 
 def test_runs_that_train_together_are_made_ready_as_each_alone(make_plan, minilm_dir, tmp_path):
     flags = ("--modules-to-save", "classifier", "--model", str(minilm_dir), "--no-growth")
+    flags = (*flags, "--no-packing")  # packed, the run with the fewest rows alone has fewer
     together = prepare_run(make_plan(*flags, "--seeds", "7,9"))
     state, batch = together.first_state(), together.batch_at(3)
     assert members(state) == (2,)
@@ -97,7 +97,8 @@ def test_runs_that_train_together_are_made_ready_as_each_alone(make_plan, minilm
 
 def test_batches_of_runs_that_train_together_are_padded_alike_and_cut_up_alike(make_plan):
     flags = ("--train-batch-size", "4", "--gradient-accumulation-steps", "4")
-    run = prepare_run(make_plan(*flags, "--seeds", "7,9", "--max-seq-length", "24"))
+    flags = (*flags, "--no-packing", "--max-seq-length", "24")
+    run = prepare_run(make_plan(*flags, "--seeds", "7,9"))
     assert run.batch_at(0)["input_ids"].shape == (2, 4, 4, 16)
     assert run.batch_at(0)["labels"].shape == (2, 4, 4)
     padded = prepare_run(make_plan("--pad-to-max-length", "--max-seq-length", "24"))
@@ -141,6 +142,16 @@ def test_batches_of_a_block_of_steps_are_padded_alike(make_plan):
         assert ids.shape[1] == max(
             single.batch_at(at)["input_ids"].shape[1] for at in run.plan.timetable.block(step)
         )
+
+
+def test_examples_share_rows_by_default_where_the_model_can_read_that(make_plan, tmp_path):
+    run = prepare_run(make_plan())
+    assert run.plan.config.task.packing == "auto"
+    rows, length = run.batch_at.packed
+    assert rows * length < 0.85 * 16 * 16
+    assert "firsts" in run.batch_at(0)
+    for word in ("--no-packing", "--pad-to-max-length"):
+        assert "firsts" not in prepare_run(make_plan(word)).batch_at(0)
 
 
 def test_packing_is_refused_for_a_model_that_judges_by_the_last_token(make_plan, tmp_path):

@@ -14,7 +14,7 @@ from increlora_jax.run.results import results_of_all, summarize
 from increlora_jax.training.loop import Outcome
 from tests.tiny import without
 
-OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, 10.0, 0.25)
+OUTCOME = Outcome({}, {}, {}, [], 2, 12.3456, 1.5, {"training": 9.8765, "data": 0.4}, 10.0, 0.25)
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_seeds_have_a_mean_and_the_deviation_of_the_sample(plan_of, tmp_path):
     assert told["train_tokens_per_second"] == 30.0
     assert told["padding_share"] == 0.25
     assert summarize(told, tmp_path) == (
-        "accuracy 0.6000 ± 0.1000 (mean ± sample standard deviation of 3 seeds); 12 s; "
-        f"see {tmp_path}/results.json"
+        "accuracy 0.6000 ± 0.1000 (mean ± sample standard deviation of 3 seeds); 12 s "
+        f"(training 10); see {tmp_path}/results.json"
     )
     assert json.loads(json.dumps(told)) == told
 

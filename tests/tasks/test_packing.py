@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from increlora_jax.tasks.packing import count_rows, pack_batch, pack_lengths
+from increlora_jax.tasks.packing import pack_batch, pack_lengths, packed_evaluation
 from tests.tasks.test_batching import batch_at, encoded_of
 
 LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=40).map(np.array)
@@ -19,11 +19,6 @@ def test_every_example_lies_in_one_row_that_holds_it(lengths):
 
 def test_nothing_takes_no_row():
     assert pack_lengths(np.array([], int), 16) == []
-
-
-def test_rows_are_counted_in_eighths_of_a_batch():
-    assert [count_rows(needed, 32) for needed in (1, 4, 5, 29, 32)] == [4, 4, 8, 32, 32]
-    assert [count_rows(needed, 5) for needed in (1, 3, 5)] == [1, 3, 5]
 
 
 def test_a_packed_batch_has_the_examples_of_a_padded_one():
@@ -47,3 +42,16 @@ def test_a_packed_batch_has_the_examples_of_a_padded_one():
     kinds = ({name: array.dtype for name, array in b.items()} for b in (batch, padded))
     packed_kinds, padded_kinds = kinds
     assert packed_kinds == padded_kinds | {"firsts": np.dtype(np.int32)}
+
+
+@given(LENGTHS, st.integers(1, 9))
+def test_a_packed_evaluation_has_every_example_once_in_order(lengths, batch_size):
+    encoded = encoded_of(lengths)
+    seen = list(
+        packed_evaluation(encoded, batch_size=batch_size, shape=(batch_size, 16), pack=pack_batch)
+    )
+    assert np.concatenate([examples for examples, _ in seen]).tolist() == list(range(len(lengths)))
+    for examples, batch in seen:
+        firsts = batch["firsts"][: len(examples)]
+        np.testing.assert_array_equal(batch["input_ids"].ravel()[firsts], examples + 1)
+        assert batch["weight"].sum() == len(examples)

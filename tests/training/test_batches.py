@@ -23,6 +23,7 @@ def make():
             "buckets": (8, 16),
             "own_rows": np.arange(options.get("batch_size", 8)),
             "block": lambda step: range(step, step + 1),
+            "steps": 14,
             "pack": pack_batch,
         }
         return Batches(encoded_of(LENGTHS), **chosen | options)
@@ -53,17 +54,37 @@ def test_packed_batches_of_a_block_and_of_several_runs_are_of_one_shape(make):
         return range(step - step % 4, step - step % 4 + 4)
 
     together = make(seeds=(7, 8), block=block)
-    shapes = [together(step)["input_ids"].shape for step in range(8)]
     alone = [make(seeds=(seed,)) for seed in (7, 8)]
-    for begin in (0, 4):
-        needed = max(b(at)["input_ids"].shape[0] for b in alone for at in range(begin, begin + 4))
-        assert shapes[begin : begin + 4] == [(2, needed, 16)] * 4
+    most = max(batches.packed.rows for batches in alone)
+    assert {together(step)["input_ids"].shape for step in range(8)} == {(2, most, 16)}
     for index, batches in enumerate(alone):
         np.testing.assert_array_equal(together(5)["labels"][index], batches(5)["labels"])
         rows = batches(5)["input_ids"].shape[0]
         np.testing.assert_array_equal(
             together(5)["input_ids"][index, :rows], batches(5)["input_ids"]
         )
+
+
+def test_all_packed_batches_of_a_run_have_one_shape_and_a_later_one_that_needs_more_gets_it(make):
+    batches = make()
+    assert {batches(step)["input_ids"].shape for step in range(14)} == {batches.packed}
+    few = make(steps=1)
+    assert few.packed.rows < batches.packed.rows
+    assert {few(step)["input_ids"].shape[0] for step in range(14)} >= set(
+        range(few.packed.rows, batches.packed.rows + 1)
+    )
+
+
+def test_batches_are_packed_by_default_only_if_that_is_worthwhile(make):
+    assert make(is_free=True).packed == make().packed
+    assert make(is_free=True, buckets=(16,), batch_size=1).packed is None
+    assert make(buckets=(16,), batch_size=1).packed is not None
+
+
+def test_a_short_run_pads_to_one_length_and_a_long_one_to_several(make):
+    short, long = make(pack=None, batch_size=1), make(pack=None, batch_size=1, steps=4000)
+    assert {short(step)["input_ids"].shape for step in range(14)} == {(1, 16)}
+    assert {long(step)["input_ids"].shape for step in range(14)} == {(1, 8), (1, 16)}
 
 
 def test_micro_batches_are_packed_one_by_one(make):

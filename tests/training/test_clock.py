@@ -28,14 +28,14 @@ def test_seconds_count_from_when_it_was_made(wait):
 def test_training_time_counts_from_the_first_step_and_leaves_pauses_out(wait):
     clock = Clock()
     wait(5)
-    with clock.paused():
+    with clock.phase("compiling"):
         wait(10)
     assert math.isnan(clock.to_first_step)
     clock.mark_first_step()
     assert clock.to_first_step == 15
     assert clock.training_seconds == 0
     wait(2)
-    with clock.paused():
+    with clock.phase("compiling"):
         wait(20)
     wait(4)
     assert clock.training_seconds == 6
@@ -48,7 +48,7 @@ def test_a_pause_that_fails_is_a_pause(wait):
     clock.mark_first_step()
 
     def fail():
-        with clock.paused():
+        with clock.phase("compiling"):
             wait(7)
             raise KeyError
 
@@ -56,3 +56,16 @@ def test_a_pause_that_fails_is_a_pause(wait):
         fail()
     wait(1)
     assert clock.training_seconds == 1
+
+
+def test_phases_are_summed_by_name_and_training_is_the_rest(wait):
+    clock = Clock(imports=2.0)
+    with clock.phase("data"):
+        wait(3)
+    clock.add_earlier(100, 50)
+    clock.mark_first_step()
+    wait(7)
+    for _ in range(2):
+        with clock.phase("evaluating"):
+            wait(4)
+    assert clock.phases == {"imports": 2, "data": 3, "evaluating": 8, "training": 7}
