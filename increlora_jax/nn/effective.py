@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from increlora_jax.errors import InputError
 from increlora_jax.quantization import Kernel
@@ -112,9 +112,9 @@ def attributes_of(node: nnx.Pytree) -> dict[str, object]:
     return {name: held for name, held in vars(node).items() if not name.startswith(_RECORD)}
 
 
-def is_reading(variable: nnx.Variable[PyTree]) -> bool:
-    """Return whether a variable is W + ΔW as it was read from an adapted module."""
-    return hasattr(type(variable), _READING)
+def is_reading(held: object) -> bool:
+    """Return whether something held is W + ΔW as it was read from an adapted module."""
+    return hasattr(type(held), _READING)
 
 
 def _read_only(variable: nnx.Variable[Array], value: Array) -> nnx.Variable[Array]:

@@ -202,9 +202,9 @@ class ModuleSkeleton(NamedTuple):
         return nnx.from_flat_state(leaves)
 
 
-def _refuse_readings(variables: Mapping[str, nnx.Variable[PyTree]]) -> None:
-    for path, variable in variables.items():
-        if is_reading(variable):
+def _refuse_readings(held: Mapping[str, object]) -> None:
+    for path, each in held.items():
+        if is_reading(each):
             raise InputError(
                 f"{path} was assigned from a parameter that has an adapter, and is a copy of its "
                 "W + ΔW that would not follow it. Share parameters before il.attach"
