@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from contextlib import ExitStack
 
 import jax
@@ -130,6 +131,19 @@ def test_padding_is_not_counted_as_tokens(train, run, tmp_path):
     assert counted == real
     places = [run.batch_at(step)["input_ids"].size for step in range(1, STEPS)]  # those timed
     assert outcome.padding_share == pytest.approx(1 - sum(real[1:]) / sum(places))
+
+
+def test_the_program_of_later_steps_compiles_beside_the_first(train, monkeypatch):
+    threads, compile_here = [], jax.stages.Lowered.compile
+
+    def note(lowered, *args, **options):
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return compile_here(lowered, *args, **options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", note)
+    _, outcome = train()
+    assert outcome.step_compilations == 2  # scored, and not
+    assert "compile" in threads  # the name of the background
 
 
 @pytest.mark.parametrize("bad", [3, STEPS - 1])
