@@ -142,8 +142,7 @@ class Run:
             self.plan.data,
             self.encoded_dev,
             batch_size=self.plan.config.training.eval_batch_size,
-            buckets=self.buckets,
-            **self._packing,
+            **self._batching,
         )
 
     def first_state(self, *starts: Parts) -> TrainState:
@@ -165,21 +164,24 @@ class Run:
             [member.config.training.seed for member in self.plan.members],
             batch_size=training.train_batch_size,
             accumulation=training.gradient_accumulation_steps,
-            buckets=self.buckets,
             own_rows=self.plan.layout.own_rows(training.train_batch_size),
             block=self.plan.timetable.block,
             steps=self.plan.total_steps,
-            program_cost=PROGRAM_COST.get(jax.default_backend(), PROGRAM_COST["gpu"]),
-            **self._packing,
+            **self._batching,
         )
 
     @property
-    def _packing(self) -> dict[str, Any]:
-        """Options for packed batches; by default they are chosen where they are worthwhile."""
+    def _batching(self) -> dict[str, Any]:
+        """Options for the shapes of batches; by default they are packed where it is worthwhile."""
         task = self.plan.config.task
         is_free = task.packing == "auto"
-        is_used = self.plan.can_pack and not (is_free and task.pad_to_max_length)
-        return {"pack": self.plan.data.kind.pack if is_used else None, "is_free": is_free}
+        is_packed = self.plan.can_pack and not (is_free and task.pad_to_max_length)
+        return {
+            "buckets": self.buckets,
+            "pack": self.plan.data.kind.pack if is_packed else None,
+            "is_free": is_free,
+            "program_cost": PROGRAM_COST.get(jax.default_backend(), PROGRAM_COST["gpu"]),
+        }
 
 
 def plan_run(

@@ -4,10 +4,30 @@ As in `batching`, each batch is a pure function of (seed, step), with the same e
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from increlora_jax.tasks.kind import Batch, Encoded
+
+
+class Packed(NamedTuple):
+    """Shapes of packed batches.
+
+    Attributes:
+        rows: Numbers of rows to choose from, ascending; the last is enough for every batch that was
+            looked at.
+        length: Tokens of a row.
+        places: Positions of a batch on average.
+    """
+
+    rows: tuple[int, ...]
+    length: int
+    places: float
+
+    def shape(self, needed: int) -> tuple[int, int]:
+        """Choose the number of rows of a batch that needs so many; return it and their length."""
+        return min((rows for rows in self.rows if rows >= needed), default=needed), self.length
 
 
 def pack_lengths(lengths: np.ndarray, row_length: int) -> list[list[int]]:
@@ -73,17 +93,18 @@ def pack_batch(
 
 
 def packed_evaluation(
-    encoded: Encoded, *, batch_size: int, shape: tuple[int, int], pack: Callable[..., Batch]
+    encoded: Encoded, *, batch_size: int, packed: Packed, pack: Callable[..., Batch]
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield (indices, packed batch) over every example once, in the order of the split.
 
     Args:
         encoded: The split.
         batch_size: Examples of a batch.
-        shape: The number of rows, enough for every batch, and their length.
+        packed: The shapes to choose from.
         pack: Builds a batch, as `pack_batch`.
     """
     for start in range(0, len(encoded), batch_size):
         examples = np.arange(start, min(start + batch_size, len(encoded)))
-        rows = pack_lengths(encoded.lengths[examples], shape[1])
+        rows = pack_lengths(encoded.lengths[examples], packed.length)
+        shape = packed.shape(len(rows))
         yield examples, pack(encoded, examples, rows, batch_size=batch_size, shape=shape)

@@ -5,12 +5,11 @@ Each shape costs the compilation of its programs, and padding costs time in ever
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from increlora_jax.tasks.batching import choose_bucket
-from increlora_jax.tasks.packing import pack_lengths
+from increlora_jax.tasks.packing import Packed, pack_lengths
 
 WORTHWHILE = 0.85
 """Packing is chosen if its batches have at most this share of the padded batches' positions."""
@@ -19,30 +18,18 @@ _TOKENS_TO_ATTENTION = 4096
 """Length from which attention costs as much as a layer's products, for a width of about 700."""
 
 
-class Packed(NamedTuple):
-    """Shape of a packed batch.
-
-    Attributes:
-        rows: Enough for every batch that was looked at.
-        length: Tokens of a row.
-    """
-
-    rows: int
-    length: int
-
-
 def choose_buckets(
-    lengths: Sequence[int], buckets: Sequence[int], program_cost: float
+    lengths: Sequence[int], buckets: Sequence[int], shape_cost: float
 ) -> tuple[int, ...]:
-    """Choose the lengths that batches are padded to.
+    """Choose the lengths that batches are padded to, or the numbers of rows of packed ones.
 
-    Buckets are left out one by one, as long as the sum over batches of their padded length, plus
-    `program_cost` · longest for each bucket, falls.
+    Buckets are left out one by one, as long as the sum of all padded lengths, plus `shape_cost` for
+    each bucket, falls.
 
     Args:
-        lengths: The longest example of each batch.
+        lengths: The length that each batch needs.
         buckets: The lengths to choose from, ascending.
-        program_cost: The cost of another shape, in batches of the longest length.
+        shape_cost: The cost of another shape, in lengths.
 
     Returns:
         The chosen buckets, and all that are longer than every batch.
@@ -53,7 +40,7 @@ def choose_buckets(
 
     def cost(some: tuple[int, ...]) -> float:
         padded = sum(count * choose_bucket(length, some) for length, count in counts.items())
-        return padded + program_cost * longest * len(some)
+        return padded + shape_cost * len(some)
 
     while len(chosen) > 1:
         fewer = min((_without(chosen, bucket) for bucket in chosen[:-1]), key=cost)
@@ -63,25 +50,39 @@ def choose_buckets(
     return (*chosen, *(bucket for bucket in buckets if bucket > longest))
 
 
-def choose_packed(batches: Sequence[np.ndarray], longest: int, buckets: Sequence[int]) -> Packed:
-    """Choose the shape of packed batches that costs least; attention grows with the length.
+def choose_packed(
+    groups: Sequence[Sequence[np.ndarray]],
+    longest: int,
+    buckets: Sequence[int],
+    shape_cost: float,
+) -> Packed:
+    """Choose the shapes of packed batches that cost least; attention grows with the length.
 
     Args:
-        batches: The lengths of the examples of each batch.
+        groups: The lengths of the examples of each batch; the batches of a group are of one shape.
         longest: The longest example of all batches, looked at or not.
         buckets: The lengths of rows to choose from.
+        shape_cost: The cost of another shape, in positions of one batch of each group.
     """
-    shapes = [
-        Packed(max(len(pack_lengths(lengths, length)) for lengths in batches), length)
-        for length in buckets
-        if length >= longest
-    ]
-    return min(shapes, key=lambda s: s.rows * s.length * (1 + s.length / _TOKENS_TO_ATTENTION))
+
+    def cost(packed: Packed) -> float:
+        places = packed.places + shape_cost / len(groups) * len(packed.rows)
+        return places * (1 + packed.length / _TOKENS_TO_ATTENTION)
+
+    fitting = (length for length in buckets if length >= longest)
+    return min((_pack_all(groups, length, shape_cost) for length in fitting), key=cost)
 
 
-def is_worthwhile(shape: Packed, padded_places: Iterable[int]) -> bool:
+def _pack_all(groups: Sequence[Sequence[np.ndarray]], length: int, shape_cost: float) -> Packed:
+    needed = [max(len(pack_lengths(batch, length)) for batch in group) for group in groups]
+    rows = choose_buckets(needed, range(1, max(needed) + 1), shape_cost / length)
+    places = length * np.mean([choose_bucket(count, rows) for count in needed])
+    return Packed(rows, length, float(places))
+
+
+def is_worthwhile(packed: Packed, padded_places: Iterable[int]) -> bool:
     """Return whether packed batches have clearly fewer positions than padded ones on average."""
-    return shape.rows * shape.length <= WORTHWHILE * float(np.mean(list(padded_places)))
+    return packed.places <= WORTHWHILE * float(np.mean(list(padded_places)))
 
 
 def _without(chosen: tuple[int, ...], bucket: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The training batches of a run, or of several runs that train together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,11 +14,14 @@ from increlora_jax.tasks.batching import (
     choose_examples,
 )
 from increlora_jax.tasks.kind import Batch, Encoded
-from increlora_jax.tasks.packing import pack_lengths
-from increlora_jax.tasks.shapes import Packed, choose_buckets, choose_packed, is_worthwhile
+from increlora_jax.tasks.packing import Packed, pack_lengths
+from increlora_jax.tasks.shapes import choose_buckets, choose_packed, is_worthwhile
 
-PROGRAM_COST = {"cpu": 60, "gpu": 3000, "tpu": 3000}
-"""Steps that take as long as the compilation of a step's two programs; see `choose_buckets`."""
+PROGRAM_COST = {"cpu": 80_000, "gpu": 12_000_000, "tpu": 12_000_000}
+"""Positions that are computed in the time that the compilation of a step's two programs takes.
+
+For MiniLM-L6 on two cores: 2,000 positions a second, 18 s to compile a program.
+"""
 
 MOST_LOOKED_AT = 300_000
 """Examples of a run by which shapes are chosen; a later batch may still need another shape."""
@@ -42,7 +45,7 @@ class Batches:
         steps: of the run; its batches decide which shapes are chosen.
         pack: builds batches by sequence packing (`Kind.pack`); None for padded batches.
         is_free: whether batches are packed only if that is worthwhile; default: False.
-        program_cost: in steps; see `PROGRAM_COST`.
+        program_cost: in positions; see `PROGRAM_COST`.
     """
 
     encoded: Encoded
@@ -69,33 +72,44 @@ class Batches:
 
     @cached_property
     def packed(self) -> Packed | None:
-        """Shape of packed batches; None if batches are padded."""
+        """Shapes of packed batches; None if batches are padded."""
         if self.pack is None:
             return None
         lengths = self.encoded.lengths
-        parts = [
-            lengths[p] for step in self._looked_at for p in self._micro_batches(step) if len(p)
+        groups = [
+            [lengths[part] for step in block for part in self._micro_batches(step) if len(part)]
+            for block in self._looked_at
         ]
-        shape = choose_packed(parts, int(lengths.max()), self.buckets)
-        padded = (self.batch_size * choose_bucket(int(part.max()), self.buckets) for part in parts)
-        return shape if not self.is_free or is_worthwhile(shape, padded) else None
+        packed = choose_packed(groups, int(lengths.max()), self.buckets, self._shape_cost)
+        padded = (choose_bucket(length, self.padded_lengths) for length in self._longest)
+        places = (self.batch_size * length for length in padded)
+        return packed if not self.is_free or is_worthwhile(packed, places) else None
 
     @cached_property
     def padded_lengths(self) -> tuple[int, ...]:
         """Lengths that batches are padded to."""
-        longest = [max(self._longest(step)) for step in self._looked_at]
-        cost = self.program_cost * len(longest) / self.steps
-        return choose_buckets(longest, self.buckets, cost)
+        return choose_buckets(self._longest, self.buckets, self._shape_cost / self.batch_size)
 
     @property
-    def _looked_at(self) -> range:
-        return range(min(self.steps, -(-MOST_LOOKED_AT // (self._size * len(self.seeds)))))
+    def _shape_cost(self) -> float:
+        """Cost of another shape, in positions of a run's micro-batch in each block looked at."""
+        batches = self.steps * len(self.seeds) * self.accumulation
+        return self.program_cost * len(self._looked_at) / batches
 
-    def _longest(self, step: int) -> Iterator[int]:
-        """Return the longest example of every run in a step."""
-        for seed in self.seeds:
-            rows = choose_examples(self.encoded, seed=seed, step=step, batch_size=self._size)
-            yield int(self.encoded.lengths[rows].max())
+    @cached_property
+    def _longest(self) -> list[int]:
+        """Longest example of each block that is looked at."""
+        lengths = self.encoded.lengths
+        return [
+            max(int(lengths[e].max()) for step in block for e in self._examples(step))
+            for block in self._looked_at
+        ]
+
+    @cached_property
+    def _looked_at(self) -> list[range]:
+        """Blocks by whose batches shapes are chosen."""
+        count = min(self.steps, -(-MOST_LOOKED_AT // (self._size * len(self.seeds))))
+        return list(dict.fromkeys(self.block(step) for step in range(count)))
 
     @property
     def _size(self) -> int:
@@ -138,7 +152,7 @@ class Batches:
         assert self.pack is not None
         spread = {at: self._spread(at, packed.length) for at in self.block(step)}
         needed = max(len(rows) for each in spread.values() for rows in each)
-        shape = packed._replace(rows=max(packed.rows, needed))
+        shape = packed.shape(needed)
         return [
             self.pack(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
             for examples, rows in zip(self._micro_batches(step), spread[step], strict=True)
@@ -151,12 +165,19 @@ class Batches:
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
         """Return the examples of every micro-batch of every run."""
-        chosen = (
+        begins = range(0, self._size, self.batch_size)
+        return [
+            examples[at : at + self.batch_size]
+            for examples in self._examples(step)
+            for at in begins
+        ]
+
+    def _examples(self, step: int) -> list[np.ndarray]:
+        """Return the examples of every run."""
+        return [
             choose_examples(self.encoded, seed=seed, step=step, batch_size=self._size)
             for seed in self.seeds
-        )
-        begins = range(0, self._size, self.batch_size)
-        return [examples[at : at + self.batch_size] for examples in chosen for at in begins]
+        ]
 
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]

@@ -15,15 +15,12 @@ from increlora_jax.tasks.batching import choose_bucket, evaluation_batches
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Metrics, Predictions, TaskData
 from increlora_jax.tasks.packing import packed_evaluation
 from increlora_jax.tasks.shapes import choose_buckets, choose_packed, is_worthwhile
-from increlora_jax.training.batches import Shapes, describe_batch, shapes_of
+from increlora_jax.training.batches import PROGRAM_COST, Shapes, describe_batch, shapes_of
 from increlora_jax.training.programs import Background, Programs, describe_arrays
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 from increlora_jax.training.together import over_members, split
-
-PROGRAM_COST = 8
-"""Batches of an evaluation that take as long as the compilation of its program."""
 
 IN_FLIGHT = 4
 """Calls whose predictions are not yet read."""
@@ -43,6 +40,7 @@ class Evaluator:
         buckets: tuple[int, ...],
         pack: Callable[..., Batch] | None = None,
         is_free: bool = False,
+        program_cost: float = PROGRAM_COST["cpu"],
     ):
         self._data = data
         self._encoded = encoded
@@ -56,6 +54,7 @@ class Evaluator:
             layout.own_rows(batch_size),
             pack,
             is_free=is_free,
+            program_cost=program_cost,
         )
         self._layout = layout
 
@@ -170,6 +169,7 @@ def choose_batches(
     pack: Callable[..., Batch] | None,
     *,
     is_free: bool,
+    program_cost: float,
 ) -> Callable[[Encoded], Iterator[tuple[np.ndarray, Batch]]]:
     """Choose the shapes of evaluation batches; return the function that makes those of a split.
 
@@ -180,16 +180,17 @@ def choose_batches(
         rows: of each padded batch to make; see `evaluation_batches`.
         pack: builds batches by sequence packing; None for padded batches.
         is_free: whether batches are packed only if that is worthwhile.
+        program_cost: in positions; a forward pass and its program both take a third of a step's.
     """
     padded = [part for split in splits for part in _cut(np.sort(split.lengths), batch_size)]
     longest = [int(part.max()) for part in padded] or [1]
-    chosen = choose_buckets(longest, buckets, PROGRAM_COST)
+    chosen = choose_buckets(longest, buckets, program_cost / batch_size)
     if pack is not None and padded:
-        mixed = [part for split in splits for part in _cut(split.lengths, batch_size)]
-        shape = choose_packed(mixed, max(longest), buckets)
-        places = [batch_size * choose_bucket(length, chosen) for length in longest]
-        if not is_free or is_worthwhile(shape, places):
-            return partial(packed_evaluation, batch_size=batch_size, shape=shape, pack=pack)
+        mixed = [[part] for split in splits for part in _cut(split.lengths, batch_size)]
+        packed = choose_packed(mixed, max(longest), buckets, program_cost)
+        places = (batch_size * choose_bucket(length, chosen) for length in longest)
+        if not is_free or is_worthwhile(packed, places):
+            return partial(packed_evaluation, batch_size=batch_size, packed=packed, pack=pack)
     return partial(evaluation_batches, batch_size=batch_size, buckets=chosen, rows=rows)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from increlora_jax.tasks.packing import pack_batch, pack_lengths, packed_evaluation
+from increlora_jax.tasks.packing import Packed, pack_batch, pack_lengths, packed_evaluation
 from tests.tasks.test_batching import batch_at, encoded_of
 
 LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=40).map(np.array)
@@ -47,9 +47,8 @@ def test_a_packed_batch_has_the_examples_of_a_padded_one():
 @given(LENGTHS, st.integers(1, 9))
 def test_a_packed_evaluation_has_every_example_once_in_order(lengths, batch_size):
     encoded = encoded_of(lengths)
-    seen = list(
-        packed_evaluation(encoded, batch_size=batch_size, shape=(batch_size, 16), pack=pack_batch)
-    )
+    packed = Packed(tuple(range(1, batch_size)), 16, 16.0)  # a batch may need one row more
+    seen = list(packed_evaluation(encoded, batch_size=batch_size, packed=packed, pack=pack_batch))
     assert np.concatenate([examples for examples, _ in seen]).tolist() == list(range(len(lengths)))
     for examples, batch in seen:
         firsts = batch["firsts"][: len(examples)]

@@ -55,7 +55,7 @@ def test_packed_batches_of_a_block_and_of_several_runs_are_of_one_shape(make):
 
     together = make(seeds=(7, 8), block=block)
     alone = [make(seeds=(seed,)) for seed in (7, 8)]
-    most = max(batches.packed.rows for batches in alone)
+    (most,) = max(batches.packed.rows for batches in alone)
     assert {together(step)["input_ids"].shape for step in range(8)} == {(2, most, 16)}
     for index, batches in enumerate(alone):
         np.testing.assert_array_equal(together(5)["labels"][index], batches(5)["labels"])
@@ -65,14 +65,39 @@ def test_packed_batches_of_a_block_and_of_several_runs_are_of_one_shape(make):
         )
 
 
-def test_all_packed_batches_of_a_run_have_one_shape_and_a_later_one_that_needs_more_gets_it(make):
+def test_packed_batches_of_a_short_run_have_one_shape_and_a_later_one_that_needs_more_gets_it(make):
     batches = make()
-    assert {batches(step)["input_ids"].shape for step in range(14)} == {batches.packed}
+    (rows,) = batches.packed.rows
+    assert {batches(step)["input_ids"].shape for step in range(14)} == {(rows, 16)}
     few = make(steps=1)
     assert few.packed.rows < batches.packed.rows
-    assert {few(step)["input_ids"].shape[0] for step in range(14)} >= set(
-        range(few.packed.rows, batches.packed.rows + 1)
+    assert {few(step)["input_ids"].shape[0] for step in range(14)} == set(
+        range(few.packed.rows[-1], rows + 1)
     )
+
+
+def test_packed_batches_of_a_long_run_have_several_shapes_and_little_padding():
+    lengths = np.random.default_rng(1).geometric(0.08, 20_000).clip(3, 64)  # as SST-2's sentences
+    batches = Batches(
+        encoded_of(lengths),
+        seeds=(7,),
+        batch_size=32,
+        accumulation=1,
+        buckets=(16, 32, 64),
+        own_rows=np.arange(32),
+        block=lambda step: range(step, step + 1),
+        steps=15_000,
+        pack=pack_batch,
+    )
+    shapes = [batches(step)["input_ids"].shape for step in range(200)]
+    assert 2 <= len(set(shapes)) <= 6
+    tokens = sum(
+        lengths[choose_examples(batches.encoded, seed=7, step=step, batch_size=32)].sum()
+        for step in range(200)
+    )
+    places = sum(np.prod(shape) for shape in shapes)
+    assert places == pytest.approx(200 * batches.packed.places, rel=0.02)
+    assert 1 - tokens / places < 0.2
 
 
 def test_batches_are_packed_by_default_only_if_that_is_worthwhile(make):
@@ -82,7 +107,7 @@ def test_batches_are_packed_by_default_only_if_that_is_worthwhile(make):
 
 
 def test_a_short_run_pads_to_one_length_and_a_long_one_to_several(make):
-    short, long = make(pack=None, batch_size=1), make(pack=None, batch_size=1, steps=4000)
+    short, long = make(pack=None, batch_size=1), make(pack=None, batch_size=1, steps=40_000)
     assert {short(step)["input_ids"].shape for step in range(14)} == {(1, 16)}
     assert {long(step)["input_ids"].shape for step in range(14)} == {(1, 8), (1, 16)}
 
