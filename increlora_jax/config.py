@@ -15,6 +15,8 @@ from increlora_jax.values import (
     Reference,
     expand_homes,
     flag_of,
+    list_options,
+    option,
     require,
     require_each,
     split_names,
@@ -34,11 +36,6 @@ ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
 
 Count = int | Auto
 """A whole number, or `auto`: then `core.pace` chooses it by the length of the run."""
-
-
-def option(default: Any, help: str) -> Any:
-    """Return a field of a configuration with its default and its line of `--help`, in ASCII."""
-    return field(default=default, metadata={"help": help})
 
 
 _LONGEST_NAME = 60
@@ -95,6 +92,7 @@ VARIABLE = (
 """Settings that may differ between runs that train together: they change no shape, plan or data."""
 
 
+@list_options
 @dataclass(frozen=True)
 class TaskConfig:
     """Settings of the task, its data and the base model.
@@ -157,6 +155,7 @@ class TaskConfig:
         expand_homes(self, "data_dir", "model")
 
 
+@list_options
 @dataclass(frozen=True)
 class AdapterConfig:
     """Settings of the method, and of the places of its adapters.
@@ -199,6 +198,7 @@ class AdapterConfig:
         return Scaling(self.lora_alpha, self.scaling, target_rank)
 
 
+@list_options
 @dataclass(frozen=True)
 class GrowthConfig:
     """Settings of growth, under the paper's names.
@@ -255,6 +255,7 @@ class GrowthConfig:
                 return int(number)
 
 
+@list_options
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of steps, optimizer, evaluation and output.
@@ -360,6 +361,13 @@ class TrainingConfig:
 class RunConfig:
     """The settings of a run, with a field for every group.
 
+    Attributes:
+        task: of the task, its data and the base model.
+        adapter: of the method and the places of its adapters.
+        growth: of growth.
+        training: of steps, optimizer, evaluation and output.
+        unsaid: settings without a value of the user, which are fitted to the run and the model.
+
     >>> RunConfig(task=TaskConfig(task="mrpc")).output_dir
     'runs/mrpc-increlora-42'
     """
@@ -369,7 +377,6 @@ class RunConfig:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     unsaid: frozenset[str] = field(default=frozenset(), compare=False)
-    """Settings without a value of the user, which are fitted to the run and the model."""
 
     def __post_init__(self) -> None:
         """Check that every number is one to compute with, and that no text is blank."""

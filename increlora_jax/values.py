@@ -3,10 +3,13 @@
 import math
 import os
 import re
+from dataclasses import field, fields
 from types import NoneType
-from typing import Any, Literal, NewType, get_args, get_origin
+from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin
 
 from increlora_jax.errors import InputError, suggest
+
+Group = TypeVar("Group")
 
 Reference = NewType("Reference", str)
 """A reference to the user's code, as the string `package.module:name`."""
@@ -24,6 +27,18 @@ _WANTED = {
     float: "a finite number",
     str: "text",
 }
+
+
+def option(default: Any, help: str) -> Any:
+    """Return a field of a configuration with its default and its line of `--help`, in ASCII."""
+    return field(default=default, metadata={"help": help})
+
+
+def list_options(group: type[Group]) -> type[Group]:
+    """Add the options of a dataclass to its docstring, as `--help` lists them."""
+    options = [f"        {f.name}: {f.metadata['help']}." for f in fields(cast(Any, group))]
+    group.__doc__ = "\n".join([f"{group.__doc__}", "    Attributes:", *options])
+    return group
 
 
 def kinds_in(kind: Any) -> tuple[Any, ...]:
