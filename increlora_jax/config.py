@@ -77,18 +77,9 @@ another `scan_layers`. A resumed run is bit for bit the same only if these are u
 """
 
 VARIABLE = (
-    "learning_rate",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lora_alpha",
-    "reg_orth_coef",
-    "beta1",
-    "beta2",
-)
+    "learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "lora_alpha", "reg_orth_coef", "beta1", "beta2",
+)  # fmt: skip
 """Settings that may differ between runs that train together: they change no shape, plan or data."""
 
 
@@ -392,7 +383,7 @@ class RunConfig:
     @property
     def groups(self) -> tuple[Any, ...]:
         """The groups of settings, in the order of `GROUPS`."""
-        return tuple(getattr(self, name) for name in _GROUP_NAMES)
+        return tuple(getattr(self, name) for name in _GROUPS)
 
     def settled(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share, without model and data."""
@@ -409,7 +400,7 @@ class RunConfig:
             own = {f.name: values[f.name] for f in fields(group) if f.name in values}
             return replace(group, **own)
 
-        return replace(self, **{name: change(getattr(self, name)) for name in _GROUP_NAMES})
+        return replace(self, **{name: change(getattr(self, name)) for name in _GROUPS})
 
     @property
     def _data_name(self) -> list[str]:
@@ -437,7 +428,6 @@ class RunConfig:
 _GROUPS: dict[str, Any] = {
     f.name: f.default_factory for f in fields(RunConfig) if is_dataclass(f.default_factory)
 }
-_GROUP_NAMES = tuple(_GROUPS)
 GROUPS: Any = tuple(_GROUPS.values())
 
 _literal: Any = Literal  # for words known only at run time
