@@ -151,7 +151,7 @@ def store_quantized(model: nnx.Module, layers: str, kind: Kind) -> None:
             if kind != "int8" and kernel.shape[0] % 2:
                 raise InputError(
                     f"--quantize-base {kind} keeps two inputs in a byte, and {path} has "
-                    f"{kernel.shape[0]}; take int8"
+                    f"{kernel.shape[0]}. Take int8"
                 )
             layer.kernel.set_value(jax.eval_shape(partial(quantize, kind=kind), kernel))
             layer.set_attributes(dot_general=_dot_general, promote_dtype=_promote)
@@ -162,8 +162,8 @@ def _import_qwix() -> ModuleType:
         import qwix
     except ImportError as error:
         raise InputError(
-            f"--quantize-base needs qwix, which cannot be imported ({error}); "
-            "pip install 'increlora_jax[quantization]'"
+            f"--quantize-base needs qwix, which cannot be imported ({error}). "
+            "Run pip install 'increlora_jax[quantization]'"
         ) from error
     return qwix
 

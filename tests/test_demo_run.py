@@ -17,7 +17,7 @@ CPU_SECONDS = 90
 
 @pytest.fixture
 def call(tmp_path):
-    """Run a command of the package elsewhere than in the checkout; give its standard output."""
+    """Run a command of the package elsewhere than in the checkout. Give its standard output."""
 
     def run(command, *words):
         finished = subprocess.run(

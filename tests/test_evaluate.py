@@ -18,7 +18,7 @@ def read(folder):
 
 
 def ask(capsys, run, *words):
-    """Run the command; give the one line that it prints."""
+    """Run the command. Give the one line that it prints."""
     capsys.readouterr()
     evaluate.main(["--run", str(run), *map(str, words)])
     (line,) = capsys.readouterr().out.splitlines()

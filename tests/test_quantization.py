@@ -219,7 +219,7 @@ def test_an_odd_number_of_inputs_takes_a_byte_each():
         def __init__(self):
             self.mix = nnx.Linear(5, 2, rngs=nnx.Rngs(0))
 
-    with pytest.raises(InputError, match="two inputs in a byte, and mix has 5; take int8"):
+    with pytest.raises(InputError, match=r"two inputs in a byte, and mix has 5. Take int8"):
         store_quantized(nnx.eval_shape(Odd), "mix", "nf4")
     model = nnx.eval_shape(Odd)
     store_quantized(model, "mix", "int8")

@@ -59,7 +59,7 @@ def still(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finish(words, tmp_path_factory):
-    """Carry a run to its end; give its folder."""
+    """Carry a run to its end. Give its folder."""
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name, *more):

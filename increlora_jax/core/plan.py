@@ -114,7 +114,7 @@ def _with_buffers(plan: GrowthPlan, max_ranks: dict[str, int]) -> GrowthPlan:
     if plan.budget > capacity:
         raise InputError(
             f"the budget of {plan.budget} ranks does not fit the buffers, which hold {capacity} in "
-            "all; raise --max-rank (or --max-rank exact) or lower --target-rank"
+            "all. Raise --max-rank (or --max-rank exact) or lower --target-rank"
         )
     return plan._replace(max_ranks=max_ranks)
 
@@ -135,18 +135,18 @@ def _check_ranks(
         if asked > min(inputs, outputs):
             raise InputError(
                 f"{flag} {asked} is more than the matrix of {name} can have: its {inputs} × "
-                f"{outputs} kernel has rank at most {min(inputs, outputs)}; lower {flag} or leave "
+                f"{outputs} kernel has rank at most {min(inputs, outputs)}. Lower {flag} or leave "
                 "the module out with --exclude-modules"
             )
     if isinstance(max_rank, int) and max_rank < initial_rank:
         raise InputError(
-            f"--max-rank {max_rank} is below --initial-rank {initial_rank}; raise --max-rank"
+            f"--max-rank {max_rank} is below --initial-rank {initial_rank}. Raise --max-rank"
         )
     initial_total = initial_rank * len(sizes)
     if budget < initial_total:
         raise InputError(
             f"the budget of {budget} ranks is below the initial total of {initial_total} "
-            f"({len(sizes)} modules × --initial-rank {initial_rank}); raise --target-rank or "
+            f"({len(sizes)} modules × --initial-rank {initial_rank}). Raise --target-rank or "
             "--target-total-rank, or lower --initial-rank"
         )
 
@@ -155,7 +155,7 @@ def _too_few_rounds(plan: GrowthPlan, needed: int, possible: int) -> str:
     is_widest = plan.pace.top_h >= plan.modules  # every module grows in every round
     return (
         f"growing from {plan.initial_total} to {plan.budget} ranks takes {needed} rounds, but "
-        f"{plan.steps} steps hold only {possible}; raise {'' if is_widest else '--top-h, '}"
+        f"{plan.steps} steps hold only {possible}. Raise {'' if is_widest else '--top-h, '}"
         "--incre-rank-num or --max-steps (or --num-train-epochs), or lower --incre-interval, "
         "--init-warmup or --target-rank"
     )

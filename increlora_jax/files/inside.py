@@ -26,7 +26,7 @@ def inside(folder: Path, name: object, said_by: str | Path) -> Path:
     path = folder / name
     if not any(_resolve(path).is_relative_to(root) for root in _roots(folder)):
         raise InputError(
-            f"{said_by}: {name} is a link that leads out of {folder}; put the file itself there"
+            f"{said_by}: {name} is a link that leads out of {folder}. Put the file itself there"
         )
     return path
 

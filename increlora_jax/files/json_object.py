@@ -35,13 +35,13 @@ def parse_json_object(raw: bytes, where: Path, *, allow_nan: bool = False) -> di
         )
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{where}:{line}: not UTF-8; get the file again") from error
+        raise InputError(f"{where}:{line}: not UTF-8. Get the file again") from error
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}:{error.lineno}: not valid JSON ({error.msg}); get the file again"
+            f"{where}:{error.lineno}: not valid JSON ({error.msg}). Get the file again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); get the file again") from error
+        raise InputError(f"{where}: not valid JSON ({error}). Get the file again") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: holds no JSON object; is it the right file?")
     if _is_deeper(content, MAX_DEPTH):

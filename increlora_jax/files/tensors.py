@@ -95,11 +95,11 @@ def _read_header(path: Path) -> bytes:
 def _check_entry(path: Path, key: str, entry: object) -> Claim:
     where = f"{path}: {key}"
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is described by no object; get the file again")
+        raise InputError(f"{where} is described by no object. Get the file again")
     check_keys(where, entry, _ENTRY)
     shape = entry["shape"]
     # A zero in a shape makes its size 0, so that the size alone does not reveal absurd axes.
     elements = prod(max(1, n) for n in shape)
     if len(shape) > MAX_AXES or min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
-        raise InputError(f"{where} claims a shape that no tensor has; get the file again")
+        raise InputError(f"{where} claims a shape that no tensor has. Get the file again")
     return Claim(entry["dtype"], tuple(shape))

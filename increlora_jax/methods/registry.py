@@ -55,8 +55,8 @@ def build_method(
 
 def _build_from_table(name: str, model: PyTree, config: RunConfig, given: dict[str, Any]) -> Method:
     if name not in METHODS:
-        listed = f"choose from {', '.join(METHODS)}, or package.module:function"
-        raise InputError(f"--method {name}: unknown; {listed}{suggest(name, METHODS)}")
+        listed = f"Choose from {', '.join(METHODS)}, or package.module:function"
+        raise InputError(f"--method {name}: unknown. {listed}{suggest(name, METHODS)}")
     entry = METHODS[name]
     if entry.own_group:
         given["config"] = getattr(config, entry.own_group)

@@ -152,23 +152,23 @@ def _check_config(config: "PretrainedConfig") -> None:
     if config.is_decoder or not config.is_encoder_decoder:
         raise InputError(
             "config.json: is_decoder is set or is_encoder_decoder is not, and this BART is an "
-            "encoder with a decoder; choose a model that has both"
+            "encoder with a decoder. Choose a model that has both"
         )
     for flag in ("encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, flag):
             raise InputError(
                 f"config.json: {flag} is {getattr(config, flag)}, and layers are not dropped "
-                "here; set it to 0, which changes nothing outside training"
+                "here. Set it to 0, which changes nothing outside training"
             )
     for key in ("encoder_attention_heads", "decoder_attention_heads"):
         if config.d_model % getattr(config, key):
             raise InputError(
                 f"config.json: d_model {config.d_model} is not a multiple of {key} "
-                f"{getattr(config, key)}; correct the one that is wrong"
+                f"{getattr(config, key)}. Correct the one that is wrong"
             )
     if config.decoder_start_token_id is None:
         raise InputError(
-            "config.json: no decoder_start_token_id; add the token with which the decoder starts"
+            "config.json: no decoder_start_token_id. Add the token with which the decoder starts"
         )
 
 

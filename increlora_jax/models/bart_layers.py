@@ -168,7 +168,7 @@ class BartStack(nnx.Module):
         if length > limit:
             raise InputError(
                 f"a sequence of {length} tokens is longer than the model's {limit} positions "
-                "(max_position_embeddings); lower --max-seq-length, or how many tokens to generate"
+                "(max_position_embeddings). Lower --max-seq-length, or how many tokens to generate"
             )
 
 

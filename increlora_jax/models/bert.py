@@ -81,7 +81,7 @@ class BertEmbeddings(nnx.Module):
         if length > self.max_length:
             raise InputError(
                 f"a sequence of {length} tokens is longer than the model's {self.max_length} "
-                "positions (max_position_embeddings); lower --max-seq-length"
+                "positions (max_position_embeddings). Lower --max-seq-length"
             )
         words = self.word_embeddings(input_ids)
         positions = self.position_embeddings(self.find_positions(input_ids, sequences))
@@ -317,13 +317,13 @@ def check_config(config: "EncoderConfig") -> None:
     for flag in ("is_decoder", "add_cross_attention"):
         if getattr(config, flag):
             raise InputError(
-                f"config.json: {flag} is set, and this {config.model_type} is an encoder only; "
-                "choose an encoder, or unset it if the weights are an encoder's"
+                f"config.json: {flag} is set, and this {config.model_type} is an encoder only. "
+                "Choose an encoder, or unset it if the weights are an encoder's"
             )
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"config.json: hidden_size {config.hidden_size} is not a multiple of "
-            f"num_attention_heads {config.num_attention_heads}; correct the one that is wrong"
+            f"num_attention_heads {config.num_attention_heads}. Correct the one that is wrong"
         )
 
 

@@ -76,7 +76,7 @@ class DebertaEmbeddings(nnx.Module):
         if length > table.num_embeddings:
             raise InputError(
                 f"a sequence of {length} tokens is longer than the model's {table.num_embeddings} "
-                "positions (max_position_embeddings); lower --max-seq-length"
+                "positions (max_position_embeddings). Lower --max-seq-length"
             )
         if sequences is None:
             return table(jnp.arange(length))
@@ -332,7 +332,7 @@ def _check_config(config: "DebertaV2Config") -> None:
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"config.json: hidden_size {config.hidden_size} is not a multiple of "
-            f"num_attention_heads {config.num_attention_heads}; correct the one that is wrong"
+            f"num_attention_heads {config.num_attention_heads}. Correct the one that is wrong"
         )
     head_size = config.hidden_size // config.num_attention_heads
     fixed = {"pooler_hidden_size": config.hidden_size, "attention_head_size": head_size}
@@ -340,12 +340,12 @@ def _check_config(config: "DebertaV2Config") -> None:
         if (stated := getattr(config, key, value)) != value:
             raise InputError(
                 f"config.json: {key} {stated} is not done here, only {value}, which follows from "
-                "hidden_size and num_attention_heads; choose a model where they agree"
+                "hidden_size and num_attention_heads. Choose a model where they agree"
             )
     if (width := _convolution_width(config)) > 0 and width % 2 == 0:
         raise InputError(
             f"config.json: conv_kernel_size {width} is even, and the convolution must keep the "
-            "number of tokens; correct it"
+            "number of tokens. Correct it"
         )
 
 
@@ -353,16 +353,16 @@ def _check_positions(config: "DebertaV2Config") -> None:
     if not config.relative_attention:
         raise InputError(
             "config.json: relative_attention is not set, and only attention by relative positions "
-            "is done here; choose a model that has it, as all published DeBERTa-v2 and -v3 do"
+            "is done here. Choose a model that has it, as all published DeBERTa-v2 and -v3 do"
         )
     if unknown := set(config.pos_att_type or ()) - {"c2p", "p2c"}:
         raise InputError(
             f"config.json: pos_att_type {', '.join(sorted(unknown))} is not known here, only c2p "
-            "and p2c; choose a model with these"
+            "and p2c. Choose a model with these"
         )
     buckets, limit = _position_buckets(config), _max_relative_positions(config)
     if buckets > 0 and not 0 < buckets // 2 < limit - 1:
         raise InputError(
             f"config.json: position_buckets {buckets} cannot be logarithmic up to a distance of "
-            f"{limit} (max_relative_positions); give at least 2 and fewer than {2 * limit - 2}"
+            f"{limit} (max_relative_positions). Give at least 2 and fewer than {2 * limit - 2}"
         )

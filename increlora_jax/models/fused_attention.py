@@ -56,18 +56,18 @@ def check_fused(model: nnx.Module, devices: Sequence[Any]) -> None:
     if not any(isinstance(module, FusableAttention) for _, module in nnx.iter_modules(model)):
         raise InputError(
             f"{flag}: {type(model).__name__} has no attention that the kernels support, only "
-            "DeBERTa has; leave it out"
+            "DeBERTa has. Leave it out"
         )
     if len(devices) > 1:
         raise InputError(
             f"{flag} needs a single device, since kernels are not sharded, and this run has "
-            f"{len(devices)}; leave it out, or --mesh and --distributed"
+            f"{len(devices)}. Leave it out, or --mesh and --distributed"
         )
     # Triton needs NVIDIA's Ampere or later; AMD's capabilities are names, not numbers.
     if not re.fullmatch(r"([89]|\d\d)\.\d", str(getattr(devices[0], "compute_capability", ""))):
         raise InputError(
             f"{flag} needs an NVIDIA GPU of compute capability 8.0 or later, and JAX found "
-            f"{devices[0].device_kind}; leave it out, or see that JAX for CUDA is installed"
+            f"{devices[0].device_kind}. Leave it out, or see that JAX for CUDA is installed"
         )
 
 

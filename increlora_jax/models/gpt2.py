@@ -149,7 +149,7 @@ class GPT2Model(nnx.Module):
         if slots > limit:
             raise InputError(
                 f"a sequence of {slots} tokens, new ones included, is longer than the model's "
-                f"{limit} positions (n_positions); lower --max-seq-length or max_new_tokens"
+                f"{limit} positions (n_positions). Lower --max-seq-length or max_new_tokens"
             )
         hidden = self.drop(self.wte(input_ids) + self.wpe(span.positions))
         hidden, grown = apply_layers(self.h, hidden, span, own=past, take=take)
@@ -184,12 +184,12 @@ def _check_config(config: "GPT2Config") -> None:
     if config.add_cross_attention:
         raise InputError(
             "config.json: add_cross_attention is set, and this GPT-2 is a decoder without an "
-            "encoder; choose such a model, or unset it if the weights are a plain GPT-2's"
+            "encoder. Choose such a model, or unset it if the weights are a plain GPT-2's"
         )
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"config.json: n_embd {config.hidden_size} is not a multiple of "
-            f"n_head {config.num_attention_heads}; correct the one that is wrong"
+            f"n_head {config.num_attention_heads}. Correct the one that is wrong"
         )
 
 

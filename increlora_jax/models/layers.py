@@ -50,8 +50,8 @@ def get_activation(name: str) -> Activation:
     """
     if name not in ACTIVATIONS:
         raise InputError(
-            f"config.json: the activation {name!r} is not known here; "
-            f"use a model with one of {', '.join(ACTIVATIONS)}"
+            f"config.json: the activation {name!r} is not known here. "
+            f"Use a model with one of {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 

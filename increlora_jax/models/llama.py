@@ -96,7 +96,7 @@ class Layout:
         if heads % layout.shared_heads:
             raise InputError(
                 f"config.json: num_attention_heads {heads} is not a multiple of "
-                f"num_key_value_heads {layout.shared_heads}; correct the one that is wrong"
+                f"num_key_value_heads {layout.shared_heads}. Correct the one that is wrong"
             )
         return layout
 
@@ -145,7 +145,7 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(
             f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not done here, "
-            "only 1.0; choose another model"
+            "only 1.0. Choose another model"
         )
     frequencies = rope["rope_theta"] ** -(np.arange(0, size, 2) / size)
     match rope["rope_type"]:
@@ -157,7 +157,7 @@ def find_frequencies(config: "PretrainedConfig", size: int) -> np.ndarray:
             return _stretch_slow(frequencies, rope)
     raise InputError(
         f'config.json: rope_type "{rope["rope_type"]}" is not done here, only "default", "linear" '
-        'and "llama3"; choose another model'
+        'and "llama3". Choose another model'
     )
 
 

@@ -172,7 +172,7 @@ def _builder(config: "PretrainedConfig", head: Head) -> Callable[..., nnx.Module
     if head not in heads:
         raise InputError(
             f"model {config.name_or_path}: a {config.model_type} has no head for {head}, only for "
-            f"{', '.join(heads)}; take a model of another architecture"
+            f"{', '.join(heads)}. Take a model of another architecture"
         )
     return partial(heads[head], config)
 

@@ -152,7 +152,7 @@ def _find_padding_id(config: "RobertaConfig") -> int:
     if padding_id is None or not 0 <= padding_id < rows - 1:
         raise InputError(
             f"config.json: pad_token_id {padding_id} is not from 0 to {rows - 2}, and positions "
-            f"are counted from it to max_position_embeddings {rows}; give the id of the "
+            f"are counted from it to max_position_embeddings {rows}. Give the id of the "
             "tokenizer's padding token"
         )
     return padding_id

@@ -154,7 +154,7 @@ def _check_config(config: "T5Config") -> None:
     if config.is_decoder or not config.is_encoder_decoder:
         raise InputError(
             "config.json: is_decoder is set or is_encoder_decoder is not, and this T5 is an "
-            "encoder with a decoder; choose a model that has both"
+            "encoder with a decoder. Choose a model that has both"
         )
 
 
@@ -164,7 +164,7 @@ def _find_start_token(config: "T5Config") -> int:
         if (token := getattr(config, key, None)) is not None:
             return token
     raise InputError(
-        "config.json: no decoder_start_token_id and no pad_token_id; add the first, the token "
+        "config.json: no decoder_start_token_id and no pad_token_id. Add the first, the token "
         "with which the decoder starts"
     )
 

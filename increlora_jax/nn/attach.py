@@ -48,7 +48,7 @@ _NORMALIZES = "computes another kernel from the one it holds: no update could be
 OPAQUE: dict[type[nnx.Module], str] = {
     nnx.WeightNorm: _NORMALIZES,
     nnx.SpectralNorm: _NORMALIZES,
-    nnx.bridge.ToNNX: "calls Linen with its parameters; give the Linen module as a LinenModel",
+    nnx.bridge.ToNNX: "calls Linen with its parameters. Give the Linen module as a LinenModel",
 }
 """Wrappers whose layers and parameters cannot be adapted, and why."""
 
@@ -205,11 +205,11 @@ def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSit
             declared first, or a model that has adapters already.
     """
     if adapters_of(model):
-        raise InputError("the model has adapters already; detach them first")
+        raise InputError("the model has adapters already. Detach them first")
     if isinstance(model, LAYER_TYPES) and not selection.parameters:
         raise InputError(
             f"the model is itself a {type(model).__name__}, and an adapted layer could not take "
-            "its place; put it into a module, as in nnx.Sequential(layer)"
+            "its place. Put it into a module, as in nnx.Sequential(layer)"
         )
     modules, first = _modules(model), _first_paths(model)
     declared = _declared_sites(model, selection.parameters)

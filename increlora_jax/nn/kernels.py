@@ -95,7 +95,7 @@ class EinsumAxes(NamedTuple):
         """Read an equation of two operands, the second one the kernel."""
         if equation is None:
             raise InputError(
-                "an Einsum without einsum_str of its own cannot be adapted; exclude it"
+                "an Einsum without einsum_str of its own cannot be adapted. Exclude it"
             )
         operands, outputs = equation.replace(" ", "").split("->")
         inputs, kernel = operands.split(",")

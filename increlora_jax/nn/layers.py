@@ -171,7 +171,7 @@ class AdaptedLinearGeneral(AdaptedLayer, nnx.LinearGeneral):
     def kernel_axes(self) -> KernelAxes:
         """Return the axes of [*in_features, *out_features]."""
         if self.batch_axis:
-            raise InputError("a LinearGeneral with batch_axis cannot be adapted; exclude it")
+            raise InputError("a LinearGeneral with batch_axis cannot be adapted. Exclude it")
         outputs = len(self.out_features)
         both = outputs + len(self.in_features)
         return KernelAxes(tuple(range(-both, -outputs)), tuple(range(-outputs, 0)))

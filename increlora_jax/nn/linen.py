@@ -92,7 +92,7 @@ def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite
     """
     if isinstance(model.module, LAYER_TYPES) and not selection.parameters:
         raise InputError(
-            f"the model is itself a {type(model.module).__name__}, whose kernel has no path; put "
+            f"the model is itself a {type(model.module).__name__}, whose kernel has no path. Put "
             "it into a module, as in nn.Sequential([layer])"
         )
     shapes = {p: tuple(a.shape) for p, a in model.take_apart()[1].items() if is_kernel(a)}
@@ -140,7 +140,7 @@ def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]
     if shape[len(shape) - len(inner) :] != inner:
         raise InputError(
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
-            "axis than the first; use variable_axes={'params': 0}, or exclude it"
+            "axis than the first. Use variable_axes={'params': 0}, or exclude it"
         )
     return LinenSite(f"{path}.kernel", _layer_axes(called.module), shape, not called.is_read)
 

@@ -29,7 +29,7 @@ def name_nodes(nodes: Iterable[tuple[Path, Node]]) -> dict[str, Node]:
     named: dict[str, Node] = {}
     for path, node in nodes:
         if name_path(path) in named:
-            raise InputError(f"two parts of the model have the path {name_path(path)}; rename one")
+            raise InputError(f"two parts of the model have the path {name_path(path)}. Rename one")
         named[name_path(path)] = node
     return named
 

@@ -261,7 +261,7 @@ def _learns(name: str, variable: object, is_trained: IsTrained) -> bool:
     if not hasattr(value, "dtype"):
         raise InputError(
             f"{name} is a parameter of several arrays ({type(value).__name__}) and cannot be "
-            "trained in full; make each of them a parameter"
+            "trained in full. Make each of them a parameter"
         )
     return learns(name, value.dtype, is_trained)
 

@@ -65,7 +65,7 @@ S = TypeVar("S", bound=Site)
 
 NO_DROPOUT = (
     "an array that is adapted by effective weights (of a tree, a declared parameter, a kernel of "
-    "Linen that is read beside its layer's call) has no input to drop from; set lora_dropout to 0"
+    "Linen that is read beside its layer's call) has no input to drop from. Set lora_dropout to 0"
 )
 
 
@@ -180,7 +180,7 @@ def learns(path: str, dtype: DTypeLike, is_trained: IsTrained) -> bool:
         return False
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise InputError(
-            f"{path} is complex and cannot be trained in full; leave it out of what is trained, or "
+            f"{path} is complex and cannot be trained in full. Leave it out of what is trained, or "
             "hold its real and imaginary parts as two parameters"
         )
     return bool(jnp.issubdtype(dtype, jnp.floating))
@@ -196,7 +196,7 @@ def leave_trained(found: Mapping[str, S], is_trained: IsTrained) -> dict[str, S]
     if not left:
         raise InputError(
             f"target_modules: all of them ({', '.join(found)}) are trained in full by "
-            "modules_to_save; target others, or save fewer modules"
+            "modules_to_save. Target others, or save fewer modules"
         )
     return left
 

@@ -73,7 +73,7 @@ def take_apart(tree: PyTree) -> tuple[TreeShape, Arrays]:
         is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
         name = jax.tree_util.keystr(path, simple=True, separator=".") if is_array else None
         if name in arrays:
-            raise InputError(f"two arrays of the tree have the path {name}; rename a key")
+            raise InputError(f"two arrays of the tree have the path {name}. Rename a key")
         if name is not None:
             arrays[name] = leaf
         names.append(name)

@@ -71,7 +71,7 @@ class Parser(ArgumentParser):
         """Raise an error instead of exiting, so that commands end in one place."""
         message = message.removeprefix("argument ")
         if "expected" in message:
-            message += "; write a value that begins with - as --flag=-value"
+            message += ". Write a value that begins with - as --flag=-value"
         if "ignored explicit argument" in message:
             message += "; this flag takes no value"
         raise InputError(message)

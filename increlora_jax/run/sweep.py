@@ -39,7 +39,7 @@ def members_of(config: RunConfig) -> tuple[Member, ...]:
     chosen = [dict(zip(axes, texts, strict=True)) for texts in product(*axes.values())]
     if len(chosen) == 1:
         flags = " ".join(f"--{name} {text}" for name, text in chosen[0].items())
-        raise InputError(f"--seeds and --sweep ask for one run only; give {flags} instead")
+        raise InputError(f"--seeds and --sweep ask for one run only. Give {flags} instead")
     return tuple(_make_member(config, texts) for texts in chosen)
 
 

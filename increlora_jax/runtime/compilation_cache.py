@@ -73,11 +73,11 @@ def _make_private(folder: Path) -> None:
         found = folder.stat()
     except OSError as error:
         raise InputError(
-            f"the compilation cache {folder} cannot be used: {error}; give another folder with "
+            f"the compilation cache {folder} cannot be used: {error}. Give another folder with "
             f"--compilation-cache-dir, or switch it off with --compilation-cache-dir {OFF}"
         ) from None
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
         raise InputError(
             f"the compilation cache {folder} is not private to you (owner {found.st_uid}, mode "
-            f"{stat.S_IMODE(found.st_mode):o}); give another folder with --compilation-cache-dir"
+            f"{stat.S_IMODE(found.st_mode):o}). Give another folder with --compilation-cache-dir"
         )

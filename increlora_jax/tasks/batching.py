@@ -172,7 +172,7 @@ def choose_bucket(longest: int, buckets: tuple[int, ...]) -> int:
     holding = [bucket for bucket in buckets if bucket >= longest]
     if not holding:
         raise InputError(
-            f"an example has {longest} tokens, and the longest length bucket is {max(buckets)}; "
-            "make the last bucket as long as --max-seq-length"
+            f"an example has {longest} tokens, and the longest length bucket is {max(buckets)}. "
+            "Make the last bucket as long as --max-seq-length"
         )
     return min(holding)

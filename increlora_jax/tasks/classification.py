@@ -157,7 +157,7 @@ def _load_own(task: TextTask, names: Sequence[str]) -> tuple[dict[str, Texts], t
     for name in names:
         if name_own_split(name) not in held:
             raise InputError(
-                f"--split {name}: {task.name} brings {', '.join(held)}; give --file or --data-dir"
+                f"--split {name}: {task.name} brings {', '.join(held)}. Give --file or --data-dir"
             )
     return {name: held[name_own_split(name)] for name in names}, data.notes
 
@@ -176,15 +176,15 @@ def _check_arguments(
         raise InputError(f"--task {name}: unknown; the tasks are {', '.join(TASKS)}")
     if problem_type not in PROBLEM_TYPES:
         raise InputError(
-            f"--problem-type {problem_type}: unknown; choose from {', '.join(PROBLEM_TYPES)}"
+            f"--problem-type {problem_type}: unknown. Choose from {', '.join(PROBLEM_TYPES)}"
         )
     if name != "text" and problem_type != "auto":
-        raise InputError(f"--problem-type is for --task text; leave it out with --task {name}")
+        raise InputError(f"--problem-type is for --task text. Leave it out with --task {name}")
     if name == "text" and data_dir is None:
         raise InputError("--task text needs --data-dir with your train and dev files")
     if name == "demo" and data_dir is not None:
-        raise InputError("--task demo brings its own data; leave out --data-dir")
+        raise InputError("--task demo brings its own data. Leave out --data-dir")
     if columns != Columns() and name == "demo":
-        raise InputError("--task demo knows its columns; leave out --text-column, --label-column")
+        raise InputError("--task demo knows its columns. Leave out --text-column, --label-column")
     if columns != Columns() and data_dir is None:
         raise InputError("--text-column and --label-column are of files: give --data-dir too")

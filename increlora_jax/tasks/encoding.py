@@ -81,7 +81,7 @@ def check_tokenizer(tokenizer: Any, needed: int, max_length: int) -> None:
     """
     if not tokenizer.is_fast:
         raise InputError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer; use a model folder that holds "
+            f"{type(tokenizer).__name__} is not a fast tokenizer. Use a model folder that holds "
             "tokenizer.json (save one with AutoTokenizer.from_pretrained(…).save_pretrained(…))"
         )
     if max_length < needed:

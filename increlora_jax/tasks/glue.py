@@ -140,5 +140,5 @@ def _check_labels(task: TextTask, feature: Any) -> None:
     if names != (task.labels and list(task.labels)):
         raise InputError(
             f"the hub's {task.name} now has the labels {names}, and this version expects "
-            f"{task.labels}; give --data-dir a folder that holds train.tsv and dev.tsv"
+            f"{task.labels}. Give --data-dir a folder that holds train.tsv and dev.tsv"
         )

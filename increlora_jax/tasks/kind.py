@@ -59,7 +59,7 @@ def note_shared(train: Split, dev: Mapping[str, Split]) -> list[str]:
     counts = {name: sum(row in known for row in rows) for name, rows in judged.items()}
     return [
         f"{count} of {len(dev[name])} examples of {dev[name].source or name} are training examples "
-        f"of {train.source or 'train'} as well, so that the score flatters; remove them from one"
+        f"of {train.source or 'train'} as well, so that the score flatters. Remove them from one"
         for name, count in counts.items()
         if count
     ]

@@ -141,7 +141,7 @@ def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
     if split.num_empty == len(split) > 1:
         columns = quote_all(table.layout.texts)
         raise InputError(
-            f"{table.path}: every row has an empty text ({columns}); fill the texts, or name their "
+            f"{table.path}: every row has an empty text ({columns}). Fill the texts, or name their "
             "column by --text-column"
         )
     return split

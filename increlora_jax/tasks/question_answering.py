@@ -202,7 +202,7 @@ def _load(config: TaskConfig) -> TaskData:
     else:
         files = [kind.find(Path(config.data_dir), name) for name in names]
         if files[0] == files[1]:
-            raise InputError(f"{files[0]} is train and dev by its name; give a file for each")
+            raise InputError(f"{files[0]} is train and dev by its name. Give a file for each")
         read = [kind.read(file, config) for file in files]
         splits = {name: split for name, (split, _) in zip(names, read, strict=True)}
         notes = tuple(note for _, told in read for note in told)

@@ -79,9 +79,9 @@ def find_questions(data_dir: Path, split: str, version: str) -> Path:
     if len(found) == 1:
         return data_dir / found[0]
     if found:
-        raise InputError(f"{data_dir}: {' and '.join(found)} are both here; keep one")
+        raise InputError(f"{data_dir}: {' and '.join(found)} are both here. Keep one")
     raise InputError(
-        f"{data_dir}: no {split} file is here; add {split}.json in SQuAD's layout, or "
+        f"{data_dir}: no {split} file is here. Add {split}.json in SQuAD's layout, or "
         f"{split}.jsonl with {', '.join(FIELDS)} in every row"
     )
 
@@ -94,7 +94,7 @@ def read_questions(path: Path) -> Questions:
             article.
     """
     if kind_of(path.name) not in _READERS:
-        raise InputError(f"{path}: questions are read from .json and .jsonl files; give one")
+        raise InputError(f"{path}: questions are read from .json and .jsonl files. Give one")
     lines, is_articles = Lines(path), False
     located: list[_Located] = []
     for line, record in _READERS[kind_of(path.name)](lines):
@@ -131,11 +131,11 @@ def _walk(where: str, article: Any) -> Iterator[_Located]:
 def _read_row(where: str, row: Any) -> _Located:
     is_impossible = isinstance(row, dict) and row.get("is_impossible", False)
     if not isinstance(is_impossible, bool):
-        raise InputError(f"{where}: is_impossible is {is_impossible!r}; write true or false")
+        raise InputError(f"{where}: is_impossible is {is_impossible!r}. Write true or false")
     given = [] if is_impossible and "answers" not in row else _take(where, row, "answers", _LISTS)
     answers = tuple(_read_answers(where, given))
     if is_impossible and answers:
-        raise InputError(f"{where}: is_impossible is true beside answers; remove one of both")
+        raise InputError(f"{where}: is_impossible is true beside answers. Remove one of both")
     key, text, context = (
         take_text(where, name, _take(where, row, name, object)) for name in FIELDS[:3]
     )
@@ -153,8 +153,8 @@ def _read_answers(where: str, given: Any) -> Iterator[Answer]:
         )
         if len(texts) != len(starts):
             raise InputError(
-                f"{where}: answers has {len(texts)} of text and {len(starts)} of answer_start; "
-                "give as many of both"
+                f"{where}: answers has {len(texts)} of text and {len(starts)} of answer_start. "
+                "Give as many of both"
             )
         given = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
     for answer in given:
@@ -173,18 +173,18 @@ def _check_answer(where: str, question: Question, answer: Answer) -> None:
     if found != text:
         raise InputError(
             f"{where}: the answer {quote(text)} is not at character {start} of its context, where "
-            f"{quote(found)} is; correct answer_start, which counts characters from 0"
+            f"{quote(found)} is. Correct answer_start, which counts characters from 0"
         )
 
 
 def _check(path: Path, located: list[_Located], num_lines: int | None) -> Questions:
     if not located:
-        raise InputError(f"{path}: no questions; add some")
+        raise InputError(f"{path}: no questions. Add some")
     first: dict[str, str] = {}
     for where, question in located:
         if question.id in first:
             raise InputError(
-                f"{where}: the id {quote(question.id)} is at {first[question.id]} too; give "
+                f"{where}: the id {quote(question.id)} is at {first[question.id]} too. Give "
                 "every question its own"
             )
         first[question.id] = where

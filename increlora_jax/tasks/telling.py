@@ -63,7 +63,7 @@ def tell_task(train: Table, problem_type: str) -> TextTask:
         raise _describe_alike(train, groups[0])
     if len(labels) == 1:
         raise InputError(
-            f"{train.path}: every row has the label {quote(labels.pop())}; give rows of two or more"
+            f"{train.path}: every row has the label {quote(labels.pop())}. Give rows of two or more"
         )
     return describe_task(columns, _sort_labels(labels))
 
@@ -87,7 +87,7 @@ def note_task(task: TextTask, train: Table) -> list[str]:
     for label in filter(may_be_missing, task.labels):
         rows = count_word(labels.count(label), "row")
         notes.append(
-            f"label {quote(label)} of {rows} in {name} is a class like any other; remove those "
+            f"label {quote(label)} of {rows} in {name} is a class like any other. Remove those "
             "rows if it stands for a missing label"
         )
     names = [label for label in task.labels if not is_number(label)]
@@ -138,7 +138,7 @@ def _refuse_units(train: Table) -> None:
             train,
             rows,
             f"label {quote(labels[rows[0]])} is a number with a unit",
-            "write bare numbers, or give --problem-type single_label_classification if every label "
+            "Write bare numbers, or give --problem-type single_label_classification if every label "
             "is the name of a class",
         )
 
@@ -179,8 +179,8 @@ def _describe_alike(train: Table, pair: Sequence[str]) -> InputError:
     return InputError(
         f"{train.locate(labels.index(rare))}: label {quote(rare)} (rows: {labels.count(rare)}) "
         f"differs from {quote(common)} (rows: {labels.count(common)}, the first on line "
-        f"{train.lines[labels.index(common)]}) by blanks, quotes, case, width or spelling only; "
-        "write both alike, or give --problem-type single_label_classification for two classes"
+        f"{train.lines[labels.index(common)]}) by blanks, quotes, case, width or spelling only. "
+        "Write both alike, or give --problem-type single_label_classification for two classes"
     )
 
 

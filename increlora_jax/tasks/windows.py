@@ -146,7 +146,7 @@ def _check_room(
         raise InputError(
             f"{split.source}: question {quote(split.rows[chosen[longest]].id)} has "
             f"{len(ids[longest])} tokens, which leave {max(room, 0)} of --max-seq-length "
-            f"{max_length} for its context, and windows overlap by --doc-stride {stride}; lower "
+            f"{max_length} for its context, and windows overlap by --doc-stride {stride}. Lower "
             "--doc-stride, raise --max-seq-length or shorten the question"
         )
 

@@ -63,7 +63,7 @@ def _explain(file: Path) -> Iterator[None]:
     except ForbiddenImportError as error:
         raise InputError(
             f"{file}: it asks to import {error}, and only plain tensors are read. Nothing of the "
-            "file was run. Do not trust it unless you know why it asks; use a safetensors copy"
+            "file was run. Do not trust it unless you know why it asks. Use a safetensors copy"
         ) from error
     # Errors of the standard library's readers and of the pickle interpreter on damaged files.
     except (

@@ -108,17 +108,17 @@ def test_buffers_stay_within_each_matrix():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 100}, r"takes 9 rounds, but 100 steps hold only 1; raise --top-h, "
+        ({"steps": 100}, r"takes 9 rounds, but 100 steps hold only 1. Raise --top-h, "
          r"--incre-rank-num or --max-steps \(or --num-train-epochs\), or lower --incre-interval, "
          r"--init-warmup or --target-rank"),
-        ({"target_rank": 0.5}, "budget of 18 .* below the initial total of 36 .*raise "
+        ({"target_rank": 0.5}, "budget of 18 .* below the initial total of 36 .*Raise "
          "--target-rank or --target-total-rank, or lower --initial-rank"),
         ({"target_total_rank": 35}, "budget of 35 .* below .* 36 "),
         ({"initial_rank": 385}, "--initial-rank 385 .* m0 can have: its 384 × 384 .* at most 384.*"
          "--exclude-modules"),
         ({"max_rank": 385}, "--max-rank 385 is more than the matrix of m0"),
         ({"max_rank": 1, "initial_rank": 2}, "--max-rank 1 is below --initial-rank 2"),
-        ({"max_rank": 1}, "budget of 72 .* hold 36 in all; raise --max-rank"),
+        ({"max_rank": 1}, "budget of 72 .* hold 36 in all. Raise --max-rank"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_names_the_flag_to_change(settings, message):

@@ -262,7 +262,7 @@ def test_plan_is_said_and_attached():
 
 
 def test_a_plan_that_cannot_finish_is_refused_before_anything_is_attached():
-    with pytest.raises(InputError, match="raise --top-h"):
+    with pytest.raises(InputError, match="Raise --top-h"):
         method_of(steps=8)
 
 

@@ -187,7 +187,7 @@ def build(method, options=None, **growth):
         ("toy_of_a_test:returns_nothing", ["a=1"], "has no argument `config`"),
         (PRUNE, ["budged=8"], r"the names of .* are budget, every, returns; did you mean budget"),
         (PRUNE, ["budget=many"], "--method-options budget=many: 'many' must be a whole number"),
-        ("incre-lora", None, "--method incre-lora: unknown; choose from .*did you mean increlora"),
+        ("incre-lora", None, "--method incre-lora: unknown. Choose from .*did you mean increlora"),
     ],
 )
 def test_code_that_is_no_method_is_refused_by_name(toy, method, options, problem):

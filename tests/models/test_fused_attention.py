@@ -267,7 +267,7 @@ H100 = Device("NVIDIA H100", "9.0")
         ("deberta-v2", [H100, H100], "needs a single device.*this run has 2"),
         ("deberta-v2", [Device("Tesla T4", "7.5")], "8.0 or later, and JAX found Tesla T4"),
         ("deberta-v2", [Device("AMD Instinct", "gfx942")], "NVIDIA GPU .* found AMD Instinct"),
-        ("deberta-v2", jax.devices("cpu")[:1], "NVIDIA GPU .* found cpu; leave it out"),
+        ("deberta-v2", jax.devices("cpu")[:1], "NVIDIA GPU .* found cpu. Leave it out"),
     ],
 )
 def test_what_the_kernels_cannot_do_is_refused(family, devices, message):

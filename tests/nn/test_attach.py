@@ -140,7 +140,7 @@ def test_a_rank_over_the_slots_is_refused(make_net, attach_all):
 
 def test_attaching_twice_is_refused(make_net, attach_all):
     model = attach_all(make_net(), targets=["query"])
-    with pytest.raises(InputError, match="has adapters already; detach them first"):
+    with pytest.raises(InputError, match=r"has adapters already. Detach them first"):
         attach_all(model, targets=["key"])
 
 

@@ -161,7 +161,7 @@ def test_packing_is_refused_for_a_model_that_judges_by_the_last_token(make_plan,
 
 
 def test_kernels_are_refused_for_an_attention_that_they_do_not_compute(make_plan):
-    with pytest.raises(InputError, match=r"--attn-implementation pallas: BertFor.* leave it out"):
+    with pytest.raises(InputError, match=r"--attn-implementation pallas: BertFor.* Leave it out"):
         make_plan("--attn-implementation", "pallas")
 
 

@@ -111,7 +111,7 @@ def test_broken_questions_of_qqp_are_skipped_and_reported_in_its_own_layout_only
 @pytest.mark.parametrize(
     ("name", "lines", "problem"),
     [
-        ("sst2", ["sentence\tlabel", "a\tgood"], r"train.tsv:2: label 'good'; the known ones are"),
+        ("sst2", ["sentence\tlabel", "a\tgood"], r"train.tsv:2: label 'good', and the known"),
         ("sst2", ["sentence\tlabel", "a\t-1"], r"train.tsv:2: label '-1'"),
         ("sst2", ["text\tlabel", "a\t1"], r"train.tsv:1: the columns here are 'text', 'label'"),
         ("rte", ["sentence1\tsentence2\tlabel", "a\tb\t"], r"train.tsv:2: the label is empty"),

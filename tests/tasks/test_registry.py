@@ -40,7 +40,7 @@ def test_columns_may_have_any_names(tmp_path, task, names, given):
 def test_columns_are_of_files_and_as_many_as_the_task_has(tmp_path):
     with pytest.raises(InputError, match="--text-column and --label-column are of files: give"):
         load_texts("sst2", None, columns=Columns(("a",)))
-    with pytest.raises(InputError, match="--task demo knows its columns; leave out --text-column"):
+    with pytest.raises(InputError, match=r"--task demo knows its columns. Leave out --text-column"):
         load_texts("demo", None, columns=Columns(label="a"))
     with pytest.raises(InputError, match="--text-column a b: --task sst2 reads 1 of them"):
         load_texts("sst2", tmp_path, columns=Columns(("a", "b")))
@@ -95,10 +95,10 @@ def test_name_and_kind_of_file_choose_the_reader(tmp_path, suffix):
     ("name", "data_dir", "problem_type", "problem"),
     [
         ("sst-2", None, "auto", "--task sst-2: unknown; the tasks are cola, sst2"),
-        ("text", "x", "multi_label_classification", "choose from auto, single_label"),
+        ("text", "x", "multi_label_classification", "Choose from auto, single_label"),
         ("rte", "x", "regression", "--problem-type is for --task text"),
         ("text", None, "auto", "--task text needs --data-dir"),
-        ("demo", "x", "auto", "leave out --data-dir"),
+        ("demo", "x", "auto", "Leave out --data-dir"),
         ("sst2", "/nowhere", "auto", "/nowhere: cannot be read as a folder"),
     ],
 )

@@ -32,7 +32,7 @@ def test_an_adapter_of_labels_with_blanks_around_them_still_reads_its_data(tmp_p
 
 def test_a_label_that_is_not_the_adapters_is_named(tmp_path):
     path = write(tmp_path, "any.tsv", "text\tlabel\na\tpos\nb\tfine\n")
-    with pytest.raises(InputError, match=r"any.tsv:3: label 'fine'; the known ones are 'neg', 'po"):
+    with pytest.raises(InputError, match=r"any.tsv:3: label 'fine', and the known ones are 'neg'"):
         load_split(TASK, path)
 
 

@@ -78,7 +78,7 @@ def test_real_files_are_read_whole(data_dir):
         (ENTRY | {"answers": [{"text": "Denver", "answer_start": True}]}, "answer_start is"),
         (ENTRY | {"answers": "Denver"}, "answers is missing or odd"),
         (ENTRY | {"is_impossible": True}, "is_impossible is true beside answers"),
-        (ENTRY | {"is_impossible": "yes"}, "is_impossible is 'yes'; write true or false"),
+        (ENTRY | {"is_impossible": "yes"}, "is_impossible is 'yes'. Write true or false"),
         ({"id": "q1", "answers": []}, "question is missing or odd"),
         (ENTRY | {"question": ["Who?"]}, "'question' is"),
         ("Who won?", "an object is needed"),

@@ -64,7 +64,7 @@ def test_fractions_missing_values_and_other_spellings_are_errors_at_half_the_sha
     "labels", [["10%", "97 %"] * 3, ["$3", "$4.50"] * 3, ["1,5 €"] * 3, ["5%"] * 3 + ["none"]]
 )
 def test_numbers_with_a_unit_are_errors_and_classes_only_if_it_is_said(tmp_path, labels):
-    with pytest.raises(InputError, match=r"train.tsv:2: label .* is a number with a unit; write b"):
+    with pytest.raises(InputError, match=r"train.tsv:2: label .* is a number with a unit. Write b"):
         load(tmp_path, labels)
     labels = [*labels, "other"]
     assert load(tmp_path, labels, problem_type="single_label_classification").task.num_labels > 1
@@ -75,9 +75,9 @@ def test_classes_among_which_a_few_have_a_unit_are_classes(tmp_path):
 
 
 def test_decimal_commas_are_called_so(tmp_path):
-    with pytest.raises(InputError, match=r"label '1,5'.*; write its decimal comma as a point"):
+    with pytest.raises(InputError, match=r"label '1,5'.*. Write its decimal comma as a point"):
         load(tmp_path, ["1,5", "2,5"])
-    with pytest.raises(InputError, match=r"dev.tsv:2: label '1,5'.*; write its decimal comma"):
+    with pytest.raises(InputError, match=r"dev.tsv:2: label '1,5'.*. Write its decimal comma"):
         load(tmp_path, ["1.5", "2.5"], ["1,5"])
 
 

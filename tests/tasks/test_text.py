@@ -70,7 +70,7 @@ def test_notes_say_what_was_told_from_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "dev_labels", "problem_type", "problem"),
     [
-        (["a", "b"], ["b", "c"], "auto", r"dev.tsv:3: label 'c'; the known ones are 'a', 'b'"),
+        (["a", "b"], ["b", "c"], "auto", r"dev.tsv:3: label 'c', and the known ones are 'a', 'b'"),
         (["a", "a"], ["a"], "auto", r"train.tsv: every row has the label 'a'"),
         (["a", ""], ["a"], "auto", r"train.tsv:3: the label is empty"),
         (["1.5", "b"], ["1"], "regression", r"train.tsv:3: label 'b': not a finite number"),
@@ -97,6 +97,6 @@ def test_a_file_of_empty_texts_is_refused(tmp_path):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("text\tlabel\n\ta\n \tb\n")
     with pytest.raises(
-        InputError, match=r"train.tsv: every row has an empty text \('text'\); fill"
+        InputError, match=r"train.tsv: every row has an empty text \('text'\). Fill"
     ):
         load_text(tmp_path)

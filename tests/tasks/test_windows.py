@@ -107,7 +107,7 @@ def test_an_answer_in_the_last_token_of_a_row_begins_there(tokenizer):
 
 def test_a_question_without_room_for_a_context_is_named(tokenizer):
     rows = [Question("a", "why " * 20, "x y z", ()), Question("b", "why", "x", ())]
-    with pytest.raises(InputError, match=r"'a' has 20 tokens.*lower --doc-stride"):
+    with pytest.raises(InputError, match=r"'a' has 20 tokens.*Lower --doc-stride"):
         encode_windows(Questions(rows, "dev.json"), tokenizer, 48, stride=25)
     assert len(encode_windows(Questions(rows), tokenizer, 48, stride=24)) == 2
 

@@ -377,7 +377,7 @@ def pair(short_words):
 
 
 def train_pair(pair, folder, batch_at, patience, *, is_silent=True):
-    """Train both; give the outcomes and what was kept: (index, step, is_best)."""
+    """Train both. Give the outcomes and what was kept: (index, step, is_best)."""
     kept, schedule = [], schedule_of(pair, patience)
     bar = Bar(STEPS, is_silent=is_silent)
     with ExitStack() as stack:

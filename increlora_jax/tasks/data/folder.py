@@ -24,9 +24,9 @@ def find_split(data_dir: Path, split: str) -> Path:
     if not found:
         here = f"; here are {quote_all(names)}" if names else ""
         wanted = f"{' or '.join(stems)} with one of {', '.join(SUFFIXES)}"
-        raise InputError(f"{data_dir}: no {split} file is here; add {wanted}{here}")
+        raise InputError(f"{data_dir}: no {split} file is here. Add {wanted}{here}")
     if len(found) > 1:
-        raise InputError(f"{data_dir}: {' and '.join(found)} are both here; keep one")
+        raise InputError(f"{data_dir}: {' and '.join(found)} are both here. Keep one")
     return data_dir / found[0]
 
 
@@ -52,8 +52,8 @@ def list_names(data_dir: Path) -> list[str]:
         names = os.listdir(data_dir)
     except OSError as error:
         raise InputError(
-            f"{data_dir}: cannot be read as a folder ({error.strerror}); "
-            "give --data-dir one that holds the train and dev files"
+            f"{data_dir}: cannot be read as a folder ({error.strerror}). "
+            "Give --data-dir one that holds the train and dev files"
         ) from error
     return sorted(name for name in names if not name.startswith("."))
 

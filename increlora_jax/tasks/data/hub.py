@@ -37,6 +37,6 @@ def take_split(source: Any, name: str, where: str) -> Any:
     if name_hub_split(name) not in source:
         held = ", ".join(map(name_own_split, source))
         raise InputError(
-            f"--split {name}: {where} has {held}; name one of these, or give --file or --data-dir"
+            f"--split {name}: {where} has {held}. Name one of these, or give --file or --data-dir"
         )
     return source[name_hub_split(name)]

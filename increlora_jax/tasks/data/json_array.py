@@ -100,13 +100,13 @@ def _decode(where: str, text: str, place: int) -> tuple[Any, int]:
     except RepeatedKeyError as error:
         raise InputError(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg}); correct it") from error
+        raise InputError(f"{where}: not valid JSON ({error.msg}). Correct it") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); correct it") from error
+        raise InputError(f"{where}: not valid JSON ({error}). Correct it") from error
 
 
 def _describe_bad_json(lines: Lines, text: str, place: int, problem: str) -> InputError:
-    return InputError(f"{_locate(lines, text, place)}: not valid JSON ({problem}); correct it")
+    return InputError(f"{_locate(lines, text, place)}: not valid JSON ({problem}). Correct it")
 
 
 def _locate(lines: Lines, text: str, place: int) -> str:

@@ -28,8 +28,8 @@ def parse_classes(table: Table, ids: Mapping[str, int]) -> np.ndarray:
     for row, label in enumerate(labels):
         if label not in ids:
             raise InputError(
-                f"{table.locate(row)}: {_describe_label(label)}; the known ones are "
-                f"{quote_all(list(ids))}: correct it or remove the row{_find_alike(label, ids)}"
+                f"{table.locate(row)}: {_describe_label(label)}, and the known ones are "
+                f"{quote_all(list(ids))}. Correct it or remove the row{_find_alike(label, ids)}"
             )
     return np.array([ids[label] for label in labels], np.int32)
 
@@ -64,11 +64,11 @@ def refuse_empty_labels(table: Table) -> None:
     """Raise an InputError if any row has an empty label."""
     empty = [row for row, label in enumerate(table.columns[-1]) if not label]
     if empty:
-        raise describe_rows(table, empty, "the label is empty", "give one or remove the row")
+        raise describe_rows(table, empty, "the label is empty", "Give one or remove the row")
 
 
 def describe_rows(
-    table: Table, rows: Sequence[int], problem: str, remedy: str = "correct it or remove the row"
+    table: Table, rows: Sequence[int], problem: str, remedy: str = "Correct it or remove the row"
 ) -> InputError:
     """Return an error about the first of some rows that also names a few of the others.
 
@@ -80,14 +80,14 @@ def describe_rows(
     """
     labels = table.columns[-1]
     if has_decimal_comma(labels[rows[0]]):
-        remedy = "write its decimal comma as a point, and leave commas of thousands out"
+        remedy = "Write its decimal comma as a point, and leave commas of thousands out"
     elif has_other_signs(labels[rows[0]]):
-        remedy = "write its minus and digits in ASCII, as in -1.5"
+        remedy = "Write its minus and digits in ASCII, as in -1.5"
     others = [f"{quote(labels[row])} at {table.lines[row]}" for row in rows[1:_MOST_ROWS]]
     more = len(rows) - len(others) - 1
     tail = f", and {more} more" if more else ""
     also = f" (also {', '.join(others)}{tail})" if others else ""
-    return InputError(f"{table.locate(rows[0])}: {problem}; {remedy}{also}")
+    return InputError(f"{table.locate(rows[0])}: {problem}. {remedy}{also}")
 
 
 def _describe_label(label: str) -> str:

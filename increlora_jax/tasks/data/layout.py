@@ -58,11 +58,11 @@ class Columns:
             raise InputError("--text-column and --label-column need names that are not empty")
         if len(self.texts) > 2:
             raise InputError(
-                f"--text-column {' '.join(self.texts)}: one text or two are read; name one or two"
+                f"--text-column {' '.join(self.texts)}: one text or two are read. Name one or two"
             )
         if len(set(names)) < len(names):
             raise InputError(
-                f"--text-column and --label-column: {quote_all(names)} name a column twice; name "
+                f"--text-column and --label-column: {quote_all(names)} name a column twice. Name "
                 "each once"
             )
 
@@ -70,7 +70,7 @@ class Columns:
         """Raise an InputError unless the user names as many text columns as `number`, or none."""
         if self.texts and len(self.texts) != number:
             raise InputError(
-                f"--text-column {' '.join(self.texts)}: {reader} reads {number} of them; name as "
+                f"--text-column {' '.join(self.texts)}: {reader} reads {number} of them. Name as "
                 "many"
             )
 
@@ -89,7 +89,7 @@ class Columns:
         ]
         if not layouts:
             raise InputError(
-                f"--label-column {self.label}: that is one of the text columns; name the column of "
+                f"--label-column {self.label}: that is one of the text columns. Name the column of "
                 "the labels, or the texts by --text-column"
             )
         return layouts
@@ -117,7 +117,7 @@ def _refuse_repeated_columns(where: str, header: list[str], layout: Layout) -> N
     for name in layout.columns:
         if header.count(name) > 1:
             raise InputError(
-                f"{where}: more than one column is called {quote(name)}; rename all but one"
+                f"{where}: more than one column is called {quote(name)}. Rename all but one"
             )
 
 
@@ -136,8 +136,8 @@ def describe_missing_columns(
     examples = {names[:-1]: names for names in reversed(closest)}
     accepted = " or ".join(map(quote_all, reversed(examples.values())))
     return InputError(
-        f"{where}: the columns here are {quote_all(columns)}, the needed ones are {accepted}; "
-        "name the columns so, or say which they are by --text-column and --label-column"
+        f"{where}: the columns here are {quote_all(columns)}, the needed ones are {accepted}. "
+        "Name the columns so, or say which they are by --text-column and --label-column"
         + _suspect_separator(columns)
     )
 

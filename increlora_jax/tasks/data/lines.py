@@ -22,10 +22,10 @@ _KINDS = {
     stat.S_ISBLK: "device",
 }
 _SIGNATURES = {
-    b"\x1f\x8b": "gzip; end its name in .gz",
-    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save it as CSV in UTF-8",
-    b"PAR1": "Parquet; end its name in .parquet",
-    b"\xd0\xcf\x11\xe0": "an old workbook; save it as CSV in UTF-8",
+    b"\x1f\x8b": "gzip. End its name in .gz",
+    b"PK\x03\x04": "a zip archive or a workbook. Unpack it, or save it as CSV in UTF-8",
+    b"PAR1": "Parquet. End its name in .parquet",
+    b"\xd0\xcf\x11\xe0": "an old workbook. Save it as CSV in UTF-8",
 }
 """Kinds of files by their first bytes, with the remedy."""
 
@@ -73,13 +73,13 @@ def check_regular(path: Path) -> None:
         raise describe_unreadable(path, error) from error
     for is_kind, kind in _KINDS.items():
         if is_kind(mode):
-            raise InputError(f"{path}: cannot be read (Is a {kind}); give a regular file")
+            raise InputError(f"{path}: cannot be read (Is a {kind}). Give a regular file")
 
 
 def describe_unreadable(path: Path, error: Exception) -> InputError:
     """Return an error about a file that cannot be read or unpacked."""
     reason = getattr(error, "strerror", None) or error
-    return InputError(f"{path}: cannot be read ({reason}); give a readable file")
+    return InputError(f"{path}: cannot be read ({reason}). Give a readable file")
 
 
 def _decode_line(path: Path, line: int, raw: bytes) -> str:
@@ -93,7 +93,7 @@ def _decode_line(path: Path, line: int, raw: bytes) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}:{line}: byte {error.start + 1} of this line (0x{raw[error.start]:02x}) is not "
-            "UTF-8; save the file as UTF-8, for example with iconv -t UTF-8"
+            "UTF-8. Save the file as UTF-8, for example with iconv -t UTF-8"
         ) from error
     if "\0" in text:
         raise InputError(

@@ -21,8 +21,8 @@ def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(
-            f"{path}: Parquet files are read by pyarrow, which cannot be imported ({error}); "
-            "pip install pyarrow, or save the file as .jsonl"
+            f"{path}: Parquet files are read by pyarrow, which cannot be imported ({error}). "
+            "Run pip install pyarrow, or save the file as .jsonl"
         ) from error
     row = 0
     try:
@@ -37,5 +37,5 @@ def read_parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise problem from error
     if repeated:
         raise InputError(
-            f"{path}: more than one column is called {quote(repeated)}; rename all but one"
+            f"{path}: more than one column is called {quote(repeated)}. Rename all but one"
         )

@@ -72,7 +72,7 @@ def read_json_records(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | None
             raise InputError(f"{lines.path}:{line}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{lines.path}:{line}: not valid JSON ({error}); write one JSON object a line, "
+                f"{lines.path}:{line}: not valid JSON ({error}). Write one JSON object a line, "
                 "or end the name of a file that is one array in .json"
             ) from error
         yield line, check_object(f"{lines.path}:{line}", record)
@@ -101,7 +101,7 @@ class RepeatedKeyError(ValueError):
     """Error of a JSON object with a repeated key: readers would silently drop a value."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"more than one key is called {quote(key)}; rename or remove all but one")
+        super().__init__(f"more than one key is called {quote(key)}. Rename or remove all but one")
 
 
 def find_repeated(names: Sequence[str]) -> str | None:
@@ -130,8 +130,8 @@ def _refuse_lone_return(lines: Lines, line: int, text: str) -> str:
     place = text.removesuffix("\n").removesuffix("\r").find("\r")
     if place >= 0 and text.count('"', 0, place) % 2 == 0 and line == 1:
         raise InputError(
-            f"{lines.path}:1: the lines of this file end in a carriage return alone; "
-            "end them in a line feed, for example with tr '\\r' '\\n'"
+            f"{lines.path}:1: the lines of this file end in a carriage return alone. "
+            "End them in a line feed, for example with tr '\\r' '\\n'"
         )
     return text
 

@@ -100,11 +100,11 @@ def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | N
         table = _read_objects(path, read_parquet_records(path), layouts)
     else:
         raise InputError(
-            f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)} (text also with "
+            f"{path}: unknown kind of file. Give one of {', '.join(SUFFIXES)} (text also with "
             f"{PACKED} after it)"
         )
     if not table.lines:
-        raise InputError(f"{path}: no rows of data; add rows of {quote_all(table.layout.columns)}")
+        raise InputError(f"{path}: no rows of data. Add rows of {quote_all(table.layout.columns)}")
     return _strip_labels(table) if table.layout.is_labelled else table
 
 
@@ -118,7 +118,7 @@ def _read_delimited(
     if first is None:
         raise _describe_empty_file(path)
     if not first[1]:
-        raise InputError(f"{path}:{first[0]}: nothing where the header should be; name the columns")
+        raise InputError(f"{path}:{first[0]}: nothing where the header should be. Name the columns")
     layout, header = choose_layout(f"{path}:{first[0]}", first[1], layouts)
     rows = chain([first], records) if layout.headless else records
     table = _start_table(path, layout, [] if layout.headless else header)
@@ -231,13 +231,13 @@ def take_text(where: str, name: str, value: object) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(
-            f"{where}: {quote(name)} is {quote(repr(value))}; write it as a string or a number"
+            f"{where}: {quote(name)} is {quote(repr(value))}. Write it as a string or a number"
         )
     text = str(value)
     if _SURROGATE.search(text):
         raise InputError(
-            f"{where}: {quote(name)} holds half a character (a lone \\ud800 to \\udfff escape); "
-            "write both halves, or the character itself in UTF-8"
+            f"{where}: {quote(name)} holds half a character (a lone \\ud800 to \\udfff escape). "
+            "Write both halves, or the character itself in UTF-8"
         )
     return text
 
@@ -255,13 +255,13 @@ def _refuse_inner_blanks(
         if record is None or record == []:
             blank = blank or line
         elif blank:
-            raise InputError(f"{path}:{blank}: a blank line with rows after it; remove it")
+            raise InputError(f"{path}:{blank}: a blank line with rows after it. Remove it")
         else:
             yield line, record
 
 
 def _describe_empty_file(path: Path) -> InputError:
-    return InputError(f"{path}:1: the file is empty; give one with a row for each example")
+    return InputError(f"{path}:1: the file is empty. Give one with a row for each example")
 
 
 def _describe_broken_row(
@@ -269,5 +269,5 @@ def _describe_broken_row(
 ) -> InputError:
     return InputError(
         f"{table.path}:{line}: this row has {len(fields)} fields and the header {len(header)} "
-        f"({quote_all(header)}); look for a missing or extra {DELIMITERS[table.delimiter]}"
+        f"({quote_all(header)}). Look for a missing or extra {DELIMITERS[table.delimiter]}"
     )

@@ -66,7 +66,7 @@ def test_hub_names_of_splits():
 
 def test_missing_split_names_the_folder_and_the_file_to_add(tmp_path):
     with pytest.raises(
-        InputError, match=r"no dev file is here; add dev or validation with one of .tsv, "
+        InputError, match=r"no dev file is here. Add dev or validation with one of .tsv, "
     ):
         find_split(tmp_path, "dev")
 

@@ -161,7 +161,7 @@ def test_any_split_that_the_hub_has_is_scored_or_refused_by_name(tmp_path):
         f"{name} {{'{name}': ['a']}}" for name in ("train", "dev", "validation")
     ]
     assert hidden.startswith("nyu-mll/glue's sst2 test has hidden labels (-1): there is no score")
-    assert unknown.startswith("--split tset: nyu-mll/glue's sst2 has train, dev, test; name one")
+    assert unknown.startswith("--split tset: nyu-mll/glue's sst2 has train, dev, test. Name one")
 
 
 ASK = """

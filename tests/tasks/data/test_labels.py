@@ -39,7 +39,7 @@ def test_classes_become_int32_ids():
 
 
 def test_unknown_label_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"dev.tsv:3: label 'maybe'; the known ones are 'no', 'y"):
+    with pytest.raises(InputError, match=r"dev.tsv:3: label 'maybe', and the known ones are 'no'"):
         parse_classes(table_of("no", "maybe"), {"no": 0, "yes": 1})
 
 

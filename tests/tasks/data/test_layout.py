@@ -42,9 +42,9 @@ def test_names_that_do_not_fit_together_are_refused(texts, label, problem):
 @pytest.mark.parametrize(
     ("header", "problem"),
     [
-        (["text", "target"], r"the needed ones are 'text', 'label'; .*--label-column$"),
-        (["body", "label"], r"the needed ones are 'text1', 'text2', 'label' or 'text', 'label'; "),
-        (["Text", "label "], r"'label ', the needed ones are 'text', 'label'; "),
+        (["text", "target"], r"the needed ones are 'text', 'label'. .*--label-column$"),
+        (["body", "label"], r"the needed ones are 'text1', 'text2', 'label' or 'text', 'label'. "),
+        (["Text", "label "], r"'label ', the needed ones are 'text', 'label'. "),
         (["text,label"], r"commas separate the columns; end the file's name in \.csv\)$"),
         (["text\tlabel"], r"tabs separate"),
         (["text\ra\rb"], r"carriage return alone"),

@@ -30,16 +30,16 @@ def test_packed_lines_are_those_that_were_packed(tmp_path):
 def test_what_cannot_be_unpacked_is_named(tmp_path, content):
     path = tmp_path / "data.csv.gz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"data.csv.gz: cannot be read \(.+\); give a readable"):
+    with pytest.raises(InputError, match=r"data.csv.gz: cannot be read \(.+\). Give a readable"):
         list(Lines(path))
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(b"a", mtime=0), r"gzip; end its name in \.gz"),
-        (b"PAR1\x15", r"Parquet; end its name in \.parquet"),
-        (b"PK\x03\x04\x14", "a workbook; unpack it, or save it as CSV"),
+        (gzip.compress(b"a", mtime=0), r"gzip. End its name in \.gz"),
+        (b"PAR1\x15", r"Parquet. End its name in \.parquet"),
+        (b"PK\x03\x04\x14", "a workbook. Unpack it, or save it as CSV"),
     ],
 )
 def test_a_file_that_is_no_text_is_named_by_its_kind(tmp_path, content, kind):

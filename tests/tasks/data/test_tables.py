@@ -128,7 +128,7 @@ def test_blank_lines_may_end_a_file(tmp_path):
             ".txt",
             "sentence\tlabel\n",
             "",
-            "unknown kind of file; give one of .tsv, .csv, .jsonl, .json, .parquet",
+            "unknown kind of file. Give one of .tsv, .csv, .jsonl, .json, .parquet",
         ),
     ],
 )
