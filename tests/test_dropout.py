@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from increlora_jax.dropout import LEVELS, Dropout, draw_mask
+from increlora_jax.dropout import Dropout, draw_mask
 
-SHAPE = (64, 250, 101)  # 101 is no multiple of 4
+SHAPE = (64, 250, 101)
 
 
 @pytest.fixture
@@ -21,18 +21,40 @@ def test_share_of_zeros_is_the_rate_and_the_mean_stays(ones, rate):
     zeros = np.count_nonzero(y == 0)
     assert stats.binomtest(zeros, y.size, rate).pvalue > 1e-3
     assert np.unique(y).size == 2
-    np.testing.assert_allclose(y.max(), 1 / (1 - rate), rtol=1e-4)  # the rate is rounded to 2⁻¹⁶
+    np.testing.assert_allclose(y.max(), 1 / (1 - rate), rtol=1e-6)
 
 
-def test_entries_are_independent_of_their_neighbours():
-    """Every pair along an axis, those that share a block among them, agrees half of the time."""
-    mask = np.asarray(draw_mask(jax.random.key(3), LEVELS // 2, SHAPE))
+@pytest.mark.parametrize("probability", [0.5, 0.9])
+def test_entries_are_independent_of_their_neighbours(probability):
+    mask = np.asarray(draw_mask(jax.random.key(3), probability, SHAPE))
+    same = probability**2 + (1 - probability) ** 2
     for axis in range(3):
-        for apart in (1, 2, 25, 26, 52):
+        for apart in (1, 2, 3, 4, 8, 16, 25, 32):
             one = np.take(mask, np.arange(SHAPE[axis] - apart), axis)
             other = np.take(mask, np.arange(apart, SHAPE[axis]), axis)
             agreeing = np.count_nonzero(one == other)
-            assert stats.binomtest(agreeing, one.size, 0.5).pvalue > 1e-4, (axis, apart)
+            assert stats.binomtest(agreeing, one.size, same).pvalue > 1e-4, (axis, apart)
+
+
+def test_the_sums_of_rows_and_of_columns_vary_as_those_of_independent_entries():
+    mask = np.asarray(draw_mask(jax.random.key(4), 0.9, (4096, 1024)))
+    for axis in (0, 1):
+        sums, count = mask.sum(axis), mask.shape[axis]
+        deviation = ((sums - 0.9 * count) ** 2).sum() / (count * 0.9 * 0.1)
+        assert 1e-4 < stats.chi2.cdf(deviation, len(sums)) < 1 - 1e-4
+
+
+@pytest.mark.parametrize("data", [(0, 0), (0, 1), (1, 0), (2**32 - 1, 1)])
+def test_masks_of_neighbouring_keys_and_calls_are_independent(data):
+    draws = [
+        np.asarray(draw_mask(jax.random.wrap_key_data(jnp.array(d, jnp.uint32)), 0.5, SHAPE, call))
+        for d, call in [(data, 0), (data, 1), (data, 2), ((data[0] ^ 1, 7), 0), ((5, data[1]), 0)]
+    ]
+    for index, one in enumerate(draws):
+        assert stats.binomtest(int(one.sum()), one.size, 0.5).pvalue > 1e-4
+        for other in draws[:index]:
+            agreeing = np.count_nonzero(one == other)
+            assert stats.binomtest(agreeing, one.size, 0.5).pvalue > 1e-4
 
 
 def test_every_call_and_every_key_draws_anew(ones):
@@ -47,17 +69,17 @@ def test_every_call_and_every_key_draws_anew(ones):
 def test_draws_are_the_same_under_jit_and_for_every_kind_of_key():
     for kind in ("threefry2x32", "rbg"):
         key = jax.random.key(5, impl=kind)
-        alone = draw_mask(key, 40_000, (7, 9))
-        together = jax.jit(draw_mask, static_argnums=(1, 2))(key, 40_000, (7, 9))
+        alone = draw_mask(key, 0.6, (7, 9))
+        together = jax.jit(draw_mask, static_argnums=(1, 2))(key, 0.6, (7, 9))
         np.testing.assert_array_equal(alone, together)
         assert 0.4 < np.mean(alone) < 0.8
 
 
 def test_members_of_a_vmap_draw_what_they_draw_alone():
     keys = jax.random.split(jax.random.key(1), 3)
-    together = jax.vmap(lambda key: draw_mask(key, 20_000, (5, 6)))(keys)
+    together = jax.vmap(lambda key: draw_mask(key, 0.3, (5, 6)))(keys)
     for key, mask in zip(keys, together, strict=True):
-        np.testing.assert_array_equal(mask, draw_mask(key, 20_000, (5, 6)))
+        np.testing.assert_array_equal(mask, draw_mask(key, 0.3, (5, 6)))
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_rate_0(ones):

@@ -193,8 +193,9 @@ class ModuleSkeleton(NamedTuple):
             for name, path in self.paths.items()
         }
         root = jax.random.key(0) if key is None else key
-        for index, (path, shape) in enumerate(self.streams.values()):
-            own = jax.random.fold_in(root, index)
+        # All keys at once: one operation to compile instead of one for each stream.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(len(self.streams)))
+        for own, (path, shape) in zip(keys, self.streams.values(), strict=True):
             if path[-1] != "key":
                 leaves[path] = jnp.zeros(shape, jnp.uint32)
             else:
