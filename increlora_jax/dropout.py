@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-_GOLDEN = np.uint32(0x9E3779B9)  # 2³² divided by the golden ratio: successive calls lie far apart
+_GOLDEN = np.uint32(0x9E3779B9)  # 2³² over the golden ratio, for successive calls
 
 
 class Dropout(nnx.Dropout):

@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(squad, tmp_path):
     [
         ({"task": "squad"}, r"without an answer, the first '\w+'; --task squad_v2 is for such"),
         ({"packing": True}, "--packing does not support --task squad_v2"),
-        ({"doc-stride": 60}, "lower --doc-stride"),
+        ({"doc-stride": 60}, "Lower --doc-stride"),
         ({"data-dir": "nowhere"}, "nowhere: cannot be read as a folder"),
     ],
 )

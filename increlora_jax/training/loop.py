@@ -139,6 +139,8 @@ class Loop:
 
     def _train(self, steps: range) -> None:
         batch = self._batch(steps)
+        if steps.start == self._first:
+            self._compile_ahead(batch, self._is_scored(steps), is_block=len(steps) > 1)
         program = self._program(batch, self._is_scored(steps), is_block=len(steps) > 1)
         self._state, info = program(self._state, self._base, batch)
         self._done, self._calls = steps.stop, self._calls + 1
@@ -146,7 +148,6 @@ class Loop:
         if steps.start == self._first:
             jax.block_until_ready(info)
             self._job.clock.mark_first_step()
-            self._compile_ahead(batch, self._is_scored(steps), is_block=len(steps) > 1)
         while len(self._pending) > LAG:
             self._read_oldest()
 
@@ -177,7 +178,7 @@ class Loop:
         return self._programs[key]
 
     def _compile_ahead(self, batch: Batch, is_scored: bool, *, is_block: bool) -> None:
-        """Compile the programs that are needed later, while the first steps are carried out."""
+        """Compile the programs that are needed later, beside the first one and the first steps."""
         ahead = range(self._done, self._job.timetable.total_steps)
         if self._runs.may_score(ahead, is_scored=not is_scored):
             lower = self._lowering(batch, not is_scored, is_block=is_block)

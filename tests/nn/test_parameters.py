@@ -171,5 +171,5 @@ def test_a_declaration_that_does_not_fit_is_refused(parameters, message):
 
 
 def test_dropout_on_effective_weights_is_refused(make):
-    with pytest.raises(InputError, match=r"mix\.w: .*set lora_dropout to 0"):
+    with pytest.raises(InputError, match=r"mix\.w: .*Set lora_dropout to 0"):
         make(dropout=0.1)

@@ -156,7 +156,7 @@ def test_axes_that_are_not_named_are_a_stack(params):
 
 
 def test_dropout_has_no_place_in_effective_weights(params, scaling):
-    with pytest.raises(InputError, match="set lora_dropout to 0"):
+    with pytest.raises(InputError, match="Set lora_dropout to 0"):
         attach(params, "all-linear", scaling=scaling, dropout=0.1, rngs=nnx.Rngs(0))
 
 
