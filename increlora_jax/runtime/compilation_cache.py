@@ -12,6 +12,7 @@ from increlora_jax.runtime.streams import tell
 
 OFF = "off"
 _SETTING = "jax_compilation_cache_dir"
+_MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def use_compilation_cache(chosen: str | None) -> Path | None:
@@ -53,6 +54,8 @@ def _go_without(problem: str, chosen: str | None) -> None:
 
 
 def _switch(folder: str | None) -> None:
+    if _MIN_SECONDS not in os.environ:  # otherwise JAX recompiles small programs: 1 s of a start
+        jax.config.update(_MIN_SECONDS.lower(), 0.0)
     if getattr(jax.config, _SETTING) != folder:
         jax.config.update(_SETTING, folder)
         compilation_cache.reset_cache()  # otherwise JAX keeps the setting of its first compilation
