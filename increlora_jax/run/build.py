@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from increlora_jax.config import LARGEST, RunConfig, TrainingConfig
+from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
@@ -36,6 +36,7 @@ from increlora_jax.run.lengths import fit_length, note_tokenizer_length
 from increlora_jax.run.packing import check_packing
 from increlora_jax.run.recipes import scale
 from increlora_jax.run.sweep import Member, members_of
+from increlora_jax.run.token_cache import encode_or_load, identify_encoding
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
@@ -88,6 +89,12 @@ class Plan:
             training.steps_per_execution,
         )
 
+    def encode(self, name: str, tokenizer: Any) -> Encoded:
+        """Return a split as rows of numbers."""
+        if name in self.encoded:
+            return self.encoded[name]
+        return _encode(self.data, self.folder, self.config.task, name, tokenizer)
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """Identities, by content, of everything the run is created with."""
@@ -131,7 +138,7 @@ class Run:
     @cached_property
     def encoded_train(self) -> Encoded:
         """Training split as token ids."""
-        return _encode(self.plan, "train", self.tokenizer)
+        return self.plan.encode("train", self.tokenizer)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -204,7 +211,7 @@ def plan_run(
     model_config = read_config(folder)
     spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
-    encoded = _encode_early(data, folder, config.task.max_seq_length)
+    encoded = _encode_early(data, folder, config.task)
     rows = len(encoded.get("train", data.train or ()))
     epoch_steps, planned_steps = _count_steps(training, rows)
     steps = total_steps or planned_steps
@@ -237,23 +244,21 @@ def _method_builder(
     )
 
 
-def _encode_early(data: TaskData, folder: Path, max_length: int) -> dict[str, Encoded]:
+def _encode_early(data: TaskData, folder: Path, task: TaskConfig) -> dict[str, Encoded]:
     """Encode every split, if the number of rows, and thus of steps, depends on the encoding."""
     if data.kind.is_one_row:
         return {}
     tokenizer = load_tokenizer(folder)
-    return {
-        name: data.kind.encode(split, tokenizer, max_length, name)
-        for name, split in data.splits.items()
-    }
+    return {name: _encode(data, folder, task, name, tokenizer) for name in data.splits}
 
 
-def _encode(plan: Plan, name: str, tokenizer: Any) -> Encoded:
-    """Return a split as rows of numbers."""
-    if name in plan.encoded:
-        return plan.encoded[name]
-    length = plan.config.task.max_seq_length
-    return plan.data.kind.encode(plan.data.splits[name], tokenizer, length, name)
+def _encode(data: TaskData, folder: Path, task: TaskConfig, name: str, tokenizer: Any) -> Encoded:
+    """Return a split as rows of numbers, from the cache if it has them."""
+    split = data.splits[name]
+    return encode_or_load(
+        identify_encoding(task, identify_tokenizer(folder), split, name),
+        lambda: data.kind.encode(split, tokenizer, task.max_seq_length, name),
+    )
 
 
 def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
@@ -306,7 +311,7 @@ def prepare_run(plan: Plan) -> Run:
     tokenizer = load_tokenizer(plan.folder)
     length = config.task.max_seq_length
     kind = plan.data.kind
-    encoded = {name: _encode(plan, name, tokenizer) for name in plan.data.dev}
+    encoded = {name: plan.encode(name, tokenizer) for name in plan.data.dev}
     with plan.layout.loading():
         skeleton, starts, notes = _load_parts(plan)
     base = starts[0].base

@@ -1,13 +1,13 @@
 """Cache of compiled programs on disk, in a folder that only the user can write to."""
 
 import os
-import stat
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from increlora_jax.errors import InputError
+from increlora_jax.runtime.private_folder import cache_folder, make_private
 from increlora_jax.runtime.streams import tell
 
 OFF = "off"
@@ -37,8 +37,8 @@ def use_compilation_cache(chosen: str | None) -> Path | None:
     if chosen is None and told:
         return Path(told)
     try:
-        folder = Path(chosen).expanduser() if chosen else _default_folder()
-        _make_private(folder)
+        folder = Path(chosen).expanduser() if chosen else cache_folder("jax")
+        _check_private(folder)
     except (InputError, RuntimeError) as error:  # RuntimeError: this user has no home
         _go_without(str(error), chosen)
         return None
@@ -61,26 +61,11 @@ def _switch(folder: str | None) -> None:
         compilation_cache.reset_cache()  # otherwise JAX keeps the setting of its first compilation
 
 
-def _default_folder() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "increlora_jax" / "jax"
-
-
-def _make_private(folder: Path) -> None:
+def _check_private(folder: Path) -> None:
     # JAX executes the programs in this folder: anyone who can write to it can run code as this
     # user.
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o700)
-        found = folder.stat()
-    except OSError as error:
+    if problem := make_private(folder):
         raise InputError(
-            f"the compilation cache {folder} cannot be used: {error}. Give another folder with "
+            f"the compilation cache {folder} {problem}. Give another folder with "
             f"--compilation-cache-dir, or switch it off with --compilation-cache-dir {OFF}"
-        ) from None
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise InputError(
-            f"the compilation cache {folder} is not private to you (owner {found.st_uid}, mode "
-            f"{stat.S_IMODE(found.st_mode):o}). Give another folder with --compilation-cache-dir"
         )
