@@ -139,8 +139,6 @@ class Loop:
 
     def _train(self, steps: range) -> None:
         batch = self._batch(steps)
-        if steps.start == self._first:
-            self._compile_ahead(batch, self._is_scored(steps), is_block=len(steps) > 1)
         program = self._program(batch, self._is_scored(steps), is_block=len(steps) > 1)
         self._state, info = program(self._state, self._base, batch)
         self._done, self._calls = steps.stop, self._calls + 1
@@ -170,11 +168,17 @@ class Loop:
     def _program(self, batch: Batch, is_scored: bool, *, is_block: bool) -> Compiled:
         """Return the compiled step for the shape of a batch; growth needs no other program."""
         key = shapes_of(batch), is_scored
+
+        def start_others() -> None:
+            if self._done == self._first:
+                self._compile_ahead(batch, is_scored, is_block=is_block)
+
         if key not in self._programs:
             self._drain()
+            name, stop = _name_program(batch, is_scored), self._job.stop
             with self._job.clock.phase("compiling"):
                 lower = self._lowering(batch, is_scored, is_block=is_block)
-                self._programs.compile(key, lower, _name_program(batch, is_scored), self._job.stop)
+                self._programs.compile(key, lower, name, stop, meanwhile=start_others)
         return self._programs[key]
 
     def _compile_ahead(self, batch: Batch, is_scored: bool, *, is_block: bool) -> None:

@@ -56,15 +56,33 @@ class Programs(Generic[Key]):
         if background.is_used and key not in self._compiled and key not in self._ahead:
             self._ahead[key] = background.compile(lower)
 
-    def compile(self, key: Key, lower: Callable[[], Lowered], name: str, stop: Stop) -> None:
-        """Compile a program now, announced by its name, or wait for it if it is under way.
+    def compile(
+        self,
+        key: Key,
+        lower: Callable[[], Lowered],
+        name: str,
+        stop: Stop,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Compile a program now, or wait for it if it is under way.
+
+        Args:
+            key: of the program.
+            lower: returns the lowered program.
+            name: for the message.
+            stop: a request to stop.
+            meanwhile: called before the compiler begins, to start other work. The compiler needs no
+                Python, in which all programs are lowered.
 
         Raises:
             Preempted: a stop was requested meanwhile.
         """
         with announced(name):
             ahead = self._ahead.pop(key, None)
-            self._compiled[key] = stop.wait(ahead) if ahead else stop.compile(lower())
+            lowered = None if ahead else lower()
+            if meanwhile:
+                meanwhile()
+            self._compiled[key] = stop.wait(ahead) if ahead else stop.compile(lowered)
             return_freed_memory()
 
 
