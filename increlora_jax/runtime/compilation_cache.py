@@ -12,7 +12,7 @@ from increlora_jax.runtime.streams import tell
 
 OFF = "off"
 _SETTING = "jax_compilation_cache_dir"
-_MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 
 
 def use_compilation_cache(chosen: str | None) -> Path | None:
@@ -54,8 +54,9 @@ def _go_without(problem: str, chosen: str | None) -> None:
 
 
 def _switch(folder: str | None) -> None:
-    if _MIN_SECONDS not in os.environ:  # otherwise JAX recompiles small programs: 1 s of a start
-        jax.config.update(_MIN_SECONDS.lower(), 0.0)
+    # By default JAX recompiles small programs in every process: a second of each start.
+    if os.environ.get(_MIN_SECONDS.upper()) is None and getattr(jax.config, _MIN_SECONDS) == 1.0:
+        jax.config.update(_MIN_SECONDS, 0.0)
     if getattr(jax.config, _SETTING) != folder:
         jax.config.update(_SETTING, folder)
         compilation_cache.reset_cache()  # otherwise JAX keeps the setting of its first compilation

@@ -50,6 +50,30 @@ def test_it_is_on_by_default_in_a_private_folder_of_the_user(tmp_path):
     assert list(folder.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("before", "environment", "after"),
+    [("", {}, "0.0"), ("", {"SECS": "1.0"}, "1.0"), ("jax.config.update(name, 2.5)", {}, "2.5")],
+)
+def test_small_programs_are_kept_unless_the_user_says_otherwise(
+    before, environment, after, tmp_path
+):
+    prefix = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_"
+    program = f"""
+import jax
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
+name = "{prefix.lower()}secs"
+{before}
+use_compilation_cache({str(tmp_path)!r})
+print(getattr(jax.config, name))
+"""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    told = {prefix + name: value for name, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=kept | told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == after
+
+
 def test_a_folder_that_jax_was_told_of_stands(tmp_path):
     told = tmp_path / "told"
     assert run(XDG_CACHE_HOME=tmp_path, JAX_COMPILATION_CACHE_DIR=told) == str(told)
