@@ -1,6 +1,7 @@
 """A run laid out and made ready, without the command around it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from transformers import GPT2Config
 
 from increlora_jax.errors import InputError
+from increlora_jax.run import token_cache
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.training.together import members, pick
@@ -228,3 +230,21 @@ def test_warmups_that_differ_between_runs_stay_theirs(own_data, tiny_model):
     plan = plan_run(parse_run([*own_data, "--model", str(tiny_model), *sweep]))
     assert [member.config.training.warmup_steps for member in plan.members] == [3, 5]
     assert all(member.config.growth.top_h == 3 for member in plan.members)
+
+
+def test_tokens_from_the_cache_are_those_of_this_run(make_plan, tiny_model, tmp_path, monkeypatch):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    tokenizer = (other / "tokenizer.json").read_text()
+    swapped = tokenizer.replace('"good"', '"*"').replace('"bad"', '"good"').replace('"*"', '"bad"')
+    (other / "tokenizer.json").write_text(swapped)
+    runs = [(), ("--max-seq-length", "5"), ("--model", str(other)), ()]
+    fresh = [prepare_run(make_plan(*words)).encoded_train for words in runs]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(token_cache, "WORTH_KEEPING", 0.0)
+    for words, expected in zip(runs, fresh, strict=True):
+        found = prepare_run(make_plan(*words)).encoded_train
+        for name, field in expected.ragged.items():
+            np.testing.assert_array_equal(found.ragged[name].values, field.values)
+            np.testing.assert_array_equal(found.ragged[name].offsets, field.offsets)
+        np.testing.assert_array_equal(found.fixed["labels"], expected.fixed["labels"])
+    assert len(list((tmp_path / "increlora_jax" / "tokens").iterdir())) == 6  # train and dev
