@@ -59,14 +59,20 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
         yield reader
 
 
-def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write a file with the metadata that PyTorch's readers expect.
+def write_tensors(
+    tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file, by default with the metadata that PyTorch's readers expect.
+
+    The safetensors library takes an array's memory as it is, so that a transposed or broadcast
+    array would be written wrongly; such arrays are copied here.
 
     Raises:
         OSError: If the file cannot be written.
     """
+    dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(dense, path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

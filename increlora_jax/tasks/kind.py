@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -91,13 +91,13 @@ class Encoded:
     Attributes:
         ragged: Fields whose rows differ in length, by their names in a batch.
         fixed: Fields whose rows have one shape [rows, …], by their names in a batch.
-        beside: Further data that scoring needs; batches do not hold it.
+        beside: Further arrays that scoring needs, by name; batches do not hold them.
         notes: Notes on the encoding, for the user.
     """
 
     ragged: dict[str, Ragged]
     fixed: dict[str, np.ndarray]
-    beside: Any = None
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class Encoded:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Length of each row's longest field, int64 [rows]."""
-        return reduce(np.maximum, (field.lengths for field in self.ragged.values()))
+        return reduce(np.maximum, (each.lengths for each in self.ragged.values()))
 
 
 @dataclass(frozen=True, eq=False)

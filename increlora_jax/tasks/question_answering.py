@@ -38,7 +38,7 @@ from increlora_jax.tasks.squad_metrics import (
     find_best_threshold,
     mean_percent,
 )
-from increlora_jax.tasks.windows import encode_windows
+from increlora_jax.tasks.windows import Windows, encode_windows
 
 V2 = "squad_v2"
 TASKS = ("squad", V2)
@@ -139,10 +139,11 @@ def _score(
     if count_not_finite(predictions):
         known = jax.tree.map(np.nan_to_num, predictions)
         return dict.fromkeys(_score(task, config, known, encoded, split), math.nan)
+    windows = Windows(**encoded.beside)
     found = [
         find_answer(
             predictions,
-            encoded.beside,
+            windows,
             row,
             example.context,
             n_best_size=config.n_best_size,

@@ -52,9 +52,9 @@ def encode_windows(
         stride: Tokens that windows overlap by.
 
     Returns:
-        The rows with their tokens, and `Windows` beside them. `start_positions` and `end_positions`
-            int32 [rows] are the first and last token of the answer; if the answer is not in the
-            row, both equal `null_position` int32 [rows].
+        The rows with their tokens, and the arrays of `Windows` beside them. `start_positions` and
+            `end_positions` int32 [rows] are the first and last token of the answer; if the answer
+            is not in the row, both equal `null_position` int32 [rows].
 
     Raises:
         InputError: If the tokenizer is not fast, or a question leaves no room for a context.
@@ -83,7 +83,7 @@ def _join(rows: Sequence["_Row"], tokenizer: Any, notes: tuple[str, ...]) -> Enc
     names = ("start_positions", "end_positions", "null_position")
     example = np.array([row.example for row in rows], np.int64)
     windows = Windows(example, spans, fields["input_ids"].offsets)
-    return Encoded(fields, dict(zip(names, labels.T, strict=True)), windows, notes)
+    return Encoded(fields, dict(zip(names, labels.T, strict=True)), windows._asdict(), notes)
 
 
 class _Row(NamedTuple):

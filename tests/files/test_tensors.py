@@ -28,6 +28,20 @@ def test_what_is_written_is_claimed_and_read(tmp_path):
     assert load_file(tmp_path / "x").keys() == tensors.keys()
 
 
+def test_an_array_is_written_as_it_reads_whatever_its_memory(tmp_path):
+    grid = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tensors = {
+        "transposed": grid.T,
+        "every second": grid[:, ::2],
+        "backwards": grid[::-1],
+        "broadcast": np.broadcast_to(np.float32(7), (5, 2)),
+        "big-endian": grid.T.astype(">f4"),
+    }
+    write_tensors(tensors, tmp_path / "x")
+    for name, value in load_file(tmp_path / "x").items():
+        np.testing.assert_array_equal(value, tensors[name])
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         write_tensors({"a": np.zeros(2)}, tmp_path / "nowhere" / "x")

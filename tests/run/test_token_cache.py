@@ -1,7 +1,7 @@
 """Encoded splits on disk: found again, never stale, never trusted if damaged."""
 
 import os
-import pickle
+import time
 from dataclasses import replace
 
 import jax
@@ -35,7 +35,7 @@ class Counted:
         self.calls += 1
         spans = np.zeros((6, 2), np.int32)
         beside = Windows(np.arange(3), spans, np.array([0, 3, 4, 6]))
-        return replace(encoded_of(self._lengths), beside=beside, notes=("a note",))
+        return replace(encoded_of(self._lengths), beside=beside._asdict(), notes=("a note",))
 
 
 def test_an_encoding_is_made_once_and_is_the_same_when_read(folder):
@@ -57,7 +57,7 @@ def test_a_quick_encoding_is_not_kept(folder, monkeypatch):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-1], lambda c: b"", lambda c: c[:-9] + bytes(9)])
+@pytest.mark.parametrize("damage", [lambda c: c[:-1], lambda c: b"", lambda c: c[:-9] + b"x" * 9])
 def test_a_damaged_file_is_said_and_made_again(folder, damage, capsys):
     encode = Counted()
     encode_or_load("key", encode)
@@ -74,7 +74,7 @@ def test_a_folder_of_somebody_else_is_neither_read_nor_written(folder, monkeypat
     encode_or_load("key", encode)
     mine = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: mine + 1)
-    monkeypatch.setattr(pickle, "loads", None)
+    monkeypatch.setattr(token_cache, "open_tensors", None)
     encode_or_load("key", encode)
     assert encode.calls == 2
     assert "tokens are not kept" in capsys.readouterr().err
@@ -96,6 +96,16 @@ def test_what_was_read_least_recently_is_removed(folder, monkeypatch):
     monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * path.stat().st_size)
     encode_or_load("d", Counted())
     assert sorted(file.name[0] for file in folder.iterdir()) == ["a", "c", "d"]
+
+
+def test_what_a_killed_process_has_left_is_removed_after_a_day(folder):
+    encode_or_load("a", Counted())
+    for name, age in (("old", 90_000), ("new", 60)):
+        (folder / f".{name}").mkdir()
+        (folder / f".{name}" / "encoded").write_bytes(b"x")
+        os.utime(folder / f".{name}", (time.time() - age,) * 2)
+    encode_or_load("b", Counted())
+    assert sorted(path.name[:4] for path in folder.iterdir() if path.is_dir()) == [".new"]
 
 
 def texts(*words):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.batching import evaluation_batches
 from increlora_jax.tasks.squad_files import Answer, Question, Questions, read_questions
-from increlora_jax.tasks.windows import encode_windows
+from increlora_jax.tasks.windows import Windows, encode_windows
 
 LENGTH, STRIDE = 96, 32
 
@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_recipe(split, tokenizer):
     assert len(encoded) == len(expected["input_ids"]) > len(split)
     ((_, batch),) = evaluation_batches(encoded, batch_size=len(encoded), buckets=(LENGTH,))
     order = np.argsort(encoded.lengths, kind="stable")
-    fixed, windows = encoded.fixed, encoded.beside
+    fixed, windows = encoded.fixed, Windows(**encoded.beside)
     np.testing.assert_array_equal(windows.example, expected["overflow_to_sample_mapping"])
     for place, row in enumerate(order):
         ids = expected["input_ids"][row]
@@ -77,7 +77,7 @@ def test_rows_are_those_of_the_recipe(split, tokenizer):
 
 def test_labels_are_the_answers_where_a_row_holds_them(split, tokenizer):
     encoded = encode_windows(split, tokenizer, LENGTH, stride=STRIDE)
-    windows, found = encoded.beside, set()
+    windows, found = Windows(**encoded.beside), set()
     for row, example in enumerate(windows.example):
         question = split.rows[example]
         first, last = (int(encoded.fixed[f"{n}_positions"][row]) for n in ("start", "end"))
@@ -133,5 +133,5 @@ def test_a_character_of_several_tokens_is_an_answer_of_all_of_them():
     encoded = encode_windows(Questions(rows), tokenizer, 32)
     first, last = (encoded.fixed[f"{name}_positions"][0] for name in ("start", "end"))
     assert last - first == 3  # four bytes
-    windows = encoded.beside
+    windows = Windows(**encoded.beside)
     assert windows.spans[first].tolist() == windows.spans[last].tolist() == [2, 3]
