@@ -169,6 +169,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             bar=bar,
             clock=clock,
             stop=stop,
+            steps_by_shape=run.batch_at.steps_by_shape,
         )
         state, outcomes = Loop(job, state, run.parts.base).run()
     return _write_results(run, folder, state, outcomes)

@@ -1,6 +1,6 @@
 """The training batches of a run, or of several runs that train together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,15 @@ class Batches:
         """Lengths that batches are padded to."""
         return choose_buckets(self._longest, self.buckets, self._shape_cost / self.batch_size)
 
+    def steps_by_shape(self) -> list[list[int]]:
+        """List the steps, of those looked at, of each shape; shapes are in order of need."""
+        if self.packed and len(self.packed.rows) == 1:
+            return [[step for block in self._looked_at for step in block]]
+        found: dict[Hashable, list[int]] = {}
+        for block in self._looked_at:
+            found.setdefault(self._shape(block), []).extend(block)
+        return list(found.values())
+
     @property
     def _shape_cost(self) -> float:
         """Cost of another shape, in positions of a run's micro-batch in each block looked at."""
@@ -117,7 +126,7 @@ class Batches:
 
     def _pad_each(self, step: int) -> list[Batch]:
         """Return a padded batch for each run, of all its micro-batches."""
-        lengths = self._lengths(step)
+        lengths = self._lengths(self.block(step))
         begins = self.batch_size * np.arange(self.accumulation)
         rows = (begins[:, None] + self.own_rows).ravel()
         return [
@@ -132,8 +141,14 @@ class Batches:
             for seed in self.seeds
         ]
 
-    def _lengths(self, step: int) -> Lengths:
-        """Choose the lengths that every batch of the step's block fits."""
+    def _shape(self, block: range) -> Hashable:
+        """Return what the batches of a block are padded to."""
+        if self.packed is None:
+            return tuple(sorted(self._lengths(block).items()))
+        return self.packed.shape(self._needed_rows(block, self.packed.length))
+
+    def _lengths(self, block: range) -> Lengths:
+        """Choose the lengths that every batch of a block fits."""
         each = [
             batch_lengths(
                 self.encoded,
@@ -142,7 +157,7 @@ class Batches:
                 batch_size=self._size,
                 buckets=self.padded_lengths,
             )
-            for at in self.block(step)
+            for at in block
             for seed in self.seeds
         ]
         return {name: max(lengths[name] for lengths in each) for name in each[0]}
@@ -150,13 +165,17 @@ class Batches:
     def _pack_each(self, step: int, packed: Packed) -> list[Batch]:
         """Return a packed batch for each run and micro-batch."""
         assert self.pack is not None
-        spread = {at: self._spread(at, packed.length) for at in self.block(step)}
-        needed = max(len(rows) for each in spread.values() for rows in each)
-        shape = packed.shape(needed)
+        shape = packed.shape(self._needed_rows(self.block(step), packed.length))
         return [
             self.pack(self.encoded, examples, rows, batch_size=self.batch_size, shape=shape)
-            for examples, rows in zip(self._micro_batches(step), spread[step], strict=True)
+            for examples, rows in zip(
+                self._micro_batches(step), self._spread(step, packed.length), strict=True
+            )
         ]
+
+    def _needed_rows(self, block: range, length: int) -> int:
+        """Return the number of rows that every batch of a block fits."""
+        return max(len(rows) for step in block for rows in self._spread(step, length))
 
     def _spread(self, step: int, length: int) -> list[list[list[int]]]:
         """Return the examples of each row, for every micro-batch of every run."""

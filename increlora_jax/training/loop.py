@@ -62,6 +62,8 @@ class Job:
         keep: saves, by (index, state, is_best), the last or the best adapter of a run.
         journals: one for each run.
         bar, clock, stop: of the process.
+        steps_by_shape: lists the steps of each known shape of a batch, so that their programs
+            compile ahead; default: none are known.
     """
 
     trainer: Trainer
@@ -75,6 +77,7 @@ class Job:
     bar: Bar
     clock: Clock
     stop: Stop
+    steps_by_shape: Callable[[], Sequence[Sequence[int]]] = tuple
 
 
 class Loop:
@@ -171,7 +174,7 @@ class Loop:
 
         def start_others() -> None:
             if self._done == self._first:
-                self._compile_ahead(batch, is_scored, is_block=is_block)
+                self._compile_ahead(batch, is_block=is_block)
 
         if key not in self._programs:
             self._drain()
@@ -181,13 +184,29 @@ class Loop:
                 self._programs.compile(key, lower, name, stop, meanwhile=start_others)
         return self._programs[key]
 
-    def _compile_ahead(self, batch: Batch, is_scored: bool, *, is_block: bool) -> None:
+    def _compile_ahead(self, batch: Batch, *, is_block: bool) -> None:
         """Compile the programs that are needed later, beside the first one and the first steps."""
-        ahead = range(self._done, self._job.timetable.total_steps)
-        if self._runs.may_score(ahead, is_scored=not is_scored):
-            lower = self._lowering(batch, not is_scored, is_block=is_block)
-            self._programs.compile_ahead((shapes_of(batch), not is_scored), lower, self._background)
-        self._job.evaluator.compile_ahead(self._whole(), self._base, self._background)
+        timetable, background = self._job.timetable, self._background
+        self._compile_kinds(batch, range(self._done, timetable.total_steps), is_block=is_block)
+        self._job.evaluator.compile_ahead(self._whole(), self._base, background)
+        if not background.is_used:
+            return
+        for steps in self._job.steps_by_shape():
+            if ahead := [step for step in steps if step >= self._done]:
+                calls = timetable.next_steps(timetable.block(ahead[0]).start)
+                self._compile_kinds(self._batch(calls), ahead, is_block=len(calls) > 1)
+
+    def _compile_kinds(self, batch: Batch, ahead: Sequence[int], *, is_block: bool) -> None:
+        """Compile the scored and the other step for the shape of a batch, if steps ahead need them.
+
+        The one that is needed first comes first.
+        """
+        is_first_scored = self._is_scored(range(ahead[0], ahead[0] + 1))
+        for is_scored in (is_first_scored, not is_first_scored):
+            key = shapes_of(batch), is_scored
+            if self._runs.may_score(ahead, self._done, is_scored=is_scored):
+                lower = self._lowering(batch, is_scored, is_block=is_block)
+                self._programs.compile_ahead(key, lower, self._background)
 
     def _lowering(self, batch: Batch, is_scored: bool, *, is_block: bool) -> Callable[[], Lowered]:
         """Return a function that lowers the step for the shape of a batch, in any thread."""

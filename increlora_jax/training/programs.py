@@ -41,6 +41,7 @@ class Programs(Generic[Key]):
     def __init__(self) -> None:
         self._compiled: dict[Key, Compiled] = {}
         self._ahead: dict[Key, Future[Compiled]] = {}
+        self._begun: set[Key] = set()
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -53,7 +54,8 @@ class Programs(Generic[Key]):
 
     def compile_ahead(self, key: Key, lower: Callable[[], Lowered], background: Background) -> None:
         """Compile a program in the background, unless it is there or under way."""
-        if background.is_used and key not in self._compiled and key not in self._ahead:
+        if background.is_used and key not in self._begun:
+            self._begun.add(key)
             self._ahead[key] = background.compile(lower)
 
     def compile(
@@ -77,6 +79,7 @@ class Programs(Generic[Key]):
         Raises:
             Preempted: a stop was requested meanwhile.
         """
+        self._begun.add(key)
         with announced(name):
             ahead = self._ahead.pop(key, None)
             lowered = None if ahead else lower()

@@ -113,12 +113,12 @@ class Together:
             for journal in self._journals
         )
 
-    def may_score(self, steps: range, *, is_scored: bool) -> bool:
-        """Return whether one of the steps ahead may be scored, or may be not, for all known now."""
+    def may_score(self, steps: Iterable[int], known_before: int, *, is_scored: bool) -> bool:
+        """Return whether one of some steps ahead may be scored, or may be not, for all known."""
 
         def answers(step: int) -> Iterator[bool]:
             for journal in self._journals:
-                yield journal.method.is_scored(step, journal.progress.is_finished(steps.start))
+                yield journal.method.is_scored(step, journal.progress.is_finished(known_before))
                 if not is_scored:  # once the budget is met
                     yield journal.method.is_scored(step, True)
 

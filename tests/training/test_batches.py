@@ -100,6 +100,22 @@ def test_packed_batches_of_a_long_run_have_several_shapes_and_little_padding():
     assert 1 - tokens / places < 0.2
 
 
+@pytest.mark.parametrize("pack", [pack_batch, None])
+def test_the_steps_of_every_shape_are_known_before_training(make, pack):
+    batches = make(pack=pack, batch_size=2, steps=4000, program_cost=10)
+    listed = batches.steps_by_shape()
+    assert len(listed) > 1
+    assert sorted(step for steps in listed for step in steps) == list(range(4000))
+    assert [steps[0] for steps in listed] == sorted(steps[0] for steps in listed)
+    shapes = [{batches(step)["input_ids"].shape for step in steps[:40]} for steps in listed]
+    assert all(len(of_one) == 1 for of_one in shapes)
+    assert len(set.union(*shapes)) == len(listed)
+
+
+def test_the_steps_of_a_short_run_have_one_shape(make):
+    assert make().steps_by_shape() == [list(range(14))]
+
+
 def test_batches_are_packed_by_default_only_if_that_is_worthwhile(make):
     assert make(is_free=True).packed == make().packed
     assert make(is_free=True, buckets=(16,), batch_size=1).packed is None

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -68,6 +69,7 @@ def trainer_in(folder, run):
             job = Job(
                 *(run.trainer, run.plan.layout, run.evaluator, schedule, checkpoints),
                 *(batch_at, keep, [journal], bar, Clock(), stop or Stop()),
+                steps_by_shape=getattr(batch_at, "steps_by_shape", tuple),
             )
             state = run.first_state() if state is None else state
             state, (outcome,) = Loop(job, state, run.parts.base).run()
@@ -133,17 +135,32 @@ def test_padding_is_not_counted_as_tokens(train, run, tmp_path):
     assert outcome.padding_share == pytest.approx(1 - sum(real[1:]) / sum(places))
 
 
-def test_the_program_of_later_steps_compiles_beside_the_first(train, monkeypatch):
-    threads, compile_here = [], jax.stages.Lowered.compile
+@pytest.fixture
+def in_background(monkeypatch):
+    """Whether each program was compiled in the background, in order."""
+    names, compile_here = [], jax.stages.Lowered.compile
 
     def note(lowered, *args, **options):
-        threads.append(threading.current_thread().name.partition("_")[0])
+        names.append(threading.current_thread().name.startswith("compile"))
         return compile_here(lowered, *args, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", note)
+    return names
+
+
+def test_the_program_of_later_steps_compiles_beside_the_first(train, in_background):
     _, outcome = train()
     assert outcome.step_compilations == 2  # scored, and not
-    assert "compile" in threads  # the name of the background
+    assert in_background.count(False) == 1
+
+
+def test_the_programs_of_later_shapes_compile_beside_the_first(train, run, in_background):
+    batches = replace(run.batch_at, program_cost=1)
+    shapes = {batches(step)["input_ids"].shape for step in range(STEPS)}
+    assert len(shapes) > 1
+    _, outcome = train(batches)
+    assert len(shapes) < outcome.step_compilations <= 2 * len(shapes)
+    assert in_background.count(False) == 1
 
 
 @pytest.mark.parametrize("bad", [3, STEPS - 1])
