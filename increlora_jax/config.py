@@ -217,9 +217,10 @@ class GrowthConfig:
     )
     beta1: float = option(0.85, "decay of the average importance")
     beta2: float = option(0.85, "decay of its uncertainty")
-    score_window: int | None = option(
-        None, "steps scored up to a round; default: all that float32 averages remember of"
-    )
+    score_window: Count | None = option(
+        None, "steps scored up to a round; default: all that float32 averages remember of; auto: "
+              "those with 0.9 of the weight, at most half of an interval"
+    )  # fmt: skip
     reg_orth_coef: float = option(0.1, "weight of the orthogonality term (gamma)")
 
     def __post_init__(self) -> None:

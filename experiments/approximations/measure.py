@@ -34,6 +34,7 @@ VARIANTS = {
     "the default window, 169": ["--packing"],
     "window of 64": ["--packing", "--score-window", "64"],
     "window of 16": ["--packing", "--score-window", "16"],
+    "automatic window, 15": ["--packing", "--score-window", "auto"],
     "window of 4": ["--packing", "--score-window", "4"],
     "4 steps a call": [*PACKED, "--steps-per-execution", "4"],
     "bfloat16": [*PACKED, "--dtype", "bfloat16"],

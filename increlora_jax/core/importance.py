@@ -102,6 +102,17 @@ def lasting_steps(beta1: float, beta2: float) -> int:
     return 1 + bisect_left(range(1, 2**40), True, key=lambda k: k * decay**k < 2.0**-32)
 
 
+def short_window(beta1: float, beta2: float, interval: int) -> int:
+    """Count the steps before a round that are scored if some of their exactness may be given up.
+
+    Older scores weigh at most a tenth in the averages: β^window ≤ 0.1, with β the larger decay. But
+    the window is at most half of the interval between rounds.
+    """
+    decay = max(beta1, beta2)
+    tenth = 1 + bisect_left(range(1, 2**40), True, key=lambda k: decay**k <= 0.1)
+    return min(tenth, -(-interval // 2))
+
+
 def sensitivity(gradient: Array, update: Update, key: Array | None = None) -> Array:
     """Compute I = Σ |ΔW ∘ ∂L/∂ΔW| / √(in·out) (paper §3.2); ΔW includes the reserve."""
     delta = update.delta

@@ -19,6 +19,7 @@ from increlora_jax.core.importance import (
     find_misfit,
     init_importance,
     lasting_steps,
+    short_window,
     update_importance,
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
@@ -145,21 +146,26 @@ class _Growth(NamedTuple):
     @property
     def window(self) -> int:
         """Count the steps scored before a round; by default all that averages remember."""
-        if self.config.score_window is not None:
-            return self.config.score_window
-        is_smoothed = self.function.is_smoothed
-        return lasting_steps(self.config.beta1, self.config.beta2) if is_smoothed else 1
+        window, decays = self.config.score_window, (self.config.beta1, self.config.beta2)
+        if isinstance(window, int):
+            return window
+        if not self.function.is_smoothed:
+            return 1
+        if window is None:
+            return lasting_steps(*decays)
+        return short_window(*decays, self.plan.pace.incre_interval)
 
     @property
     def settings(self) -> dict[str, int | float]:
         """The numbers of growth, by flag."""
-        config, window = self.config, self.config.score_window
+        config = self.config
+        is_exact = config.score_window is None
         return {
             **self.plan.pace._asdict(),
             "rank_budget": self.plan.budget,
             "incre_rank_num": config.incre_rank_num,
             "first_reserve": config.incre_rank_num if self.plan.rounds else 0,
-            "score_window": LARGEST if window is None else window,
+            "score_window": LARGEST if is_exact else self.window,
             "beta1": float(config.beta1),
             "beta2": float(config.beta2),
         }

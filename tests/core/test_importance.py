@@ -10,6 +10,7 @@ from increlora_jax.core.importance import (
     ImportanceState,
     init_importance,
     lasting_steps,
+    short_window,
     update_importance,
 )
 
@@ -150,3 +151,14 @@ def test_scores_last_no_longer_than_they_must():
     assert 168 * 0.85**168 >= 2**-32 > 169 * 0.85**169
     assert lasting_steps(0.0, 0.0) == 1
     assert 3e10 < lasting_steps(1 - 1e-9, 0.5) < 1e11
+
+
+@pytest.mark.parametrize(
+    ("decays", "interval", "window"),
+    [((0.85, 0.3), 200, 15), ((0.3, 0.85), 200, 15), ((0.85, 0.85), 12, 6), ((0.85, 0.85), 5, 3),
+     ((0.0, 0.0), 200, 1), ((0.99, 0.5), 10_000, 230), ((0.85, 0.85), 1, 1)],
+)  # fmt: skip
+def test_a_short_window_leaves_a_tenth_of_the_weight_or_half_of_the_steps(decays, interval, window):
+    assert short_window(*decays, interval) == window
+    if window != -(-interval // 2):
+        assert max(decays) ** window <= 0.1 < max(decays) ** (window - 1)

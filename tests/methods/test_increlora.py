@@ -227,6 +227,18 @@ def test_a_window_looks_back_from_each_round():
     assert scored == [14, 15, 16, 22, 23, 24, 30, 31, 32, 38, 39]
 
 
+@pytest.mark.parametrize(
+    ("importance", "interval", "window"),
+    [("sensitivity", 500, 15), ("sensitivity", 8, 4), ("magnitude", 500, 1)],
+)
+def test_the_automatic_window_is_short_on_host_and_device_alike(importance, interval, window):
+    schedule = {"steps": 3000, "init_warmup": 0, "incre_interval": interval}
+    method = method_of(**schedule, importance=importance, score_window="auto")
+    scored = [step for step in range(interval + 1) if step and method.is_scored(step, False)]
+    assert scored == list(range(interval + 1 - window, interval + 1))
+    assert method.settings["score_window"] == window
+
+
 @pytest.mark.parametrize(("importance", "window"), [("sensitivity", 169), ("magnitude", 1)])
 def test_all_that_can_bear_on_a_round_is_scored_by_default(importance, window):
     method = method_of(steps=3000, init_warmup=10, incre_interval=500, importance=importance)
