@@ -1,13 +1,10 @@
 """The predictions of a model on whole splits, and their metrics."""
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from math import ceil
 
-import jax
 import numpy as np
-from jax.stages import Compiled, Lowered, Wrapped
 
 from increlora_jax.runtime.console import counted
 from increlora_jax.runtime.preemption import Stop
@@ -15,15 +12,13 @@ from increlora_jax.tasks.batching import choose_bucket, evaluation_batches
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Metrics, Predictions, TaskData
 from increlora_jax.tasks.packing import packed_evaluation
 from increlora_jax.tasks.shapes import choose_buckets, choose_packed, is_worthwhile
-from increlora_jax.training.batches import PROGRAM_COST, Shapes, describe_batch, shapes_of
-from increlora_jax.training.programs import Background, Programs, describe_arrays
+from increlora_jax.training.batches import PROGRAM_COST
+from increlora_jax.training.forward import Forward
+from increlora_jax.training.programs import Background
 from increlora_jax.training.sharding import Layout
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Trainer
 from increlora_jax.training.together import over_members, split
-
-IN_FLIGHT = 4
-"""Calls whose predictions are not yet read."""
 
 
 class Evaluator:
@@ -56,10 +51,10 @@ class Evaluator:
             is_free=is_free,
             program_cost=program_cost,
         )
-        self._layout = layout
 
-        @partial(jax.jit, out_shardings=layout.everywhere)
-        def predict(state: TrainState, base: Base, batch: Batch) -> Predictions:
+        def predict(model: tuple[TrainState, Base], batch: Batch) -> Predictions:
+            state, base = model
+
             def of_one(state: TrainState) -> Predictions:
                 state = state._replace(params=layout.gather(state.params))
                 whole = layout.gather(base)
@@ -67,8 +62,7 @@ class Evaluator:
 
             return over_members(state, of_one, out_axes=1)(state)
 
-        self._predict: Wrapped = predict
-        self._programs = Programs[Shapes]()
+        self._forward = Forward(predict, layout)
 
     @property
     def kind(self) -> Kind:
@@ -100,65 +94,19 @@ class Evaluator:
         splits = {}
         for name, encoded in self._encoded.items():
             with counted("evaluating", len(encoded), f"{name} examples") as advance:
-                splits[name] = self._split(encoded, state, base, stop or Stop(), advance)
+                splits[name] = self._forward.over(
+                    self._batches_of(encoded), len(encoded), (state, base), stop or Stop(), advance
+                )
         return split(splits, state, axis=1)
-
-    def _split(
-        self,
-        encoded: Encoded,
-        state: TrainState,
-        base: Base,
-        stop: Stop,
-        advance: Callable[[int], None],
-    ) -> Predictions:
-        """Predict a split; each leaf is [rows, …]."""
-        gathered = None
-        for indices, predicted in self._dispatch(encoded, state, base, stop):
-            rows = jax.tree.map(np.asarray, predicted)
-            if gathered is None:
-                gathered = jax.tree.map(lambda x: _empty(x, len(encoded)), rows)
-            for whole, part in zip(jax.tree.leaves(gathered), jax.tree.leaves(rows), strict=True):
-                whole[indices] = part[: len(indices)]
-            advance(len(indices))
-        return gathered
-
-    def _dispatch(
-        self, encoded: Encoded, state: TrainState, base: Base, stop: Stop
-    ) -> Iterator[tuple[np.ndarray, Predictions]]:
-        """Yield each batch's predictions `IN_FLIGHT` calls late: no device waits for the host."""
-        pending: deque[tuple[np.ndarray, Predictions]] = deque()
-        for indices, batch in self._batches(encoded):
-            pending.append((indices, self._program(state, base, batch, stop)(state, base, batch)))
-            if len(pending) > IN_FLIGHT:
-                yield pending.popleft()
-            stop.check()
-        yield from pending
-
-    def _batches(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, Batch]]:
-        for indices, own in self._batches_of(encoded):
-            yield indices, self._layout.batch(own)
 
     def compile_ahead(self, state: TrainState, base: Base, background: Background) -> None:
         """Compile the program of the first batch in the background."""
         if not background.is_used:
             return
         for encoded in self._encoded.values():
-            for _, batch in self._batches(encoded):
-                lower = self._lowering(state, base, batch)
-                self._programs.compile_ahead(shapes_of(batch), lower, background)
+            for _, batch in self._batches_of(encoded):
+                self._forward.compile_ahead(batch, (state, base), background)
                 return
-
-    def _program(self, state: TrainState, base: Base, batch: Batch, stop: Stop) -> Compiled:
-        stop.check()
-        key = shapes_of(batch)
-        if key not in self._programs:
-            name = f"compiling the evaluation, {describe_batch(batch)}"
-            self._programs.compile(key, self._lowering(state, base, batch), name, stop)
-        return self._programs[key]
-
-    def _lowering(self, state: TrainState, base: Base, batch: Batch) -> Callable[[], Lowered]:
-        arrays = describe_arrays((state, base, batch))
-        return lambda: self._predict.lower(*arrays)
 
 
 def choose_batches(
@@ -196,7 +144,3 @@ def choose_batches(
 
 def _cut(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [lengths[start : start + size] for start in range(0, len(lengths), size)]
-
-
-def _empty(part: np.ndarray, rows: int) -> np.ndarray:
-    return np.zeros((rows, *part.shape[1:]), part.dtype)
