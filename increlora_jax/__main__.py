@@ -10,6 +10,7 @@ _COMMANDS = f"""\
 increlora_jax {__version__}: low-rank fine-tuning whose rank grows during training
   python -m increlora_jax.train --task demo        train; also increlora-train
   python -m increlora_jax.evaluate --run DIR       evaluate a run; also increlora-evaluate
+  python -m increlora_jax.predict --run DIR        answer texts; also increlora-predict
 --help lists the flags of each."""
 
 begin()

@@ -40,3 +40,16 @@ def evaluate() -> None:
     from increlora_jax.evaluate import main
 
     main()
+
+
+def predict() -> None:
+    """Run the prediction command; `--help` and wrong flags return at once."""
+    begin()
+    from increlora_jax.run.predict_flags import parse_prediction
+    from increlora_jax.runtime.ending import fail_clearly
+
+    with fail_clearly():
+        parse_prediction()
+    from increlora_jax.predict import main
+
+    main()

@@ -7,25 +7,24 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     raise SystemExit
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from increlora_jax.config import DEFAULTS, RunConfig
+from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.replace import find_folder
-from increlora_jax.nn.adapter_files import load_adapter, read_adapter_config
+from increlora_jax.nn.adapter_files import load_adapter
 from increlora_jax.nn.report import ranks_of
-from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
+from increlora_jax.run.build import Plan, Run, prepare_run
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.evaluate_flags import evaluate_parser
-from increlora_jax.run.folder import ADAPTER, BEST_ADAPTER, CONFIG, check_identity
+from increlora_jax.run.folder import ADAPTER, CONFIG, name_adapter
 from increlora_jax.run.memory_advice import advise_evaluation
-from increlora_jax.run.saved_run import check_ranks, restore_config
+from increlora_jax.run.saved_run import check_ranks, open_adapter
 from increlora_jax.run.scored_data import Source, load_scored
 from increlora_jax.run.sweep import members_of
+from increlora_jax.run.trained import BASE, base_from
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
@@ -35,9 +34,6 @@ from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import check_devices
 from increlora_jax.runtime.streams import write_result
 from increlora_jax.tasks.kind import Predictions, Split, count_not_finite
-
-BASE = ("model", "model_revision", "model_subfolder")
-"""The flags that locate the base model."""
 
 
 class Evaluation(NamedTuple):
@@ -66,20 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with fail_clearly(), Stop().listening():
         chosen = evaluate_parser().parse_flags(argv)
         source = Source(*(getattr(chosen, name) for name in Source._fields))
-        name = ADAPTER if chosen.adapter == "last" else BEST_ADAPTER
+        name = name_adapter(chosen.adapter)
         with prints_apart():
-            options: Any = {"adapter": name, "base": _base_of(chosen), "method": chosen.method}
+            options: Any = {"adapter": name, "base": base_from(chosen), "method": chosen.method}
             told = examine_all(chosen.run, source, **options)
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
             say(f"note: {note}")
         each = {name: one.describe() for name, one in told.items()}
         write_result(json.dumps(each.get("", each)))
-
-
-def _base_of(chosen: Namespace) -> dict[str, str | None]:
-    """Return the flags for the base model; a new model resets revision and subfolder."""
-    flags = {name: getattr(chosen, name) for name in BASE}
-    return flags if flags["model"] else {name: word for name, word in flags.items() if word}
 
 
 def examine_all(
@@ -192,25 +182,16 @@ def examine(
     Raises:
         InputError: If the folder holds no such run, or data, model or adapter do not fit it.
     """
-    folder = run / adapter
-    saved = read_adapter_config(folder)
-    asked = _alone(_read_config(run), base)
-    what = f"the adapter in {folder}"
-    check_identity(what, {"task": saved["task"]}, {"task": asked.task.task})
-    config, notes = restore_config(folder, saved, asked)
-    config = _without_code(run, config, method)
+    opened = open_adapter(run / adapter, _read_config(run), base, method)
+    config, folder, saved = opened.config, opened.folder, opened.saved
     use_compilation_cache(config.training.compilation_cache_dir)
     check_devices()
     scored = load_scored(saved, config.task, source)
-    plan = plan_run(config, total_steps=saved["total_steps"], data=scored.data)
-    # An older version took over the rows of a checkpoint's head without matching labels.
-    plan = replace(plan, matches_labels="settings" in saved)
-    here = {key: value for key, value in plan.identity.items() if key != "data"}
-    check_identity(what, saved["identity"], here)
+    plan = opened.plan(scored.data)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready, predictions = _predict(plan, folder, saved)
-    _check_finite(what, predictions, ready.plan.data.dev)
-    return _score(ready, predictions, scored.origin, (*notes, *scored.notes))
+    _check_finite(opened.what, predictions, ready.plan.data.dev)
+    return _score(ready, predictions, scored.origin, (*opened.notes, *scored.notes))
 
 
 def _predict(
@@ -222,21 +203,6 @@ def _predict(
     check_ranks(folder, saved, ranks_of(loaded.slots))
     (predictions,) = ready.evaluator.predictions(ready.first_state(loaded), ready.parts.base)
     return ready, predictions
-
-
-def _without_code(run: Path, config: RunConfig, method: str | None) -> RunConfig:
-    """Check that the user asked for the run's code; drop its importance, which scoring ignores."""
-    trained_by = config.adapter.method
-    if method != (trained_by if ":" in trained_by else None):
-        if ":" in trained_by:
-            raise InputError(
-                f"--run {run} was trained by code, {trained_by}, which is not run unasked. If you "
-                f"trust it, give --method {trained_by}"
-            )
-        raise InputError(
-            f"--method {method}: --run {run} was trained by {trained_by}. Leave the flag out"
-        )
-    return config.changed({"importance": DEFAULTS["importance"]})
 
 
 def _check_finite(
@@ -262,12 +228,6 @@ def _score(
         {name: kind.examine(predictions[name], encoded[name], splits[name]) for name in splits},
         (*notes, *ready.plan.notes, *told),
     )
-
-
-def _alone(config: RunConfig, base: Mapping[str, Any]) -> RunConfig:
-    """Set one process and one device of any kind, whatever trained the run."""
-    training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
-    return replace(config, training=training, task=replace(config.task, **base))
 
 
 def _read_config(run: Path) -> RunConfig:

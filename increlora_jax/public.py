@@ -17,6 +17,7 @@ from increlora_jax.nn.linen import LinenModel
 from increlora_jax.nn.low_rank import AdapterParam, SlotState
 from increlora_jax.nn.report import report
 from increlora_jax.nn.skeleton import Parts, Skeleton
+from increlora_jax.run.predictor import Predictor, load
 from increlora_jax.runtime.memory import (
     dispatch_synchronously,
     keep_freed_memory,
@@ -42,6 +43,7 @@ __all__ = [
     "Method",
     "Observation",
     "Parts",
+    "Predictor",
     "RunConfig",
     "Scaling",
     "Skeleton",
@@ -60,6 +62,7 @@ __all__ = [
     "head",
     "increlora",
     "keep_freed_memory",
+    "load",
     "load_adapter",
     "lora",
     "merge",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.pace import choose_warmup
@@ -48,7 +49,7 @@ from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Trainer
 from increlora_jax.training.timetable import Timetable
 from increlora_jax.training.together import join, members
-from increlora_jax.weights.folder import name_variables, read_config
+from increlora_jax.weights.folder import LoadReport, name_variables, read_config
 from increlora_jax.weights.hub import resolve_model
 from increlora_jax.weights.identity import identify_model, identify_tokenizer
 from increlora_jax.weights.tokenizer import load_tokenizer
@@ -313,7 +314,7 @@ def prepare_run(plan: Plan) -> Run:
     kind = plan.data.kind
     encoded = {name: plan.encode(name, tokenizer) for name in plan.data.dev}
     with plan.layout.loading():
-        skeleton, starts, notes = _load_parts(plan)
+        skeleton, starts, report = load_parts(plan)
     base = starts[0].base
     if config.training.scan_layers:
         base = stack_layers(base)
@@ -326,7 +327,7 @@ def prepare_run(plan: Plan) -> Run:
         config.training,
         total_steps=plan.total_steps,
     )
-    notes = (*plan.notes, *note_tokenizer_length(length, tokenizer), *notes)
+    notes = (*plan.notes, *note_tokenizer_length(length, tokenizer), *report.describe())
     return Run(plan, trainer, starts, encoded, notes, tokenizer)
 
 
@@ -336,13 +337,24 @@ def stack_layers(base: dict[str, Any]) -> dict[Any, Any]:
     return Groups(base, kinds).stack_away(base)
 
 
-def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...]]:
+def load_parts(
+    plan: Plan, param_dtype: DTypeLike | None = None
+) -> tuple[Skeleton, tuple[Parts, ...], LoadReport]:
+    """Load the weights and attach the method.
+
+    Args:
+        plan: The plan.
+        param_dtype: Dtype of the base; default: that of computation.
+
+    Returns:
+        The model without its arrays, the start of each run, and a report of the loading.
+    """
     dtype = jnp.dtype(plan.config.task.dtype)
     options: Any = {
         **plan.data.kind.head_options,
         "head": plan.data.kind.head,
         "dtype": dtype,
-        "param_dtype": dtype,
+        "param_dtype": param_dtype or dtype,
     }
     seeds = [member.config.training.seed for member in plan.members]
     quantize = plan.config.task.quantize_base
@@ -364,7 +376,7 @@ def _load_parts(plan: Plan) -> tuple[Skeleton, tuple[Parts, ...], tuple[str, ...
         if seed not in starts:
             drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
             starts[seed] = _start_again(parts, plan, seed, drawn)
-    return skeleton, tuple(starts[seed] for seed in seeds), report.describe()
+    return skeleton, tuple(starts[seed] for seed in seeds), report
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:

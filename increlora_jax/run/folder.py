@@ -58,6 +58,11 @@ class Held(Enum):
     FINISHED = "finished"
 
 
+def name_adapter(which: str) -> str:
+    """Return the name of the folder of the adapter of the `last` step or the `best` evaluation."""
+    return ADAPTER if which == "last" else BEST_ADAPTER
+
+
 def look_into(folder: Path, config: RunConfig) -> Held:
     """Return how far a run has come in its folder; nothing is changed.
 

@@ -6,16 +6,18 @@ effect.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from increlora_jax.config import FREE, GROUPS, KINDS, RunConfig, TrainingConfig
+from increlora_jax.config import DEFAULTS, FREE, GROUPS, KINDS, RunConfig, TrainingConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.kinds import check_keys
-from increlora_jax.nn.adapter_files import CONFIG, TENSORS
-from increlora_jax.run.build import Plan
+from increlora_jax.nn.adapter_files import CONFIG, TENSORS, read_adapter_config
+from increlora_jax.run.build import Plan, plan_run
+from increlora_jax.run.folder import check_identity
 from increlora_jax.run.sweep import Member
+from increlora_jax.tasks.kind import TaskData
 
 _KINDS: dict[str, Any] = {
     f.name: KINDS[f.name]
@@ -31,6 +33,83 @@ _OF_OLD = ("lora_alpha", "scaling", "quantize_base")
 
 _TWICE = (*_OF_OLD, "task", "method")
 """Settings that an adapter also holds outside of its `settings`."""
+
+
+class Opened(NamedTuple):
+    """An adapter of a run, whose configuration is read and checked.
+
+    Attributes:
+        folder: The adapter's folder.
+        saved: The content of its `adapter_config.json`.
+        config: The settings it was trained with; one process, one device of any kind.
+        notes: Notes for the user.
+    """
+
+    folder: Path
+    saved: Mapping[str, Any]
+    config: RunConfig
+    notes: tuple[str, ...]
+
+    @property
+    def what(self) -> str:
+        """Words for the adapter in messages."""
+        return f"the adapter in {self.folder}"
+
+    def plan(self, data: TaskData) -> Plan:
+        """Plan the run on other data, after checking that model and tokenizer are the run's.
+
+        Raises:
+            InputError: If they are not.
+        """
+        plan = plan_run(self.config, total_steps=self.saved["total_steps"], data=data)
+        # An older version took over the rows of a checkpoint's head without matching labels.
+        plan = replace(plan, matches_labels="settings" in self.saved)
+        here = {key: value for key, value in plan.identity.items() if key != "data"}
+        check_identity(self.what, self.saved["identity"], here)
+        return plan
+
+
+def open_adapter(
+    folder: Path, asked: RunConfig, base: Mapping[str, str | None], method: str | None = None
+) -> Opened:
+    """Read an adapter's configuration.
+
+    Args:
+        folder: The adapter's folder.
+        asked: The settings of the run's `config.yaml`.
+        base: The base model's place by the names of its flags; empty: as in training.
+        method: `package.module:function` of the user's method that trained the run. Its code is
+            then imported.
+
+    Raises:
+        InputError: If there is no such adapter, or it does not fit the settings.
+    """
+    saved = read_adapter_config(folder)
+    asked = _alone(asked, base)
+    check_identity(f"the adapter in {folder}", {"task": saved["task"]}, {"task": asked.task.task})
+    config, notes = restore_config(folder, saved, asked)
+    return Opened(folder, saved, _without_code(folder, config, method), tuple(notes))
+
+
+def _alone(config: RunConfig, base: Mapping[str, Any]) -> RunConfig:
+    """Set one process and one device of any kind, whatever trained the run."""
+    training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
+    return replace(config, training=training, task=replace(config.task, **base))
+
+
+def _without_code(folder: Path, config: RunConfig, method: str | None) -> RunConfig:
+    """Check that the user asked for the run's code; drop its importance, which is not used."""
+    trained_by = config.adapter.method
+    if method != (trained_by if ":" in trained_by else None):
+        if ":" in trained_by:
+            raise InputError(
+                f"{folder} was trained by code, {trained_by}, which is not run unasked. If you "
+                f"trust it, give --method {trained_by}"
+            )
+        raise InputError(
+            f"--method {method}: {folder} was trained by {trained_by}. Leave the flag out"
+        )
+    return config.changed({"importance": DEFAULTS["importance"]})
 
 
 def describe_adapter(

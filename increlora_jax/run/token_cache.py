@@ -90,10 +90,11 @@ def _from_file(path: Path) -> Encoded:
         for key in file.keys():  # noqa: SIM118 - it is no dict
             part, _, name = key.partition("/")
             parts[part][name] = file.get_tensor(key)
-        fills, notes = (json.loads(file.metadata()[name]) for name in ("fills", "notes"))
+        told = {name: json.loads(text) for name, text in file.metadata().items()}
     values, offsets, fixed, beside = parts.values()
+    fills = told["fills"]
     ragged = {name: Ragged(values[name], offsets[name], fill) for name, fill in fills.items()}
-    return Encoded(ragged, fixed, beside, tuple(notes))
+    return Encoded(ragged, fixed, beside, tuple(told["notes"]), told["num_cut"])
 
 
 def _to_file(encoded: Encoded, path: Path) -> None:
@@ -103,8 +104,8 @@ def _to_file(encoded: Encoded, path: Path) -> None:
     fills = {name: field.fill for name, field in ragged}
     parts = zip(_PARTS, (values, offsets, encoded.fixed, encoded.beside), strict=True)
     arrays = {f"{part}/{name}": array for part, named in parts for name, array in named.items()}
-    metadata = {"fills": json.dumps(fills), "notes": json.dumps(encoded.notes)}
-    write_tensors(arrays, path, metadata)
+    told = {"fills": fills, "notes": encoded.notes, "num_cut": encoded.num_cut}
+    write_tensors(arrays, path, {name: json.dumps(value) for name, value in told.items()})
 
 
 def _keep(folder: Path, key: str, encoded: Encoded) -> None:

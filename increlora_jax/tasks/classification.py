@@ -1,6 +1,6 @@
 """Classification and regression of texts and pairs: one row of logits and one label an example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.tasks.counts import count_split
 from increlora_jax.tasks.data.folder import find_split, name_own_split
 from increlora_jax.tasks.data.layout import Columns
+from increlora_jax.tasks.data.lines import Lines
 from increlora_jax.tasks.demo import load_demo
 from increlora_jax.tasks.details import describe_split
 from increlora_jax.tasks.encoding import encode_texts
@@ -25,6 +26,7 @@ from increlora_jax.tasks.packing import pack_batch
 from increlora_jax.tasks.split import known_task, load_split
 from increlora_jax.tasks.telling import PROBLEM_TYPES
 from increlora_jax.tasks.text import load_text
+from increlora_jax.tasks.text_answers import answer_texts, read_texts, take_texts
 
 TASKS = (*GLUE_TASKS, "text", "demo")
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -95,6 +97,9 @@ def make_kind(task: TextTask, dropout: float | None = None) -> Kind:
         metrics=task.metrics,
         is_better=larger_is_better,
         count_tokens=count_tokens,
+        read_inputs=partial(_read_inputs, task),
+        take_inputs=partial(take_texts, task),
+        answer=partial(answer_texts, task),
     )
 
 
@@ -146,6 +151,12 @@ def _restore(saved: Mapping[str, Any], config: TaskConfig) -> Kind:
 
 def _read(task: TextTask, path: Path, config: TaskConfig) -> tuple[Texts, tuple[str, ...]]:
     return load_split(task, path, columns=_columns_of(config))
+
+
+def _read_inputs(
+    task: TextTask, lines: Lines, kind: str, config: TaskConfig, size: int
+) -> Iterator[Texts]:
+    return read_texts(task, lines, kind, _columns_of(config), size)
 
 
 def _load_own(task: TextTask, names: Sequence[str]) -> tuple[dict[str, Texts], tuple[str, ...]]:

@@ -48,6 +48,7 @@ def encode_texts(split: Texts, tokenizer: Any, max_length: int, name: str = "") 
         token_fields(ids, types, lengths, tokenizer),
         {"labels": split.labels},
         notes=_note_cut(cut, len(split), name, max_length, tokenizer.truncation_side),
+        num_cut=cut,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -93,12 +93,14 @@ class Encoded:
         fixed: Fields whose rows have one shape [rows, …], by their names in a batch.
         beside: Further arrays that scoring needs, by name; batches do not hold them.
         notes: Notes on the encoding, for the user.
+        num_cut: The number of examples that were cut to the length.
     """
 
     ragged: dict[str, Ragged]
     fixed: dict[str, np.ndarray]
     beside: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -139,6 +141,11 @@ class Kind:
         is_better: (new, old) → whether a value of the first metric is better than another.
         count_tokens: (batch) → (tokens of examples [], positions including padding []), traced.
         is_one_row: Whether each example is one row, whatever its length.
+        read_inputs: (lines, kind of file, config, size) → splits without labels of at most `size`
+            examples, in the order of the file; None if the kind only trains and scores.
+        take_inputs: (rows from Python) → the split without labels; None likewise.
+        answer: (predictions, encoded, split) → the answer to every example, a named tuple; None
+            likewise.
     """
 
     task: str
@@ -162,6 +169,9 @@ class Kind:
     is_better: Callable[[float, float], bool]
     count_tokens: Callable[[Batch], tuple[Any, Any]]
     is_one_row: bool = True
+    read_inputs: Callable[[Any, str, Any, int], Iterator[Split]] | None = None
+    take_inputs: Callable[[Sequence[Any]], Split] | None = None
+    answer: Callable[[Predictions, Encoded, Any], Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,8 +120,16 @@ def _report_broken_rows(table: Table) -> list[str]:
     return [f"{count_word(len(lines), 'row')} with too few or too many fields skipped in {where}"]
 
 
-def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
+def make_split(
+    task: TextTask, table: Table, ids: Mapping[str, int], *, may_be_empty: bool = False
+) -> Texts:
     """Turn a table into a split; without labels its ids are -1 and its scores NaN.
+
+    Args:
+        task: The task.
+        table: The rows.
+        ids: The id of each possible label text; not used without labels.
+        may_be_empty: Whether all rows may have an empty text.
 
     Raises:
         InputError: If a label is not one of the task's, or every row has an empty text.
@@ -138,7 +146,7 @@ def make_split(task: TextTask, table: Table, ids: Mapping[str, int]) -> Texts:
         labels = parse_classes(table, ids)
     seconds = second[0] if second else None
     split = Texts(first, seconds, labels, table.path.name, table.num_lines, is_labelled)
-    if split.num_empty == len(split) > 1:
+    if split.num_empty == len(split) > 1 and not may_be_empty:
         columns = quote_all(table.layout.texts)
         raise InputError(
             f"{table.path}: every row has an empty text ({columns}). Fill the texts, or name their "

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
-from increlora_jax.tasks.answers import choose_texts, find_answer
+from increlora_jax.tasks.answers import Found, choose_texts, find_answer
 from increlora_jax.tasks.classification import MODEL_INPUTS, count_tokens
 from increlora_jax.tasks.counts import count_word
 from increlora_jax.tasks.data.folder import list_unused
@@ -31,7 +31,14 @@ from increlora_jax.tasks.kind import (
     count_not_finite,
     larger_is_better,
 )
-from increlora_jax.tasks.squad_files import Questions, find_questions, read_questions, take_columns
+from increlora_jax.tasks.squad_files import (
+    Questions,
+    find_questions,
+    read_questions,
+    read_unanswered,
+    take_columns,
+    take_questions,
+)
 from increlora_jax.tasks.squad_metrics import (
     exact_match,
     f1_score,
@@ -70,6 +77,9 @@ def make_kind(task: str, config: TaskConfig) -> Kind:
         metrics=METRICS,
         is_better=larger_is_better,
         count_tokens=count_tokens,
+        read_inputs=lambda lines, kind, config, size: read_unanswered(lines, kind, size),
+        take_inputs=take_questions,
+        answer=partial(_answer, task, config),
         is_one_row=False,
     )
 
@@ -131,16 +141,36 @@ def _score_dev(
     return _score(task, config, predictions[name], encoded[name], splits[name])
 
 
-def _score(
+class Answered(NamedTuple):
+    """Answer to a question.
+
+    Attributes:
+        id: The question's id.
+        answer: A span of the context; "" if the context holds no answer.
+        null_odds: The score of no answer minus that of the best span.
+    """
+
+    id: str
+    answer: str
+    null_odds: float
+
+
+def _answer(
     task: str, config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
-) -> Metrics:
-    """Compute the official figures in per cent; for v2.0 also those of both sorts of questions."""
-    is_v2 = task == V2
-    if count_not_finite(predictions):
-        known = jax.tree.map(np.nan_to_num, predictions)
-        return dict.fromkeys(_score(task, config, known, encoded, split), math.nan)
+) -> list[Answered]:
+    found = _find_all(config, predictions, encoded, split)
+    texts = choose_texts(found, config.null_score_diff_threshold if task == V2 else None)
+    return [
+        Answered(row.id, text, one.null_odds)
+        for row, text, one in zip(split.rows, texts, found, strict=True)
+    ]
+
+
+def _find_all(
+    config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
+) -> list[Found]:
     windows = Windows(**encoded.beside)
-    found = [
+    return [
         find_answer(
             predictions,
             windows,
@@ -151,6 +181,17 @@ def _score(
         )
         for row, example in enumerate(split.rows)
     ]
+
+
+def _score(
+    task: str, config: TaskConfig, predictions: Predictions, encoded: Encoded, split: Questions
+) -> Metrics:
+    """Compute the official figures in per cent; for v2.0 also those of both sorts of questions."""
+    is_v2 = task == V2
+    if count_not_finite(predictions):
+        known = jax.tree.map(np.nan_to_num, predictions)
+        return dict.fromkeys(_score(task, config, known, encoded, split), math.nan)
+    found = _find_all(config, predictions, encoded, split)
     texts = choose_texts(found, config.null_score_diff_threshold if is_v2 else None)
     known = [[answer.text for answer in example.answers] for example in split.rows]
     measures = {"f1": f1_score, "exact_match": exact_match}

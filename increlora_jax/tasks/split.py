@@ -68,7 +68,7 @@ def load_split(
     path = Path(source)
     if path.is_dir():
         path = find_split(path, split)
-    layouts = _list_layouts(task, columns or Columns())
+    layouts = list_known_layouts(task, columns or Columns())
     unlabelled = [layout.without_label() for layout in layouts]
     ids = index_labels(task) if task.name != "text" else _number(task.labels)
     known = None if task.is_regression else ids
@@ -79,7 +79,8 @@ def load_split(
     return read, (*report_rows(task, table, read), *report_unread([table]))
 
 
-def _list_layouts(task: TextTask, columns: Columns) -> list[Layout]:
+def list_known_layouts(task: TextTask, columns: Columns) -> list[Layout]:
+    """List the layouts of a labelled file of a task."""
     if task.name in GLUE_TASKS:
         return list_layouts(task, columns)
     if task.columns:

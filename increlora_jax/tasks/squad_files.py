@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,66 @@ def read_questions(path: Path) -> Questions:
         else:
             located.append(_read_row(where, record))
     return _check(path, located, None if is_articles else lines.count)
+
+
+def read_unanswered(lines: Lines, kind: str, size: int) -> Iterator[Questions]:
+    """Read questions in pieces; answers are ignored, and ids may be missing.
+
+    A row has `question` and `context`, or is one of SQuAD's articles.
+
+    Args:
+        lines: The file.
+        kind: Its ending.
+        size: The largest number of rows or articles of a piece.
+
+    Raises:
+        InputError: If a line cannot be read; file and line are named.
+    """
+    if kind not in _READERS:
+        raise InputError(f"{lines.path}: questions are read from .json and .jsonl files. Give one")
+    found = ((line, record) for line, record in _READERS[kind](lines) if record is not None)
+    for first in found:
+        rows = [
+            _read_unanswered(f"{lines.path}:{line}", str(line), row)
+            for line, record in chain([first], islice(found, size - 1))
+            for row in _flatten(f"{lines.path}:{line}", record)
+        ]
+        yield Questions(rows, lines.path.name, is_labelled=False)
+
+
+def take_questions(rows: Sequence[Any]) -> Questions:
+    """Make a split of (question, context) pairs.
+
+    Raises:
+        InputError: If a row is no such pair.
+    """
+    for number, row in enumerate(rows):
+        if not (isinstance(row, tuple | list) and len(row) == 2):
+            raise InputError(f"question {number}: give a tuple of question and context")
+    held = [dict(zip(FIELDS[1:3], row, strict=True)) for row in rows]
+    return Questions(
+        [_read_unanswered(f"question {n}", str(n), row) for n, row in enumerate(held)],
+        is_labelled=False,
+    )
+
+
+def _read_unanswered(where: str, number: str, row: Any) -> Question:
+    given = {"id": number, **row} if isinstance(row, dict) else row
+    key, text, context = (
+        take_text(where, name, _take(where, given, name, object)) for name in FIELDS[:3]
+    )
+    return Question(key, text, context, ())
+
+
+def _flatten(where: str, record: Any) -> Iterator[Any]:
+    """Yield the rows of an article, or the row itself."""
+    if "paragraphs" not in record:
+        yield record
+        return
+    for paragraph in _take(where, record, "paragraphs", list):
+        context = _take(where, paragraph, "context", str)
+        for entry in _take(where, paragraph, "qas", list):
+            yield {**entry, "context": context} if isinstance(entry, dict) else entry
 
 
 def take_columns(columns: Mapping[str, Sequence[Any]], source: str) -> Questions:

@@ -8,8 +8,10 @@ import codecs
 import gzip
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from increlora_jax.errors import InputError
 
@@ -33,14 +35,19 @@ _SIGNATURES = {
 class Lines:
     """Lines of a file, which may be packed by gzip.
 
+    Args:
+        path: The file.
+        stream: A stream of bytes to read instead; `path` is then its name in messages.
+
     Attributes:
         path: The file.
         count: The number of lines read so far.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: BinaryIO | None = None) -> None:
         self.path = path
         self.count = 0
+        self._stream = stream
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Yield (line number from 1, text with its line break).
@@ -50,15 +57,20 @@ class Lines:
                 known.
         """
         self.count = 0
-        check_regular(self.path)
-        is_packed = self.path.name.lower().endswith(PACKED)
         try:
-            with gzip.open(self.path, "rb") if is_packed else self.path.open("rb") as file:
+            with self._open() as file:
                 for raw in file:
                     self.count += 1
                     yield self.count, _decode_line(self.path, self.count, raw)
         except (OSError, EOFError, zlib.error) as error:
             raise describe_unreadable(self.path, error) from error
+
+    def _open(self) -> AbstractContextManager[Iterable[bytes]]:
+        if self._stream:
+            return nullcontext(self._stream)
+        check_regular(self.path)
+        is_packed = self.path.name.lower().endswith(PACKED)
+        return gzip.open(self.path, "rb") if is_packed else self.path.open("rb")
 
 
 def check_regular(path: Path) -> None:

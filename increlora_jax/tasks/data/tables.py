@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from increlora_jax.tasks.data.records import (
 from increlora_jax.tasks.data.swallowed import refuse_swallowed_rows
 
 TABULAR, PARQUET = (".tsv", ".csv"), ".parquet"
-JSON: dict[str, Callable[[Lines], Iterator[tuple[int, dict[str, Any] | None]]]] = {
+Records = Iterator[tuple[int, dict[str, Any] | None]]
+JSON: dict[str, Callable[[Lines], Records]] = {
     ".jsonl": read_json_records,
     ".json": read_json_file,
 }
@@ -108,9 +110,59 @@ def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | N
     return _strip_labels(table) if table.layout.is_labelled else table
 
 
+def read_pieces(lines: Lines, kind: str, layouts: Sequence[Layout], size: int) -> Iterator[Table]:
+    """Read a file without labels in pieces of at most `size` rows; a .json file is read whole.
+
+    Args:
+        lines: The file.
+        kind: Its ending, one of `SUFFIXES`.
+        layouts: The possible layouts, which have no labels.
+        size: The largest number of rows.
+
+    Raises:
+        InputError: As `read_table` raises.
+    """
+    if kind in TABULAR:
+        empty, header, records = _open_delimited(lines, kind, layouts)
+        yield from _cut(empty, records, partial(_take_rows, header=header), size)
+    else:
+        read = JSON[kind](lines) if kind in JSON else read_parquet_records(lines.path)
+        empty, objects = _open_objects(lines.path, read, layouts)
+        yield from _cut(empty, objects, _take_objects, size)
+
+
+def _cut(
+    empty: Table, rows: Iterator[Any], take: Callable[[Table, Iterator[Any]], object], size: int
+) -> Iterator[Table]:
+    for first in rows:
+        piece = replace(empty, lines=[], columns=tuple([] for _ in empty.columns))
+        take(piece, chain([first], islice(rows, size - 1)))
+        yield piece
+
+
 def _read_delimited(
     lines: Lines, kind: str, layouts: Sequence[Layout], known: Collection[str] | None
 ) -> Table:
+    table, header, rows = _open_delimited(lines, kind, layouts)
+    multiline = _take_rows(table, rows, header)
+    table.multiline.extend(line for line, _ in multiline)
+    layout = table.layout
+    if layout.is_labelled:
+        refuse_swallowed_rows(
+            lines.path,
+            multiline,
+            label_place=header.index(layout.columns[-1]),
+            delimiter=table.delimiter,
+            labels=set(table.columns[-1]),
+            known=known,
+        )
+    return replace(table, num_lines=lines.count)
+
+
+def _open_delimited(
+    lines: Lines, kind: str, layouts: Sequence[Layout]
+) -> tuple[Table, list[str], Iterator[tuple[int, list[str]]]]:
+    """Return an empty table, the header, and the rows."""
     path = lines.path
     delimiter = "\t" if kind == ".tsv" else _choose_delimiter(path, layouts)
     records = read_tsv_records(lines) if kind == ".tsv" else read_csv_records(lines, delimiter)
@@ -122,19 +174,9 @@ def _read_delimited(
     layout, header = choose_layout(f"{path}:{first[0]}", first[1], layouts)
     rows = chain([first], records) if layout.headless else records
     table = _start_table(path, layout, [] if layout.headless else header)
-    table = replace(table, delimiter=delimiter)
-    multiline = _take_rows(table, rows, header)
-    table.multiline.extend(line for line, _ in multiline)
-    if layout.is_labelled:
-        refuse_swallowed_rows(
-            path,
-            multiline,
-            label_place=header.index(layout.columns[-1]),
-            delimiter=delimiter,
-            labels=set(table.columns[-1]),
-            known=known,
-        )
-    return replace(table, num_lines=lines.count)
+    if not layout.skips_broken_rows:
+        rows = _refuse_inner_blanks(path, rows)
+    return replace(table, delimiter=delimiter), header, rows
 
 
 def _choose_delimiter(path: Path, layouts: Sequence[Layout]) -> str:
@@ -155,8 +197,6 @@ def _take_rows(
     table: Table, rows: Iterator[tuple[int, list[str]]], header: list[str]
 ) -> list[tuple[int, list[str]]]:
     """Fill a table with rows; return those with a line break in a field."""
-    if not table.layout.skips_broken_rows:
-        rows = _refuse_inner_blanks(table.path, rows)
     places = [header.index(name) for name in table.layout.columns]
     multiline = []
     for line, fields in rows:
@@ -171,19 +211,32 @@ def _take_rows(
     return multiline
 
 
-def _read_objects(
-    path: Path, records: Iterator[tuple[int, dict[str, Any] | None]], layouts: Sequence[Layout]
-) -> Table:
+def _read_objects(path: Path, records: Records, layouts: Sequence[Layout]) -> Table:
+    table, rows = _open_objects(path, records, layouts)
+    names = _take_objects(table, rows)
+    layout = table.layout
+    return replace(table, unread=tuple(name for name in names if name not in layout.columns))
+
+
+def _open_objects(
+    path: Path, records: Records, layouts: Sequence[Layout]
+) -> tuple[Table, Iterator[tuple[int, dict[str, Any]]]]:
+    """Return an empty table and the rows."""
     rows = _refuse_inner_blanks(path, records)
     first = next(rows, None)
     if first is None:
         raise _describe_empty_file(path)
     with_names = [layout for layout in layouts if not layout.headless]
     layout, _ = choose_layout(_locate(path, first[0]), list(first[1]), with_names)
-    table = _start_table(path, layout, [])
-    names = dict.fromkeys(first[1])
-    for line, record in chain([first], rows):
-        where = _locate(path, line)
+    return _start_table(path, layout, []), chain([first], rows)
+
+
+def _take_objects(table: Table, rows: Iterator[tuple[int, dict[str, Any]]]) -> list[str]:
+    """Fill a table with objects; return the names in them."""
+    names: dict[str, None] = {}
+    layout = table.layout
+    for line, record in rows:
+        where = _locate(table.path, line)
         missing = [name for name in layout.columns if name not in record]
         if missing:
             raise describe_missing_columns(where, list(record), [layout])
@@ -191,7 +244,7 @@ def _read_objects(
         texts = [take_text(where, name, record[name]) for name in layout.texts]
         label = layout.columns[len(texts) :]
         _append_row(table, line, [*texts, *(take_label(where, n, record[n]) for n in label)])
-    return replace(table, unread=tuple(name for name in names if name not in layout.columns))
+    return list(names)
 
 
 def _start_table(path: Path, layout: Layout, header: list[str]) -> Table:
