@@ -53,3 +53,16 @@ def predict() -> None:
     from increlora_jax.predict import main
 
     main()
+
+
+def export() -> None:
+    """Run the export command; `--help` and wrong flags return at once."""
+    begin()
+    from increlora_jax.run.export_flags import parse_export
+    from increlora_jax.runtime.ending import fail_clearly
+
+    with fail_clearly():
+        parse_export()
+    from increlora_jax.export import main
+
+    main()

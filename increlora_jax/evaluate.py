@@ -20,11 +20,11 @@ from increlora_jax.run.build import Plan, Run, prepare_run
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.evaluate_flags import evaluate_parser
 from increlora_jax.run.folder import ADAPTER, CONFIG, name_adapter
+from increlora_jax.run.loading import BASE, base_from
 from increlora_jax.run.memory_advice import advise_evaluation
 from increlora_jax.run.saved_run import check_ranks, open_adapter
 from increlora_jax.run.scored_data import Source, load_scored
 from increlora_jax.run.sweep import members_of
-from increlora_jax.run.trained import BASE, base_from
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly

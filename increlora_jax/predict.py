@@ -17,9 +17,9 @@ from typing import Any
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
 from increlora_jax.run.answer_files import check_output, flatten, open_answers
+from increlora_jax.run.loading import base_from, load_trained
 from increlora_jax.run.predict_flags import parse_prediction
 from increlora_jax.run.predictor import Predictor, keep_top
-from increlora_jax.run.trained import base_from, load_trained
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Pace, prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly

@@ -85,11 +85,13 @@ def remove(path: Path) -> None:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
         # Clean up as far as the disk allows; the next reader or writer does the same.
         with suppress(OSError):
             _restore(path)
             _remove(aside_of(path))
+        if not isinstance(error, OSError):
+            raise
         raise WriteError(
             f"{path} cannot be written: {error}. The previous one is unchanged. Make room or "
             "mend the folder, and start the same command again"

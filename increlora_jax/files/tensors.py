@@ -71,8 +71,11 @@ def write_tensors(
         OSError: If the file cannot be written.
     """
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # the library makes files that only their owner can read
     try:
         save_file(dense, path, metadata=dict(metadata or {"format": "pt"}))
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from increlora_jax.errors import InputError
-from increlora_jax.files.replace import aside_of, replace_file
+from increlora_jax.files.replace import replace_file
 from increlora_jax.runtime.streams import write_result
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -47,12 +47,8 @@ def open_answers(path: Path | None, columns: Sequence[str]) -> Iterator[Write]:
     if path is None:
         yield lambda answers: write_result("\n".join(map(_to_json, answers)))
         return
-    try:
-        with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-            yield _make_writer(path, file, columns)
-    except BaseException:
-        aside_of(path).unlink(missing_ok=True)
-        raise
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        yield _make_writer(path, file, columns)
 
 
 def flatten(answer: Any) -> dict[str, Any]:

@@ -349,34 +349,42 @@ def load_parts(
     Returns:
         The model without its arrays, the start of each run, and a report of the loading.
     """
-    dtype = jnp.dtype(plan.config.task.dtype)
-    options: Any = {
-        **plan.data.kind.head_options,
-        "head": plan.data.kind.head,
-        "dtype": dtype,
-        "param_dtype": param_dtype or dtype,
-    }
-    seeds = [member.config.training.seed for member in plan.members]
-    quantize = plan.config.task.quantize_base
-    model, report = load_model(
-        plan.folder,
-        seed=seeds[0],
-        quantize=quantize,
-        **(plan.data.kind.loading if plan.matches_labels else {}),
-        **options,
-    )
+    model, report = load_base(plan, param_dtype)
     set_remat(model, plan.config.training.remat)
     if plan.config.training.scan_layers:
         set_scanned(model)
     set_attention(model, plan.config.training.attn_implementation)
+    seeds = [member.config.training.seed for member in plan.members]
     plan.method.attach(model, nnx.Rngs(seeds[0]))
     skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
     starts = {seeds[0]: parts}
     for seed in seeds:
         if seed not in starts:
+            options = _model_options(plan, param_dtype)
             drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
             starts[seed] = _start_again(parts, plan, seed, drawn)
     return skeleton, tuple(starts[seed] for seed in seeds), report
+
+
+def load_base(plan: Plan, param_dtype: DTypeLike | None = None) -> tuple[nnx.Module, LoadReport]:
+    """Load the base model with its head, without adapters; see `load_parts`."""
+    return load_model(
+        plan.folder,
+        seed=plan.members[0].config.training.seed,
+        quantize=plan.config.task.quantize_base,
+        **(plan.data.kind.loading if plan.matches_labels else {}),
+        **_model_options(plan, param_dtype),
+    )
+
+
+def _model_options(plan: Plan, param_dtype: DTypeLike | None) -> dict[str, Any]:
+    dtype = jnp.dtype(plan.config.task.dtype)
+    return {
+        **plan.data.kind.head_options,
+        "head": plan.data.kind.head,
+        "dtype": dtype,
+        "param_dtype": param_dtype or dtype,
+    }
 
 
 def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Array]) -> Parts:

@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.skeleton import Parts, split
-from increlora_jax.run.trained import Trained, load_trained
+from increlora_jax.run.loading import load_trained
+from increlora_jax.run.trained import Trained
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.tasks.batching import evaluation_batches, length_buckets
@@ -56,7 +57,7 @@ class Predictor:
         if self.kind.answer is None:
             raise InputError(f"--run: models for {self.kind.task} have no answers here")
         task, layout = trained.plan.config.task, trained.plan.layout
-        skeleton, parts = split(trained.merge(), lambda path: False)
+        skeleton, parts = split(trained.model.merge(), lambda path: False)
         dtype = jnp.dtype(task.dtype)
         self._base: dict[str, Array] = layout.place(
             {path: value.astype(dtype) for path, value in parts.base.items()}

@@ -1,5 +1,6 @@
 """Model folders in Hugging Face's layout: configuration, and weights by a table of names."""
 
+import json
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from flax import nnx
+from huggingface_hub import split_state_dict_into_shards_factory
 from huggingface_hub.errors import StrictDataclassError
+from jax.typing import DTypeLike
 
 from increlora_jax.errors import InputError
 from increlora_jax.files.json_object import read_json_object
@@ -20,7 +23,7 @@ from increlora_jax.quantization import store_like
 from increlora_jax.weights.head_labels import HeadRows
 from increlora_jax.weights.stored_tensor import StoredTensor
 from increlora_jax.weights.table import Place, WeightTable, is_matched
-from increlora_jax.weights.tensor_files import WEIGHTS_NAME, list_tensors
+from increlora_jax.weights.tensor_files import INDEX_NAME, SHARDS_PATTERN, list_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -137,23 +140,48 @@ def load_weights(
     )
 
 
-def save_weights(model: nnx.Module, folder: Path, table: WeightTable) -> None:
-    """Write a model's parameters as `model.safetensors` with Hugging Face's names.
+def save_weights(
+    model: nnx.Module,
+    folder: Path,
+    table: WeightTable,
+    dtype_of: Callable[[str], DTypeLike | None] = lambda key: None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a model's parameters with Hugging Face's names: one safetensors file, or shards.
 
     The folder is created if needed. The caller writes its `config.json`.
 
+    Args:
+        model: A plain model, without adapters.
+        folder: The folder.
+        table: The model's names on disk.
+        dtype_of: From a key to its dtype; None, the default: the parameter's own.
+        max_shard_size: The size above which the weights are split into several files.
+
     Raises:
         InputError: If the table has no name for a parameter.
-        WriteError: If the file cannot be written. The previous file is unchanged.
+        WriteError: If a file cannot be written. The previous file is unchanged.
     """
     tensors = {}
     for path, variable in name_variables(model, nnx.Param).items():
         key, is_transposed = table.find_place(path)
         array = np.asarray(variable.get_value())
-        tensors[key] = np.ascontiguousarray(array.T if is_transposed else array)
-    with replace_file(folder / WEIGHTS_NAME) as aside:
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(tensors, aside)
+        dtype = dtype_of(key) or array.dtype
+        tensors[key] = (array.T if is_transposed else array).astype(dtype, copy=False)
+    parted = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda array: array.nbytes,
+        filename_pattern=SHARDS_PATTERN,
+        max_shard_size=max_shard_size,
+    )
+    for name, keys in parted.filename_to_tensors.items():
+        with replace_file(folder / name) as aside:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors({key: tensors[key] for key in keys}, aside)
+    if parted.is_sharded:
+        index = {"metadata": parted.metadata, "weight_map": parted.tensor_to_filename}
+        with replace_file(folder / INDEX_NAME) as aside:
+            aside.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def name_variables(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, nnx.Variable]:

@@ -16,6 +16,8 @@ from increlora_jax.weights.torch_files import list_torch_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+SHARDS_PATTERN = "model{suffix}.safetensors"
+"""Names of files that are written; a single file has no suffix."""
 TORCH_NAME = "pytorch_model.bin"
 TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
 

@@ -1,0 +1,1 @@
+"""Other projects' formats: adapters of PEFT, and whole models in Hugging Face's layout."""

@@ -1,0 +1,144 @@
+"""Proof of an export: what was written is loaded again, and computes the same."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from increlora_jax.errors import InputError
+from increlora_jax.interop.model import TrainedModel
+from increlora_jax.tasks.batching import collate
+from increlora_jax.tasks.classification import MODEL_INPUTS
+from increlora_jax.tasks.kind import Batch, Encoded
+from increlora_jax.weights.tokenizer import load_tokenizer
+
+EXAMPLES, ROWS = 16, 4
+"""Examples that outputs are compared on, and rows of a batch."""
+
+Outputs = list[np.ndarray]
+
+
+class Difference(NamedTuple):
+    """The largest difference of outputs.
+
+    Attributes:
+        reader: The program that has read the export.
+        largest: The largest absolute difference of two logits.
+        size: The largest absolute logit.
+    """
+
+    reader: str
+    largest: float
+    size: float
+
+    def describe(self, examples: int) -> str:
+        """Describe it in words."""
+        return (
+            f"read again by {self.reader}, {examples} examples: the largest difference is "
+            f"{self.largest:.1e}, of logits up to {self.size:.1f}"
+        )
+
+
+def cut_batches(encoded: Encoded) -> list[Batch]:
+    """Return the first examples in batches, each padded to its longest."""
+    batches = []
+    for start in range(0, min(EXAMPLES, len(encoded)), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(encoded)))
+        lengths = dict.fromkeys(encoded.ragged, int(encoded.lengths[rows].max()))
+        batches.append(collate(encoded, rows, batch_size=len(rows), lengths=lengths))
+    return batches
+
+
+def compute_outputs(model: TrainedModel, batches: Sequence[Batch]) -> Outputs:
+    """Compute the logits of a trained model, with its updates as factors."""
+    return compute_model(model.skeleton.assemble(model.parts), batches)
+
+
+def compute_model(model: nnx.Module, batches: Sequence[Batch]) -> Outputs:
+    """Compute a model's logits at all tokens that are not padding."""
+    call: Any = model
+
+    def forward(batch: Batch) -> Outputs:
+        told = call(*(jnp.asarray(batch[name]) for name in MODEL_INPUTS))
+        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(told)]
+
+    return _join(batches, forward)
+
+
+def _join(batches: Sequence[Batch], forward: Callable[[Batch], Outputs]) -> Outputs:
+    """Compute all batches; outputs at each token are cut to those that are not padding."""
+    each = [
+        [_unpad(output, batch["attention_mask"]) for output in forward(batch)] for batch in batches
+    ]
+    return [np.concatenate(parts) for parts in zip(*each, strict=True)]
+
+
+def _unpad(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return output[mask > 0] if output.shape == mask.shape else output.ravel()
+
+
+def compare(reader: str, here: Outputs, there: Outputs) -> Difference:
+    """Return the largest difference of two computations."""
+    pairs = list(zip(here, there, strict=True))
+    largest = max(float(np.max(np.abs(a - b))) for a, b in pairs)
+    return Difference(reader, largest, max(float(np.max(np.abs(a))) for a, _ in pairs))
+
+
+def check(differences: Sequence[Difference], bound: float) -> None:
+    """Check that the differences are small.
+
+    Raises:
+        InputError: If one is larger than `bound`, times the largest logit if that is above 1.
+    """
+    for one in differences:
+        if not one.largest <= bound * max(1.0, one.size):
+            raise InputError(
+                f"the export computes otherwise than the run: {one.describe(EXAMPLES)}, and "
+                f"{bound:.0e} is allowed. Nothing was kept. Please report this"
+            )
+
+
+def has_torch(*modules: str) -> bool:
+    """Return whether PyTorch and some modules are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", *modules))
+
+
+def compute_torch(
+    model: TrainedModel, folder: Path, batches: Sequence[Batch], *, is_peft: bool
+) -> Outputs:
+    """Compute the logits by PyTorch of an exported model, or of a PEFT folder on its base."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # what a checkpoint lacks is known here
+    transformers.logging.disable_progress_bar()
+    head, options = model.head, {}
+    if head == "sequence_classification":
+        options = {"num_labels": model.head_options["num_labels"]}
+    classes: dict[str, Any] = {
+        "sequence_classification": transformers.AutoModelForSequenceClassification,
+        "question_answering": transformers.AutoModelForQuestionAnswering,
+    }
+    where = model.folder if is_peft else folder
+    loaded = classes[head].from_pretrained(where, local_files_only=True, dtype=torch.float32,
+                                          **(options if is_peft else {}))  # fmt: skip
+    if is_peft:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, folder)
+    loaded.eval()
+    taken = load_tokenizer(model.folder).model_input_names
+
+    def forward(batch: Batch) -> Outputs:
+        inputs = {n: torch.tensor(batch[n]).long() for n in MODEL_INPUTS if n in taken}
+        with torch.no_grad():
+            told = loaded(**inputs)
+        names = ("logits",) if "logits" in told else ("start_logits", "end_logits")
+        return [told[name].float().numpy() for name in names]
+
+    return _join(batches, forward)

@@ -1,0 +1,128 @@
+"""Trained models of other makers: a LoRA of PEFT on its base, or a whole model with its head."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from increlora_jax.config import AdapterConfig, RunConfig
+from increlora_jax.errors import InputError
+from increlora_jax.files.json_object import read_json_object
+from increlora_jax.interop.merged import WHOLE
+from increlora_jax.interop.peft_files import CONFIG as PEFT_CONFIG
+from increlora_jax.interop.peft_files import TASK
+from increlora_jax.interop.peft_model import attach_found, find_paths
+from increlora_jax.interop.peft_reading import PeftAdapter, read_peft
+from increlora_jax.models.registry import find_spec
+from increlora_jax.run.build import Plan, load_base, load_parts, plan_run
+from increlora_jax.run.trained import TOLD, Trained, describe_model
+from increlora_jax.tasks.kind import TaskData
+from increlora_jax.tasks.registry import restore_kind
+from increlora_jax.weights.folder import CONFIG_NAME, read_config
+from increlora_jax.weights.hub import resolve_model
+from increlora_jax.weights.table import is_matched
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_LONGEST = 512
+"""Tokens of an example, where nothing says how many."""
+
+
+def load_peft(path: Path, base: Mapping[str, str | None]) -> Trained:
+    """Load a model with a LoRA of PEFT."""
+    adapter = read_peft(path)
+    place = dict(base)
+    if not place:
+        place = {"model": adapter.config.get("base_model_name_or_path"),
+                 "model_revision": adapter.config.get("revision")}  # fmt: skip
+    if not place.get("model"):
+        raise InputError(f"--run {path} does not name its base model. Give it by --model")
+    config = RunConfig(adapter=AdapterConfig(method="head")).changed(place)
+    task = config.task
+    folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
+    if (path / TASK).is_file():
+        saved = read_json_object(path / TASK)
+    else:
+        saved = _guess_task(path, folder, adapter)
+    plan = _plan_alone(config, saved)
+    model, report = load_base(plan, jnp.float32)
+    found = find_paths(model, find_spec(read_config(folder)).weights, adapter)
+    if untold := [name for name in report.new_parameters if name not in found.full]:
+        raise InputError(
+            f"{path}: {', '.join(untold)} is neither in the adapter nor in the base model. Give a "
+            "base model with the head, or save the adapter with modules_to_save"
+        )
+    skeleton, parts = attach_found(model, found)
+    return Trained(plan, describe_model(plan, skeleton, parts, report), {}, plan.notes)
+
+
+def _guess_task(path: Path, folder: Path, adapter: PeftAdapter) -> dict[str, Any]:
+    """Return the description of a task as far as PEFT's files and the base model tell it."""
+    kinds = {"SEQ_CLS": "text", "QUESTION_ANS": "squad"}
+    word = adapter.config.get("task_type")
+    if word not in kinds:
+        raise InputError(
+            f"{path / PEFT_CONFIG}: task_type is {word}, and models of {' and '.join(kinds)} "
+            "are read"
+        )
+    config = read_config(folder)
+    named: dict[Any, str] = dict(config.id2label or {})
+    rows = _count_outputs(config, adapter) or len(named)
+    names = [named.get(index, f"LABEL_{index}") for index in range(rows)]
+    return _describe_task(kinds[word], names, config)
+
+
+def _count_outputs(config: "PretrainedConfig", adapter: PeftAdapter) -> int:
+    """Count the rows of the output layer in an adapter; 0 if it has none."""
+    table = find_spec(config).weights
+    keys = {table.rename_key(key): value for key, value in adapter.full.items()}
+    return next((len(value) for key, value in keys.items() if is_matched(key, table.outputs)), 0)
+
+
+def load_whole(path: Path) -> Trained:
+    """Load a whole model: a merged one, or another with a head for a task known here."""
+    saved = _describe_whole(path)
+    config = RunConfig(adapter=AdapterConfig(method="head")).changed({"model": str(path)})
+    plan = _plan_alone(config, saved)
+    skeleton, (parts, *_), report = load_parts(plan, jnp.float32)
+    if report.new_parameters:
+        told = "; ".join(report.describe())
+        raise InputError(f"{path}: {told}. Give a model whose head is trained")
+    return Trained(plan, describe_model(plan, skeleton, parts, report), {}, plan.notes)
+
+
+def _plan_alone(config: RunConfig, saved: Mapping[str, Any]) -> Plan:
+    """Plan a model that comes without a run, by the description of its task."""
+    settings = {name: saved[name] for name in TOLD if name in saved}
+    config = config.changed({"cls_dropout": None, "task": saved["task"], **settings})
+    kind = restore_kind(saved, config.task)
+    return plan_run(config, total_steps=1, data=TaskData(kind, None, {}))
+
+
+_HEADS = {"ForSequenceClassification": "text", "ForQuestionAnswering": "squad"}
+"""Tasks of models of other makers, by the end of the architecture's name."""
+
+
+def _describe_whole(path: Path) -> dict[str, Any]:
+    """Return the description of a whole model's task, as `adapter_config.json` has it."""
+    config = read_config(path)
+    if own := getattr(config, WHOLE, None):
+        return dict(own)
+    names = config.architectures or []
+    task = next((t for end, t in _HEADS.items() for name in names if name.endswith(end)), None)
+    if task is None:
+        raise InputError(
+            f"{path / CONFIG_NAME}: architectures is {names}, and answers are given by models "
+            f"whose names end in {' or '.join(_HEADS)}. Give a run's folder, or such a model"
+        )
+    named: dict[Any, str] = dict(config.id2label or {})
+    return _describe_task(task, [named[index] for index in sorted(named)], config)
+
+
+def _describe_task(task: str, names: Sequence[str], config: "PretrainedConfig") -> dict[str, Any]:
+    """Describe a task of other makers; one label is a regression."""
+    length = min(_LONGEST, getattr(config, "max_position_embeddings", None) or _LONGEST)
+    labels = None if len(names) == 1 else list(names)
+    return {"task": task, "labels": labels, "columns": [], "max_seq_length": length}
