@@ -65,6 +65,8 @@ FREE = frozenset(
         "attn_implementation",
         "tensorboard",
         "compilation_cache_dir",
+        "init_adapter",
+        "ignore_head",
         "distributed",
         "mesh",
     }
@@ -169,6 +171,10 @@ class AdapterConfig:
     modules_to_save: list[str] | None = option(
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
+    init_adapter: str | None = option(
+        None, "begin with an adapter: a LoRA folder of PEFT, or the adapter of another run"
+    )
+    ignore_head: bool = option(False, "whether the head of --init-adapter is left out")
     lora_alpha: float = option(16.0, "alpha of the scale s = alpha/r")
     lora_dropout: float = option(0.0, "dropout on an adapter's input")
     scaling: Literal["rank", "target", "rsqrt"] = option(

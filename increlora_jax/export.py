@@ -151,8 +151,10 @@ def _shrink(trained: Trained, chosen: Namespace) -> Trained:
         raise InputError("--rank-budget and --energy are for runs and adapters of this project")
     small = compact(trained, rank_budget=chosen.rank_budget, energy=chosen.energy)
     for when, one in (("before", trained), ("after", small)):
-        metrics = score_dev(one) or {"dev data": "not here"}
-        told = ", ".join(f"{name} {value}" for name, value in metrics.items())
+        metrics = score_dev(one)
+        told = "dev data are not here"
+        if metrics is not None:
+            told = ", ".join(f"{name} {value}" for name, value in metrics.items())
         say(f"{when}: total rank {sum(one.saved['ranks'].values())}, {told}")
     return small
 

@@ -1,6 +1,8 @@
 """The plan of a run's growth, made before the model is loaded: rounds, budget, buffer width."""
 
+from collections.abc import Mapping
 from math import ceil
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from increlora_jax.core.pace import Auto, Pace, choose_pace
@@ -55,6 +57,7 @@ def plan_growth(
     *,
     steps: int,
     initial_rank: int,
+    initial_ranks: Mapping[str, int] = MappingProxyType({}),
     target_rank: float,
     target_total_rank: int | None,
     top_h: int | Auto,
@@ -69,6 +72,7 @@ def plan_growth(
         sizes: (in, out) of every module.
         steps: of the run.
         initial_rank: active slots of every module at the start.
+        initial_ranks: those of modules that begin with more; default: none.
         target_rank: average of the final ranks.
         target_total_rank: the budget; None: target_rank · modules.
         top_h: modules that grow in a round; if "auto", `choose_pace` chooses.
@@ -80,15 +84,16 @@ def plan_growth(
     Raises:
         InputError: a budget, a rank or rounds that cannot be; names the flag to change.
     """
-    modules, initial_total = len(sizes), len(sizes) * initial_rank
+    ranks = {name: max(initial_rank, initial_ranks.get(name, 0)) for name in sizes}
+    modules, initial_total = len(sizes), sum(ranks.values())
     budget = target_total_rank if target_total_rank is not None else round(target_rank * modules)
-    _check_ranks(sizes, initial_rank, budget, max_rank)
+    _check_ranks(sizes, initial_rank, initial_total, budget, max_rank)
     grants = ceil((budget - initial_total) / incre_rank_num)
     wanted = {"top_h": top_h, "init_warmup": init_warmup, "incre_interval": incre_interval}
     pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
     plan = GrowthPlan(steps, modules, initial_total, budget, pace, (), {})
     plan = plan._replace(rounds=_lay_out(plan, grants))
-    width = _buffer_width(_most_slots(plan, initial_rank, incre_rank_num), target_rank, max_rank)
+    width = _buffer_width(_most_slots(plan, ranks, incre_rank_num), target_rank, max_rank)
     return _with_buffers(plan, {name: min(width, *size) for name, size in sizes.items()})
 
 
@@ -101,11 +106,11 @@ def _lay_out(plan: GrowthPlan, grants: int) -> tuple[int, ...]:
     return tuple(possible[:needed])
 
 
-def _most_slots(plan: GrowthPlan, initial_rank: int, incre_rank_num: int) -> int:
+def _most_slots(plan: GrowthPlan, ranks: Mapping[str, int], incre_rank_num: int) -> int:
     """Count the slots that a module could fill: initial + rounds · growth + reserve."""
-    rounds = len(plan.rounds)
-    others = (plan.modules - 1) * initial_rank
-    most = min(initial_rank + rounds * incre_rank_num, plan.budget - others)
+    rounds, largest = len(plan.rounds), max(ranks.values())
+    others = plan.initial_total - largest
+    most = min(largest + rounds * incre_rank_num, plan.budget - others)
     return most + (incre_rank_num if rounds else 0)
 
 
@@ -127,7 +132,11 @@ def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
 
 
 def _check_ranks(
-    sizes: dict[str, tuple[int, int]], initial_rank: int, budget: int, max_rank: int | str
+    sizes: dict[str, tuple[int, int]],
+    initial_rank: int,
+    initial_total: int,
+    budget: int,
+    max_rank: int | str,
 ) -> None:
     asked = max(initial_rank, max_rank) if isinstance(max_rank, int) else initial_rank
     flag = "--max-rank" if asked != initial_rank else "--initial-rank"
@@ -142,12 +151,17 @@ def _check_ranks(
         raise InputError(
             f"--max-rank {max_rank} is below --initial-rank {initial_rank}. Raise --max-rank"
         )
-    initial_total = initial_rank * len(sizes)
     if budget < initial_total:
+        is_even = initial_total == initial_rank * len(sizes)
+        told = (
+            f"{len(sizes)} modules × --initial-rank {initial_rank}"
+            if is_even
+            else ("those of --init-adapter among them")
+        )
         raise InputError(
             f"the budget of {budget} ranks is below the initial total of {initial_total} "
-            f"({len(sizes)} modules × --initial-rank {initial_rank}). Raise --target-rank or "
-            "--target-total-rank, or lower --initial-rank"
+            f"({told}). Raise --target-rank or --target-total-rank"
+            + (", or lower --initial-rank" if is_even else "")
         )
 
 

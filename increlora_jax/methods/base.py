@@ -157,6 +157,7 @@ class Arguments(TypedDict, total=False):
         is_trained: path → whether a parameter learns in full. Targets that learn in full are left
             out, and the description names them. Default: `adapter.modules_to_save`.
         dtype: of the adapters. Default: float32.
+        initial_ranks: ranks of the modules that begin with a trained update. Default: none.
     """
 
     targets: Targets | None
@@ -166,6 +167,7 @@ class Arguments(TypedDict, total=False):
     growth: GrowthConfig
     is_trained: Callable[[str], bool] | None
     dtype: DTypeLike
+    initial_ranks: Mapping[str, int]
 
 
 class Asked(NamedTuple):
@@ -178,6 +180,7 @@ class Asked(NamedTuple):
     growth: GrowthConfig = GrowthConfig()
     is_trained: Callable[[str], bool] | None = None
     dtype: DTypeLike = jnp.float32
+    initial_ranks: Mapping[str, int] = MappingProxyType({})
 
     def places(self, model: PyTree) -> dict[str, Any]:
         """Return the arguments of `plan_targets` and `attach` that name the places of adapters."""

@@ -1,6 +1,6 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -65,7 +65,7 @@ def increlora(
     function = _choose_importance(importance, asked.growth.importance)
     places = asked.places(model)
     planned = plan_targets(model, **places)
-    plan = _plan(planned.sizes, steps, asked.growth)
+    plan = _plan(planned.sizes, steps, asked.growth, asked.initial_ranks)
     rules = _Growth(asked.growth, plan, asked.adapter, planned.describe(), function)
     settings = {**places, **rules.adapter_settings(), "dtype": asked.dtype}
     return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), places["is_trained"])
@@ -114,16 +114,23 @@ def _method(
     )
 
 
-def _plan(sizes: dict[str, tuple[int, int]], steps: int, growth: GrowthConfig) -> GrowthPlan:
+def _plan(
+    sizes: dict[str, tuple[int, int]],
+    steps: int,
+    growth: GrowthConfig,
+    initial_ranks: Mapping[str, int],
+) -> GrowthPlan:
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise InputError(f"steps={steps!r} must be a whole number of at least 1")
     target_total_rank = growth.target_total_rank
     if not growth.growth:
-        target_total_rank = growth.initial_rank * len(sizes)
+        lowest = growth.initial_rank
+        target_total_rank = sum(max(lowest, initial_ranks.get(name, 0)) for name in sizes)
     return plan_growth(
         sizes,
         steps=int(steps),
         initial_rank=growth.initial_rank,
+        initial_ranks=initial_ranks,
         target_rank=growth.target_rank,
         target_total_rank=target_total_rank,
         top_h=growth.top_h,

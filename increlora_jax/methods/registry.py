@@ -1,7 +1,7 @@
 """The method that a configuration names: from the table, or a function of the user's own."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
@@ -22,6 +22,7 @@ def build_method(
     steps: int,
     default_targets: str,
     default_modules_to_save: list[str],
+    initial_ranks: Mapping[str, int] | None = None,
 ) -> Method:
     """Build the method that a configuration names; nothing is attached yet.
 
@@ -33,6 +34,7 @@ def build_method(
         steps: optimizer steps of the run.
         default_targets: a regex for the targets, if the configuration names none.
         default_modules_to_save: modules to train in full, if the configuration names none.
+        initial_ranks: ranks of the modules that begin with a trained update; None: none do.
 
     Raises:
         InputError: targets match nothing, a growth plan cannot finish, or a function is missing or
@@ -48,6 +50,8 @@ def build_method(
         ),
         "growth": config.growth,
     }
+    if initial_ranks:
+        given["initial_ranks"] = initial_ranks
     if ":" in name:
         return _build_from_outside(name, model, config.adapter, given)
     return _build_from_table(name, model, config, given)

@@ -51,6 +51,7 @@ NEWER_KINDS: dict[str, Kind] = {
     "dev_data": dict[str, str],
     "settings": dict[str, str | int | float | bool | list[str] | None],
     "applied": Applied,
+    "initial_ranks": dict[str, int],
 }
 """Keys that adapters of older versions do not have."""
 

@@ -36,6 +36,7 @@ from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.run.lengths import fit_length, note_tokenizer_length
 from increlora_jax.run.packing import check_packing
 from increlora_jax.run.recipes import scale
+from increlora_jax.run.start import Start, begin_from, read_start
 from increlora_jax.run.sweep import Member, members_of
 from increlora_jax.run.token_cache import encode_or_load, identify_encoding
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
@@ -71,6 +72,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     encoded: Mapping[str, Encoded] = field(default_factory=dict)  # filled if rows had to be counted
     matches_labels: bool = True  # whether the saved head is matched by label names
+    start: Start | None = None  # the updates and head it begins with
 
     @property
     def method(self) -> Method:
@@ -105,6 +107,7 @@ class Plan:
             "task": self.data.kind.task,
             "labels": json.dumps(self.data.kind.labels),
             "data": identify(*self.data.splits.values()),
+            **({"init adapter": self.start.identity} if self.start else {}),
         }
 
     @cached_property
@@ -193,7 +196,10 @@ class Run:
 
 
 def plan_run(
-    config: RunConfig, total_steps: int | None = None, data: TaskData | None = None
+    config: RunConfig,
+    total_steps: int | None = None,
+    data: TaskData | None = None,
+    initial_ranks: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan a run, with a sequence length that its model allows; no weights are loaded.
 
@@ -201,6 +207,7 @@ def plan_run(
         config: All settings.
         total_steps: Steps of a run that was planned before; default: counted from the data.
         data: Data to score instead of the run's own.
+        initial_ranks: The ranks that a run planned before began with, of some modules.
 
     Raises:
         InputError: If the configuration asks for something impossible; the message says what to
@@ -221,7 +228,8 @@ def plan_run(
     model = abstract_model(
         model_config, head=kind.head, quantize=task.quantize_base, **kind.head_options
     )
-    build = _method_builder(model, spec, kind, steps)
+    start = _read_start(config, folder, model, spec, kind)
+    build = _method_builder(model, spec, kind, steps, start.ranks if start else initial_ranks)
     method = build(config)
     config = config.changed(method.chosen)
     _check_frozen(model, method)
@@ -230,11 +238,39 @@ def plan_run(
     members = members_of(config)
     methods = tuple(build(member.config) for member in members)
     told = config, members, data, folder, steps, epoch_steps, methods, layout, can_pack
-    return Plan(*told, notes, encoded)
+    if start:
+        notes = (*notes, f"the run {start.describe()}, of {config.adapter.init_adapter}")
+    return Plan(*told, notes, encoded, start=start)
+
+
+def _read_start(
+    config: RunConfig, folder: Path, model: nnx.Module, spec: ModelSpec, kind: Kind
+) -> Start | None:
+    """Read the adapter that the run begins with, if the user names one."""
+    adapter = config.adapter
+    if adapter.init_adapter is None:
+        if adapter.ignore_head:
+            raise InputError("--ignore-head is for --init-adapter. Leave it out")
+        return None
+    if adapter.method in ("head", "full"):
+        raise InputError(
+            f"--init-adapter is for methods with adapters, and --method is {adapter.method}"
+        )
+    return read_start(
+        Path(adapter.init_adapter).expanduser(),
+        model,
+        spec.weights,
+        {"base model": identify_model(folder), "labels": json.dumps(kind.labels)},
+        ignore_head=adapter.ignore_head,
+    )
 
 
 def _method_builder(
-    model: nnx.Module, spec: ModelSpec, kind: Kind, steps: int
+    model: nnx.Module,
+    spec: ModelSpec,
+    kind: Kind,
+    steps: int,
+    initial_ranks: Mapping[str, int] | None,
 ) -> Callable[[RunConfig], Method]:
     return partial(
         build_method,
@@ -242,6 +278,7 @@ def _method_builder(
         steps=steps,
         default_targets=spec.target_modules,
         default_modules_to_save=list(spec.modules_to_save[kind.head]),
+        initial_ranks=initial_ranks,
     )
 
 
@@ -363,6 +400,8 @@ def load_parts(
             options = _model_options(plan, param_dtype)
             drawn = draw_parameters(plan.folder, report.new_parameters, seed=seed, **options)
             starts[seed] = _start_again(parts, plan, seed, drawn)
+    if plan.start:
+        starts = {seed: begin_from(own, plan.start) for seed, own in starts.items()}
     return skeleton, tuple(starts[seed] for seed in seeds), report
 
 

@@ -61,7 +61,12 @@ class Opened(NamedTuple):
         Raises:
             InputError: If they are not.
         """
-        plan = plan_run(self.config, total_steps=self.saved["total_steps"], data=data)
+        plan = plan_run(
+            self.config,
+            total_steps=self.saved["total_steps"],
+            data=data,
+            initial_ranks=self.saved.get("initial_ranks"),
+        )
         # An older version took over the rows of a checkpoint's head without matching labels.
         plan = replace(plan, matches_labels="settings" in self.saved)
         here = {key: value for key, value in plan.identity.items() if key != "data"}
@@ -94,7 +99,9 @@ def open_adapter(
 def _alone(config: RunConfig, base: Mapping[str, Any]) -> RunConfig:
     """Set one process and one device of any kind, whatever trained the run."""
     training = replace(config.training, distributed=False, mesh=None, attn_implementation="xla")
-    return replace(config, training=training, task=replace(config.task, **base))
+    adapter = replace(config.adapter, init_adapter=None, ignore_head=False)
+    task = replace(config.task, **base)
+    return replace(config, training=training, task=task, adapter=adapter)
 
 
 def _without_code(folder: Path, config: RunConfig, method: str | None) -> RunConfig:
@@ -136,6 +143,7 @@ def describe_adapter(
         "lora_alpha": member.config.adapter.lora_alpha,
         "scaling": plan.config.adapter.scaling,
         "ranks": dict(ranks),
+        **({"initial_ranks": plan.start.ranks} if plan.start else {}),
         "dev_data": plan.dev_identity,
         "settings": {name: settings[name] for name in _KINDS},
     }
