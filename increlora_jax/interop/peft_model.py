@@ -54,7 +54,9 @@ def find_paths(model: nnx.Module, table: WeightTable, adapter: PeftAdapter) -> F
 
 
 def _find(paths: Mapping[str, str], table: WeightTable, key: str, name: str) -> str:
-    path = paths.get(table.rename_key(key))
+    today = table.rename_key(key)
+    standing = (path for own, path in paths.items() if today in table.list_stand_ins(own))
+    path = paths.get(key) or paths.get(today) or next(standing, None)
     if path is None:
         raise InputError(
             f"the adapter has {name}, and the model has no such weights. Give the base model it "

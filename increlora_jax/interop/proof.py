@@ -132,7 +132,9 @@ def compute_torch(
 
         loaded = PeftModel.from_pretrained(loaded, folder)
     loaded.eval()
-    taken = load_tokenizer(model.folder).model_input_names
+    taken = set(load_tokenizer(model.folder).model_input_names)
+    if not getattr(loaded.config, "type_vocab_size", 0):
+        taken -= {"token_type_ids"}  # which GPT-2 would take for words
 
     def forward(batch: Batch) -> Outputs:
         inputs = {n: torch.tensor(batch[n]).long() for n in MODEL_INPUTS if n in taken}
