@@ -16,14 +16,16 @@ from increlora_jax.errors import InputError
 from increlora_jax.files.replace import find_folder
 from increlora_jax.nn.adapter_files import load_adapter
 from increlora_jax.nn.report import ranks_of
+from increlora_jax.run.answer_files import check_output, flatten, open_answers
 from increlora_jax.run.build import Plan, Run, prepare_run
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.evaluate_flags import evaluate_parser
 from increlora_jax.run.folder import ADAPTER, CONFIG, name_adapter
-from increlora_jax.run.loading import BASE, base_from
+from increlora_jax.run.loading import BASE, base_from, load_trained
 from increlora_jax.run.memory_advice import advise_evaluation
 from increlora_jax.run.saved_run import check_ranks, open_adapter
-from increlora_jax.run.scored_data import Source, load_scored
+from increlora_jax.run.scored_data import Scored, Source, load_scored
+from increlora_jax.run.splits import predict_splits
 from increlora_jax.run.sweep import members_of
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import prints_apart, say
@@ -33,7 +35,7 @@ from increlora_jax.runtime.out_of_memory import explain_shortage
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import check_devices
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.tasks.kind import Predictions, Split, count_not_finite
+from increlora_jax.tasks.kind import Encoded, Predictions, Split, count_not_finite
 
 
 class Evaluation(NamedTuple):
@@ -44,12 +46,14 @@ class Evaluation(NamedTuple):
         data: `run` if the data equal the run's dev data, `other` if not, or `unknown`.
         splits: All figures of each split (see `Kind.examine`).
         notes: Notes for the user.
+        answers: The answers to the examples of each split, in order; none if the kind has none.
     """
 
     metrics: dict[str, float]
     data: str
     splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
+    answers: dict[str, Sequence[Any]]
 
     def describe(self) -> dict[str, Any]:
         """Return the object that the command prints: metrics by name, then `data` and `splits`."""
@@ -62,14 +66,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     with fail_clearly(), Stop().listening():
         chosen = evaluate_parser().parse_flags(argv)
         source = Source(*(getattr(chosen, name) for name in Source._fields))
+        if chosen.output is not None:
+            check_output(chosen.output, None if source.file is None else Path(source.file))
         name = name_adapter(chosen.adapter)
         with prints_apart():
             options: Any = {"adapter": name, "base": base_from(chosen), "method": chosen.method}
             told = examine_all(chosen.run, source, **options)
         for note in dict.fromkeys(note for one in told.values() for note in one.notes):
             say(f"note: {note}")
+        if chosen.output is not None:
+            _write_answers(chosen.output, told)
         each = {name: one.describe() for name, one in told.items()}
         write_result(json.dumps(each.get("", each)))
+
+
+def _write_answers(path: Path, told: Mapping[str, Evaluation]) -> None:
+    """Write the answers of all runs and splits, one after the other."""
+    each = [answers for one in told.values() for answers in one.answers.values() if answers]
+    if not each:
+        raise InputError(f"--output {path}: this kind of task has no answers. Leave it out")
+    with open_answers(path, list(flatten(each[0][0]))) as write:
+        for answers in each:
+            write(answers)
 
 
 def examine_all(
@@ -95,6 +113,8 @@ def examine_all(
     Raises:
         InputError: If a folder is missing or unknown, or as `examine` raises.
     """
+    if not (run / CONFIG).is_file():
+        return {"": _examine_alone(run, source, adapter, base, method)}
     config = _read_config(run)
     names = [member.name for member in members_of(config)]
     _check_folders(run, config, names)
@@ -191,7 +211,28 @@ def examine(
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready, predictions = _predict(plan, folder, saved)
     _check_finite(opened.what, predictions, ready.plan.data.dev)
-    return _score(ready, predictions, scored.origin, (*opened.notes, *scored.notes))
+    notes = (*opened.notes, *scored.notes, *ready.plan.notes)
+    return _score(scored, predictions, ready.encoded_dev, notes)
+
+
+def _examine_alone(
+    folder: Path,
+    source: Source,
+    adapter: str,
+    base: Mapping[str, str | None],
+    method: str | None,
+) -> Evaluation:
+    """Score a model that comes without a run: an adapter, one of PEFT, or a whole model."""
+    if adapter != ADAPTER:
+        raise InputError(f"--adapter best: {folder} is no run, which alone has several adapters")
+    check_devices()
+    trained = load_trained(folder, base=base, method=method)
+    config = trained.plan.config
+    use_compilation_cache(config.training.compilation_cache_dir)
+    scored = load_scored(trained.saved or trained.model.task, config.task, source)
+    predictions, encoded = predict_splits(trained, scored.data.dev)
+    _check_finite(f"the model in {folder}", predictions, scored.data.dev)
+    return _score(scored, predictions, encoded, (*trained.notes, *scored.notes))
 
 
 def _predict(
@@ -218,15 +259,20 @@ def _check_finite(
 
 
 def _score(
-    ready: Run, predictions: Mapping[str, Predictions], origin: str, notes: tuple[str, ...]
+    scored: Scored,
+    predictions: Mapping[str, Predictions],
+    encoded: Mapping[str, Encoded],
+    notes: tuple[str, ...],
 ) -> Evaluation:
-    kind, splits, encoded = ready.plan.data.kind, ready.plan.data.dev, ready.encoded_dev
+    kind, splits = scored.data.kind, scored.data.dev
     told = tuple(note for each in encoded.values() for note in each.notes)
+    answer = kind.answer
     return Evaluation(
         kind.score(predictions, encoded, splits),
-        origin,
+        scored.origin,
         {name: kind.examine(predictions[name], encoded[name], splits[name]) for name in splits},
-        (*notes, *ready.plan.notes, *told),
+        (*notes, *told),
+        {n: answer(predictions[n], encoded[n], splits[n]) for n in splits} if answer else {},
     )
 
 

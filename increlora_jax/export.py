@@ -35,8 +35,8 @@ from increlora_jax.run.compaction import compact
 from increlora_jax.run.export_flags import parse_export
 from increlora_jax.run.folder import RESULTS, name_adapter
 from increlora_jax.run.loading import base_from, load_trained
-from increlora_jax.run.real_examples import choose_examples, score_dev
 from increlora_jax.run.runs_on import list_versions
+from increlora_jax.run.splits import choose_examples, score_dev
 from increlora_jax.run.trained import Trained
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import prints_apart, say

@@ -59,8 +59,10 @@ class Runs:
 
     def lines(self, run):
         """How many lines the log has."""
-        path = self.folder / run / "metrics.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        try:
+            return (self.folder / run / "metrics.jsonl").read_bytes().count(b"\n")
+        except FileNotFoundError:  # not there yet, or a run without a checkpoint begins anew
+            return 0
 
     def is_saving(self, run):
         """Whether a checkpoint is being written."""

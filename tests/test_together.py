@@ -232,8 +232,9 @@ def test_the_demo_ends_as_alone(tmp_path):
     train.main([*command, "--seeds", ",".join(SEEDS), "--output-dir", str(tmp_path / "all")])
     for seed in SEEDS:
         train.main([*command, "--seed", seed, "--output-dir", str(tmp_path / seed)])
-        # ‖P − I‖ falls from 0.9 to 0.02 in 80 steps; its rounding stays that of the 1s in P.
-        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed, orth_atol=RTOL)
+        # ‖P − I‖ falls from 0.9 to 0.02 in 80 steps. Its rounding stays that of the 1s in P, and
+        # Adam enlarges it: 4e-4 was seen where the losses agree to 1e-5.
+        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed, orth_atol=10 * RTOL)
     assert len({rounds(tmp_path / seed) for seed in SEEDS}) == len(SEEDS)
 
 

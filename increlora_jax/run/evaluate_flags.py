@@ -12,7 +12,13 @@ def evaluate_parser() -> Parser:
     """Return the parser of the evaluation command."""
     parser = Parser("evaluate", _DESCRIPTION)
     add = parser.add_argument_group("run and data").add_argument
-    add("--run", required=True, type=path, metavar="DIR", help="a run's folder")
+    add(
+        "--run",
+        required=True,
+        type=path,
+        metavar="DIR",
+        help="the folder of a run, of an adapter, or of a whole model",
+    )
     add("--adapter", type=type_of(Literal["last", "best"]), default="last", metavar="NAME",
         help="of the last step or the best evaluation (last, best; default last)")  # fmt: skip
     add("--model", type=path_text, metavar="NAME",
@@ -29,4 +35,7 @@ def evaluate_parser() -> Parser:
     add("--text-column", type=text, nargs="+", action="extend", metavar="TEXT",
         help="its text columns, if not the run's")  # fmt: skip
     add("--label-column", type=text, metavar="TEXT", help="its label column, if not the run's")
+    add = parser.add_argument_group("answers").add_argument
+    add("--output", type=path, metavar="FILE",
+        help="where to write the answer to each example: .jsonl, .csv or .tsv")  # fmt: skip
     return parser

@@ -11,7 +11,7 @@ from increlora_jax.interop.merged import write_merged
 from increlora_jax.interop.proof import compute_outputs, compute_torch
 from increlora_jax.predict import main as predict
 from increlora_jax.run.loading import load_trained
-from increlora_jax.run.real_examples import choose_examples
+from increlora_jax.run.splits import choose_examples
 from tests.families import FAMILIES
 
 needs_torch = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('torch')")

@@ -12,7 +12,7 @@ from increlora_jax.interop.peft_files import CONFIG, HEAD, TENSORS
 from increlora_jax.interop.proof import compute_outputs, compute_torch
 from increlora_jax.nn.factors import factors_of
 from increlora_jax.run.loading import load_trained
-from increlora_jax.run.real_examples import choose_examples
+from increlora_jax.run.splits import choose_examples
 from tests.families import FAMILIES
 
 needs_peft = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('peft')")
