@@ -19,7 +19,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.run.answer_files import check_output, flatten, open_answers
 from increlora_jax.run.loading import base_from, load_trained
 from increlora_jax.run.predict_flags import parse_prediction
-from increlora_jax.run.predictor import Predictor, keep_top
+from increlora_jax.run.predictor import Predictor, keep_top, merged_predictor
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Pace, prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
@@ -27,7 +27,7 @@ from increlora_jax.runtime.libraries import quiet_libraries
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import check_devices
 from increlora_jax.tasks.data.lines import Lines
-from increlora_jax.tasks.data.tables import kind_of
+from increlora_jax.tasks.data.tables import input_kind_of
 from increlora_jax.tasks.kind import Kind, Split
 
 PIECE = 4096
@@ -59,7 +59,7 @@ def _load(chosen: Namespace, stop: Stop) -> Predictor:
     use_compilation_cache(trained.plan.config.training.compilation_cache_dir)
     for note in trained.notes:
         say(f"note: {note}")
-    return Predictor(trained, chosen.batch_size, stop)
+    return merged_predictor(trained, chosen.batch_size, stop)
 
 
 def _read(kind: Kind, chosen: Namespace, source: Path | None) -> Iterable[Split]:
@@ -73,7 +73,7 @@ def _read(kind: Kind, chosen: Namespace, source: Path | None) -> Iterable[Split]
     if source is None:
         lines, ending = Lines(Path("standard input"), sys.stdin.buffer), ".jsonl"
     else:
-        lines, ending = Lines(source), kind_of(source.name)
+        lines, ending = Lines(source), input_kind_of(source.name)
     return kind.read_inputs(lines, ending, config, PIECE)
 
 

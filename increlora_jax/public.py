@@ -17,7 +17,8 @@ from increlora_jax.nn.linen import LinenModel
 from increlora_jax.nn.low_rank import AdapterParam, SlotState
 from increlora_jax.nn.report import report
 from increlora_jax.nn.skeleton import Parts, Skeleton
-from increlora_jax.run.predictor import Predictor, load
+from increlora_jax.run.adapters import ManyPredictor, load
+from increlora_jax.run.predictor import Predictor
 from increlora_jax.runtime.memory import (
     dispatch_synchronously,
     keep_freed_memory,
@@ -40,6 +41,7 @@ __all__ = [
     "InputError",
     "KernelAxes",
     "LinenModel",
+    "ManyPredictor",
     "Method",
     "Observation",
     "Parts",

@@ -222,7 +222,9 @@ def _start(
             say(f"{folder} holds this run, but no checkpoint yet: it starts over")
         keeps = held is Held.BEGUN
         by_first(lambda: clear(folder, config, keeps_checkpoints=keeps))
-        return state, tuple(Progress() for _ in range(count))
+        # A run that begins with an adapter is scored before its first step, too.
+        evaluated = -1 if run.plan.start else 0
+        return state, tuple(Progress(evaluated=evaluated) for _ in range(count))
     saved = checkpoints.read(step)
     check_saved(folder, saved, run.plan.identity, count)
     say(f"resuming from the checkpoint of step {step}")
@@ -236,7 +238,10 @@ def _tell_again(folder: Path, plan: Plan) -> tuple[dict[str, Any], str]:
 
 def _anchor(config: RunConfig) -> RunConfig:
     """Make local paths absolute, so that the run can be evaluated from any folder."""
-    task = config.task
+    task, adapter = config.task, config.adapter
+    if adapter.init_adapter is not None:
+        start = Path(adapter.init_adapter).expanduser().resolve()
+        config = replace(config, adapter=replace(adapter, init_adapter=str(start)))
     model = str(Path(task.model).resolve()) if Path(task.model).is_dir() else task.model
     data_dir = str(Path(task.data_dir).resolve()) if task.data_dir else None
     return replace(config, task=replace(task, model=model, data_dir=data_dir))

@@ -1,5 +1,6 @@
 """Trained models of other makers: a LoRA of PEFT on its base, or a whole model with its head."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,7 @@ def load_peft(path: Path, base: Mapping[str, str | None]) -> Trained:
     config = RunConfig(adapter=AdapterConfig(method="head")).changed(place)
     task = config.task
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
-    if (path / TASK).is_file():
-        saved = read_json_object(path / TASK)
-    else:
-        saved = _guess_task(path, folder, adapter)
-    plan = _plan_alone(config, saved)
+    plan = _plan_alone(config, describe_peft_task(path, folder, adapter))
     model, report = load_base(plan, jnp.float32)
     found = find_paths(model, find_spec(read_config(folder)).weights, adapter)
     if untold := [name for name in report.new_parameters if name not in found.full]:
@@ -58,8 +55,19 @@ def load_peft(path: Path, base: Mapping[str, str | None]) -> Trained:
     return Trained(plan, describe_model(plan, skeleton, parts, report), {}, plan.notes)
 
 
-def _guess_task(path: Path, folder: Path, adapter: PeftAdapter) -> dict[str, Any]:
-    """Return the description of a task as far as PEFT's files and the base model tell it."""
+def describe_peft_task(path: Path, folder: Path, adapter: PeftAdapter) -> dict[str, Any]:
+    """Describe the task of a folder of PEFT, as far as it and the base model tell.
+
+    Args:
+        path: The folder.
+        folder: The base model's folder.
+        adapter: The content of the folder.
+
+    Raises:
+        InputError: If the task is none that is known here.
+    """
+    if (path / TASK).is_file():
+        return dict(read_json_object(path / TASK))
     kinds = {"SEQ_CLS": "text", "QUESTION_ANS": "squad"}
     word = adapter.config.get("task_type")
     if word not in kinds:
@@ -121,8 +129,13 @@ def _describe_whole(path: Path) -> dict[str, Any]:
     return _describe_task(task, [named[index] for index in sorted(named)], config)
 
 
+_UNNAMED = re.compile(r"LABEL_\d+")
+
+
 def _describe_task(task: str, names: Sequence[str], config: "PretrainedConfig") -> dict[str, Any]:
-    """Describe a task of other makers; one label is a regression."""
+    """Describe a task of other makers; one label is a regression, unnamed labels are numbers."""
+    if all(_UNNAMED.fullmatch(name) for name in names):
+        names = [str(index) for index in range(len(names))]
     length = min(_LONGEST, getattr(config, "max_position_embeddings", None) or _LONGEST)
     labels = None if len(names) == 1 else list(names)
     return {"task": task, "labels": labels, "columns": [], "max_seq_length": length}

@@ -1,20 +1,18 @@
 """Answers of a trained model to texts, from Python or by the thousand."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from increlora_jax.errors import InputError
 from increlora_jax.nn.skeleton import Parts, split
-from increlora_jax.run.loading import load_trained
+from increlora_jax.run.build import Plan
 from increlora_jax.run.trained import Trained
-from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.preemption import Stop
 from increlora_jax.tasks.batching import evaluation_batches, length_buckets
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Predictions, Split, count_not_finite
@@ -30,7 +28,9 @@ _FEW = (1, 4, 16)
 """Smaller numbers of rows, for a few texts."""
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
+    """Examples, and their rows of numbers."""
+
     split: Split
     encoded: Encoded
 
@@ -38,42 +38,40 @@ class _Piece(NamedTuple):
 class Predictor:
     """A trained model that answers texts; several threads may call it.
 
-    Its updates are merged into the base. One program is compiled for each length of batches and
-    each of few numbers of rows, when it is first needed.
+    One program is compiled for each length of batches and each of few numbers of rows, when it is
+    first needed.
 
     Args:
-        trained: The model.
+        plan: The plan of the model's run, on no data.
+        model: The arrays of the model.
+        predict: (model, batch) → predictions; traced.
         batch_size: Rows of a batch.
         stop: A request to stop, checked between batches.
+        pack: Builds batches by sequence packing; None if `predict` takes no such batches.
 
     Raises:
         InputError: If the task's kind cannot answer.
     """
 
     def __init__(
-        self, trained: Trained, batch_size: int = BATCH_SIZE, stop: Stop | None = None
+        self,
+        plan: Plan,
+        model: PyTree,
+        predict: Callable[[PyTree, Batch], Predictions],
+        *,
+        batch_size: int = BATCH_SIZE,
+        stop: Stop | None = None,
+        pack: Callable[..., Batch] | None = None,
     ) -> None:
-        self.kind: Kind = trained.kind
+        self.kind: Kind = plan.data.kind
         if self.kind.answer is None:
             raise InputError(f"--run: models for {self.kind.task} have no answers here")
-        task, layout = trained.plan.config.task, trained.plan.layout
-        skeleton, parts = split(trained.model.merge(), lambda path: False)
-        dtype = jnp.dtype(task.dtype)
-        self._base: dict[str, Array] = layout.place(
-            {path: value.astype(dtype) for path, value in parts.base.items()}
-        )
-        empty, predict = Parts({}, {}, {}, {}, parts.statistics), self.kind.predict
-
-        def forward(base: dict[str, Array], batch: Batch) -> Predictions:
-            whole = empty._replace(base=layout.gather(base))
-            return predict(skeleton.assemble(whole), batch)
-
-        self._forward = Forward(forward, layout)
-        self._layout, self._stop = layout, stop or Stop()
-        self._tokenizer = load_tokenizer(trained.plan.folder)
-        self._length = task.max_seq_length
-        self._pack = self.kind.pack if trained.plan.can_pack else None
-        self._batch_size = -(-batch_size // layout.blocks) * layout.blocks
+        self._model, self._pack = model, pack
+        self._forward = Forward(predict, plan.layout)
+        self._layout, self._stop = plan.layout, stop or Stop()
+        self._tokenizer = load_tokenizer(plan.folder)
+        self._length = plan.config.task.max_seq_length
+        self._batch_size = -(-batch_size // plan.layout.blocks) * plan.layout.blocks
         self._lock = threading.Lock()  # a tokenizer is not made for several threads
 
     def __call__(self, texts: Any, *, top_k: int | None = None) -> Any:
@@ -91,17 +89,28 @@ class Predictor:
         Raises:
             InputError: If a text is no such thing.
         """
-        is_one = isinstance(texts, str) or (
-            isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(t, str) for t in texts)
-        )
-        rows = [texts] if is_one else list(texts)
+        rows, is_one = self.rows_of(texts)
         if not rows:
             return []
-        assert self.kind.take_inputs is not None
-        answers = self._answer(self._encode(self.kind.take_inputs(rows)))
+        piece = self.encode(rows)
+        answers = self._answer(piece)
         if top_k is not None:
             answers = keep_top(self.kind, answers, top_k)
         return answers[0] if is_one else answers
+
+    def rows_of(self, texts: Any) -> tuple[list[Any], bool]:
+        """Return the given texts as a list, and whether it was one text or one pair."""
+        is_pair = isinstance(texts, tuple) and len(texts) == 2
+        is_one = isinstance(texts, str) or (is_pair and all(isinstance(t, str) for t in texts))
+        return ([texts] if is_one else list(texts)), is_one
+
+    def encode(
+        self, rows: Sequence[Any], change: Callable[[Encoded], Encoded] = lambda encoded: encoded
+    ) -> Piece:
+        """Encode texts; `change` may add to the rows."""
+        assert self.kind.take_inputs is not None
+        piece = self._encode(self.kind.take_inputs(rows))
+        return piece._replace(encoded=change(piece.encoded))
 
     def stream(self, splits: Iterable[Split]) -> Iterator[tuple[Split, Encoded, Sequence[Any]]]:
         """Answer splits one after the other; the next is read and encoded meanwhile.
@@ -115,31 +124,39 @@ class Predictor:
         """
         source = iter(splits)
 
-        def encode_next() -> _Piece | None:
+        def encode_next() -> Piece | None:
             found = next(source, None)
             return None if found is None else self._encode(found)
 
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as ahead:
-            future: Future[_Piece | None] = ahead.submit(encode_next)
+            future: Future[Piece | None] = ahead.submit(encode_next)
             while (piece := future.result()) is not None:
                 future = ahead.submit(encode_next)
                 yield piece.split, piece.encoded, self._answer(piece)
 
-    def _encode(self, inputs: Split) -> _Piece:
+    def _encode(self, inputs: Split) -> Piece:
         with self._lock:
-            return _Piece(inputs, self.kind.encode(inputs, self._tokenizer, self._length, ""))
+            return Piece(inputs, self.kind.encode(inputs, self._tokenizer, self._length, ""))
 
-    def _answer(self, piece: _Piece) -> Sequence[Any]:
+    def _answer(self, piece: Piece) -> Sequence[Any]:
         assert self.kind.answer is not None
+        return self.kind.answer(self.predict(piece), piece.encoded, piece.split)
+
+    def predict(self, piece: Piece) -> Predictions:
+        """Predict every row.
+
+        Raises:
+            InputError: If a prediction is not finite.
+        """
         count = len(piece.encoded)
         batches = self._batches(piece.encoded)
-        predictions = self._forward.over(batches, count, self._base, self._stop)
+        predictions = self._forward.over(batches, count, self._model, self._stop)
         if bad := count_not_finite(predictions):
             raise InputError(
                 f"the model gives numbers that are not finite for {bad} of {count} rows. Restore "
                 "its weights, or train again with a lower --learning-rate"
             )
-        return self.kind.answer(predictions, piece.encoded, piece.split)
+        return predictions
 
     def _batches(self, encoded: Encoded) -> Batches:
         buckets = length_buckets(self._length)
@@ -177,30 +194,20 @@ def keep_top(kind: Kind, answers: Sequence[Any], count: int) -> list[Any]:
     return [answer._replace(probabilities=cut(answer.probabilities)) for answer in answers]
 
 
-def load(
-    run: str | Path,
-    *,
-    adapter: str = "last",
-    model: str | None = None,
-    method: str | None = None,
-    batch_size: int = BATCH_SIZE,
+def merged_predictor(
+    trained: Trained, batch_size: int = BATCH_SIZE, stop: Stop | None = None
 ) -> Predictor:
-    """Load a trained model to answer texts.
+    """Return a predictor whose updates are merged into the base.
 
-    Args:
-        run: The folder of a run, of an adapter, or of a whole model.
-        adapter: `last` or `best`, of a run.
-        model: Another place of the base model; default: as in training.
-        method: `package.module:function` of the user's method that trained the run, if any.
-        batch_size: Rows of a batch.
-
-    Returns:
-        A function of texts.
-
-    Raises:
-        InputError: If the folder holds no trained model, or one that cannot be loaded.
+    Its answers are exactly those of the whole model that `interop.merged` writes in float32.
     """
-    base = {"model": model, "model_revision": None, "model_subfolder": None} if model else {}
-    trained = load_trained(Path(run).expanduser(), adapter=adapter, base=base, method=method)
-    use_compilation_cache(trained.plan.config.training.compilation_cache_dir)
-    return Predictor(trained, batch_size)
+    plan, predict = trained.plan, trained.kind.predict
+    skeleton, parts = split(trained.model.merge(), lambda path: False)
+    empty, dtype = Parts({}, {}, {}, {}, parts.statistics), jnp.dtype(plan.config.task.dtype)
+    base = plan.layout.place({path: value.astype(dtype) for path, value in parts.base.items()})
+
+    def forward(base: dict[str, Array], batch: Batch) -> Predictions:
+        return predict(skeleton.assemble(empty._replace(base=plan.layout.gather(base))), batch)
+
+    pack = trained.kind.pack if plan.can_pack else None
+    return Predictor(plan, base, forward, batch_size=batch_size, stop=stop, pack=pack)

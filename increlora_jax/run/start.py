@@ -67,7 +67,7 @@ def read_start(
         folder: A folder of PEFT, or the adapter of a run.
         model: The run's base model with its head, which may be abstract.
         table: The model's names on disk.
-        identity: Identities of the run, by name.
+        identity: Identities by name that the adapter's run must share.
         ignore_head: Whether the adapter's head is left out.
 
     Raises:
@@ -93,11 +93,10 @@ def read_start(
 def _read_own(folder: Path, identity: Mapping[str, str], *, ignore_head: bool) -> Found:
     saved = read_adapter_config(folder)
     there = saved["identity"]
-    wanted = ("base model",) if ignore_head else ("base model", "labels")
-    for name in wanted:
-        if there.get(name) != identity[name]:
+    for name in identity:
+        if there.get(name) != identity[name] and not (ignore_head and name == "labels"):
             raise InputError(
-                f"--init-adapter {folder} is of a run with another {name}. Give the run's own"
+                f"{folder} is of a run with another {name}. Give the adapter's own"
                 + (", or --ignore-head" if name == "labels" else " by --model")
             )
     claims = read_claims(folder / TENSORS)

@@ -10,7 +10,7 @@ class Progress:
 
     Attributes:
         step: Batches given out so far.
-        evaluated: The step of the last evaluation.
+        evaluated: The step of the last evaluation; -1 asks for one before the first step.
         metrics, best_metrics: Of the last and of the best evaluation.
         best_step: The step of the best evaluation.
         rounds: step → module → slots that it grew by.

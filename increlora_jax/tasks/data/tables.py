@@ -74,6 +74,16 @@ class Table:
         return replace(self, layout=self.layout.without_label(), columns=self.columns[:-1])
 
 
+PLAIN = ".txt"
+"""Ending of a file with one text a line, which may have no labels."""
+
+
+def input_kind_of(name: str) -> str:
+    """Return the ending that decides how a file without labels is read; "" for an unknown one."""
+    is_plain = Path(name.lower().removesuffix(PACKED)).suffix == PLAIN
+    return PLAIN if is_plain else kind_of(name)
+
+
 def kind_of(name: str) -> str:
     """Return the ending that decides how a file is read, in lower case; "" for an unknown one."""
     suffix = Path(name.lower().removesuffix(PACKED)).suffix
@@ -101,10 +111,7 @@ def read_table(path: Path, layouts: Sequence[Layout], known: Collection[str] | N
     elif kind == PARQUET:
         table = _read_objects(path, read_parquet_records(path), layouts)
     else:
-        raise InputError(
-            f"{path}: unknown kind of file. Give one of {', '.join(SUFFIXES)} (text also with "
-            f"{PACKED} after it)"
-        )
+        raise _describe_unknown(path, SUFFIXES)
     if not table.lines:
         raise InputError(f"{path}: no rows of data. Add rows of {quote_all(table.layout.columns)}")
     return _strip_labels(table) if table.layout.is_labelled else table
@@ -115,7 +122,7 @@ def read_pieces(lines: Lines, kind: str, layouts: Sequence[Layout], size: int) -
 
     Args:
         lines: The file.
-        kind: Its ending, one of `SUFFIXES`.
+        kind: Its ending, one of `SUFFIXES` or `PLAIN`.
         layouts: The possible layouts, which have no labels.
         size: The largest number of rows.
 
@@ -125,10 +132,32 @@ def read_pieces(lines: Lines, kind: str, layouts: Sequence[Layout], size: int) -
     if kind in TABULAR:
         empty, header, records = _open_delimited(lines, kind, layouts)
         yield from _cut(empty, records, partial(_take_rows, header=header), size)
-    else:
-        read = JSON[kind](lines) if kind in JSON else read_parquet_records(lines.path)
+    elif kind in (PLAIN, PARQUET, *JSON):
+        if kind == PLAIN:
+            read = _read_plain(lines, layouts)
+        else:
+            read = JSON[kind](lines) if kind in JSON else read_parquet_records(lines.path)
         empty, objects = _open_objects(lines.path, read, layouts)
         yield from _cut(empty, objects, _take_objects, size)
+    else:
+        raise _describe_unknown(lines.path, (*SUFFIXES, PLAIN))
+
+
+def _read_plain(lines: Lines, layouts: Sequence[Layout]) -> Records:
+    single = next((layout.columns for layout in layouts if len(layout.columns) == 1), None)
+    if single is None:
+        raise InputError(
+            f"{lines.path}: a line is one text, and this model takes pairs. Give a .jsonl file"
+        )
+    for line, text in lines:
+        yield line, {single[0]: text.removesuffix("\n").removesuffix("\r")}
+
+
+def _describe_unknown(path: Path, suffixes: Sequence[str]) -> InputError:
+    return InputError(
+        f"{path}: unknown kind of file. Give one of {', '.join(suffixes)} (text also with {PACKED} "
+        "after it)"
+    )
 
 
 def _cut(

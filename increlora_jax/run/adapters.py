@@ -1,0 +1,259 @@
+"""Several adapters over one base in one process: by name, or mixed within a batch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from increlora_jax.core.adapter import Adapter
+from increlora_jax.errors import InputError, suggest
+from increlora_jax.interop.peft_model import Found, attach_found, widen
+from increlora_jax.interop.peft_reading import is_peft, read_peft
+from increlora_jax.models.registry import abstract_model, find_spec
+from increlora_jax.nn.adapter_files import read_adapter_config
+from increlora_jax.nn.factors import Factors
+from increlora_jax.nn.skeleton import Parts, Skeleton
+from increlora_jax.run.build import Plan, load_base
+from increlora_jax.run.folder import CONFIG, name_adapter
+from increlora_jax.run.foreign import describe_peft_task
+from increlora_jax.run.loading import load_trained
+from increlora_jax.run.predictor import BATCH_SIZE, Predictor, keep_top, merged_predictor
+from increlora_jax.run.start import Start, read_start
+from increlora_jax.runtime.compilation_cache import use_compilation_cache
+from increlora_jax.tasks.kind import Batch, Encoded, Kind, Predictions
+from increlora_jax.tasks.registry import restore_kind
+from increlora_jax.weights.folder import read_config
+from increlora_jax.weights.identity import identify_model
+
+Where = str | Path
+
+
+class _Own(NamedTuple):
+    """The arrays of one adapter, or of all in a stack."""
+
+    adapters: dict[str, Adapter]
+    head: dict[str, Array]
+
+
+class ManyPredictor:
+    """Adapters over one base that answer texts; several threads may call it.
+
+    A batch may mix adapters: each row takes its own from a stack of all.
+
+    Args:
+        folders: The folders of runs or adapters, by the names to call them by.
+        model: Another place of the base model; default: as the first was trained.
+        batch_size: Rows of a batch.
+
+    Raises:
+        InputError: If an adapter cannot be loaded, or is of another base or head than the first.
+    """
+
+    def __init__(
+        self, folders: Mapping[str, Where], model: str | None = None, batch_size: int = BATCH_SIZE
+    ) -> None:
+        if not folders:
+            raise InputError("il.load: no adapters. Give a folder, or folders by name")
+        first = load_trained(_adapter_of(next(iter(folders.values()))), base=_place(model))
+        use_compilation_cache(first.plan.config.training.compilation_cache_dir)
+        self._plan, self._batch_size = first.plan, batch_size
+        self._held: dict[str, _Held] = {}
+        for name, folder in folders.items():
+            self._held[name] = _read(_adapter_of(folder), first.plan)
+        self._predictor = self._stack()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(self._held)
+
+    def add(self, name: str, folder: Where) -> None:
+        """Add an adapter, or replace the one of this name; programs are compiled anew.
+
+        Raises:
+            InputError: If it cannot be loaded, or is of another base or head.
+        """
+        self._held[name] = _read(_adapter_of(folder), self._plan)
+        self._predictor = self._stack()
+
+    def __call__(
+        self, texts: Any, adapter: str | Sequence[str], *, top_k: int | None = None
+    ) -> Any:
+        """Answer a text, or a sequence of texts.
+
+        Args:
+            texts: As `Predictor` takes them.
+            adapter: The name of an adapter, or one for each text.
+            top_k: The number of labels to keep, the most probable first; default: all.
+
+        Returns:
+            A record for each text, or one record for one text.
+
+        Raises:
+            InputError: If a name or a text is wrong.
+        """
+        rows, is_one = self._predictor.rows_of(texts)
+        named = [adapter] * len(rows) if isinstance(adapter, str) else list(adapter)
+        if len(named) != len(rows):
+            raise InputError(f"adapter: {len(named)} names for {len(rows)} texts. Give as many")
+        for name in named:
+            if name not in self._held:
+                raise InputError(f"adapter {name!r} is unknown{suggest(name, self.names)}")
+        if not rows:
+            return []
+        places = np.array([self.names.index(name) for name in named], np.int32)
+        predictor = self._predictor
+        piece = predictor.encode(rows, lambda encoded: _mark(encoded, places))
+        predictions = predictor.predict(piece)
+        answers: list[Any] = [None] * len(rows)
+        for name in dict.fromkeys(named):
+            kind = self._held[name].kind
+            assert kind.answer is not None
+            own = kind.answer(predictions, piece.encoded, piece.split)
+            own = own if top_k is None else keep_top(kind, own, top_k)
+            for index in np.flatnonzero(places == self.names.index(name)):
+                answers[int(index)] = own[int(index)]
+        return answers[0] if is_one else answers
+
+    def _stack(self) -> Predictor:
+        plan = self._plan
+        skeleton, parts, stacked = _stack([held.start for held in self._held.values()], plan)
+        base, predict = plan.layout.place(parts.base), plan.data.kind.predict
+        empty = parts._replace(adapters={}, head={}, base={}, rules=None)
+
+        def forward(model: tuple[_Own, dict[str, Array]], batch: Batch) -> Predictions:
+            stack, base = model
+
+            def of_row(place: Array, row: Batch) -> Predictions:
+                own = jax.tree.map(lambda leaf: leaf[place], stack)
+                whole = empty._replace(adapters=own.adapters, head=own.head, base=base)
+                told = predict(skeleton.assemble(whole), {n: v[None] for n, v in row.items()})
+                return jax.tree.map(lambda leaf: leaf[0], told)
+
+            rest = {name: value for name, value in batch.items() if name != _PLACE}
+            return jax.vmap(of_row)(batch[_PLACE], rest)
+
+        return Predictor(plan, (stacked, base), forward, batch_size=self._batch_size)
+
+
+class _Held(NamedTuple):
+    """An adapter, with the kind that answers for it."""
+
+    start: Start
+    kind: Kind
+
+
+def _read(folder: Path, plan: Plan) -> _Held:
+    """Read an adapter of the base model of a plan.
+
+    Raises:
+        InputError: If it cannot be read, or is of another base or head.
+    """
+    own, config = plan.data.kind, read_config(plan.folder)
+    if is_peft(folder):
+        saved = describe_peft_task(folder, plan.folder, read_peft(folder))
+    else:
+        saved = dict(read_adapter_config(folder))
+    kind = restore_kind(saved, plan.config.task)
+    heads = [(k.head, k.head_options.get("num_labels")) for k in (kind, own)]
+    if heads[0] != heads[1]:
+        raise InputError(
+            f"{folder} is of {kind.task}, whose head is another than the first adapter's. Load it "
+            "by itself"
+        )
+    model = abstract_model(config, head=kind.head, **kind.head_options)
+    identity = {"base model": identify_model(plan.folder)}
+    table = find_spec(config).weights
+    return _Held(read_start(folder, model, table, identity, ignore_head=False), kind)
+
+
+def _stack(starts: Sequence[Start], plan: Plan) -> tuple[Skeleton, Parts, _Own]:
+    """Attach the modules of all adapters, of the widest rank, and stack their arrays.
+
+    Returns:
+        The skeleton and its parts with the base, and the stack.
+    """
+    shapes = {
+        path: (own.left.shape[0], own.right.shape[1])
+        for start in starts
+        for path, own in start.factors.items()
+    }
+    width = max(1, *(own.rank for start in starts for own in start.factors.values()))
+    wide = {p: Factors(np.zeros((n, width)), np.zeros((width, m))) for p, (n, m) in shapes.items()}
+    none = {p: Factors(np.zeros((n, 0)), np.zeros((0, m))) for p, (n, m) in shapes.items()}
+    head = starts[0].full
+    model, report = load_base(plan, jnp.float32)
+    for names in (
+        {*report.new_parameters} - head.keys(),
+        *(s.full.keys() ^ head.keys() for s in starts),
+    ):
+        if names:
+            raise InputError(
+                f"{min(names)} is not in every adapter and may have another value in each. Load "
+                "the adapters by themselves"
+            )
+    skeleton, parts = attach_found(model, Found(wide, head))
+    each = [
+        _Own(
+            {path: widen(start.factors.get(path, none[path]), width) for path in shapes},
+            {path: jnp.asarray(start.full.get(path, v)) for path, v in parts.head.items()},
+        )
+        for start in starts
+    ]
+    return skeleton, parts, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+_PLACE = "adapter"
+"""Field of a batch with the place of each row's adapter in the stack."""
+
+
+def _mark(encoded: Encoded, places: np.ndarray) -> Encoded:
+    """Add the place of its example's adapter to every row."""
+    example = encoded.beside.get("example", np.arange(len(encoded)))
+    fixed = {**encoded.fixed, _PLACE: places[example]}
+    return Encoded(encoded.ragged, fixed, encoded.beside, encoded.notes, encoded.num_cut)
+
+
+def _adapter_of(folder: Where) -> Path:
+    path = Path(folder).expanduser()
+    return path / name_adapter("last") if (path / CONFIG).is_file() else path
+
+
+def _place(model: str | None) -> dict[str, str | None]:
+    return {"model": model, "model_revision": None, "model_subfolder": None} if model else {}
+
+
+def load(
+    run: Where | Mapping[str, Where],
+    *,
+    adapter: str = "last",
+    model: str | None = None,
+    method: str | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor | ManyPredictor:
+    """Load a trained model to answer texts.
+
+    Args:
+        run: The folder of a run, of an adapter, or of a whole model; or folders of adapters over
+            one base, by name.
+        adapter: `last` or `best`, of a run.
+        model: Another place of the base model; default: as in training.
+        method: `package.module:function` of the user's method that trained the run, if any.
+        batch_size: Rows of a batch.
+
+    Returns:
+        A function of texts.
+
+    Raises:
+        InputError: If the folder holds no trained model, or one that cannot be loaded.
+    """
+    if isinstance(run, Mapping):
+        return ManyPredictor(run, model, batch_size)
+    base = _place(model)
+    trained = load_trained(Path(run).expanduser(), adapter=adapter, base=base, method=method)
+    use_compilation_cache(trained.plan.config.training.compilation_cache_dir)
+    return merged_predictor(trained, batch_size)

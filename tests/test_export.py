@@ -1,0 +1,118 @@
+"""The export command: its proof, what it leaves, and adapters that are truncated."""
+
+import json
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from increlora_jax import export as exporting
+from increlora_jax.evaluate import main as evaluate
+from increlora_jax.interop.peft_files import CONFIG
+from increlora_jax.nn.adapter_files import read_adapter_config
+from increlora_jax.nn.factors import factors_of, shrink
+from increlora_jax.run.loading import load_trained
+
+
+@pytest.fixture(scope="module")
+def run(run_once):
+    return run_once()
+
+
+def export(run, folder, *words):
+    exporting.main(["--run", str(run), "--output-dir", str(folder), *words])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words", ["native", "native --rank-budget 9", "native --energy 0.9", "peft", "merged"]
+)
+def test_what_is_exported_is_evaluated_again(run, words, toy_data, tmp_path, capsys):
+    folder = export(run, tmp_path / "out", "--format", *words.split())
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert "the largest difference is" in said.err
+    evaluate(["--run", str(folder), "--data-dir", str(toy_data)])
+    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
+    results = json.loads((run / "results.json").read_text())
+    if "--" in words:
+        assert sum(told["ranks"].values()) < results["total_rank"]
+        assert f"before: total rank {results['total_rank']}, accuracy" in said.err
+        assert f"after: total rank {sum(told['ranks'].values())}, accuracy {accuracy}" in said.err
+    else:
+        assert accuracy == results["metrics"]["accuracy"]
+
+
+def test_a_truncated_adapter_is_the_best_of_its_rank_and_has_narrow_buffers(run, tmp_path):
+    small = load_trained(export(run, tmp_path / "out", "--format", "native", "--rank-budget", "5"))
+    expected = shrink(factors_of(load_trained(run).model.parts), 5)
+    found = factors_of(small.model.parts)
+    for path, own in expected.items():
+        np.testing.assert_allclose(
+            found[path].left @ found[path].right, own.left @ own.right, atol=1e-6
+        )
+    widths = {adapter.lam.shape[-1] for adapter in small.model.parts.adapters.values()}
+    assert widths == {max(own.rank for own in expected.values())}
+    assert sum(read_adapter_config(tmp_path / "out")["ranks"].values()) == 5
+
+
+def test_a_truncated_adapter_is_exported_to_everything_else(run, tmp_path):
+    small = export(run, tmp_path / "small", "--format", "native", "--rank-budget", "5")
+    for form in ("peft", "merged", "native"):
+        export(small, tmp_path / form, "--format", form)
+
+
+def test_an_export_that_computes_otherwise_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporting, "BOUNDS", dict.fromkeys(exporting.BOUNDS, -1.0))
+    with pytest.raises(SystemExit) as ended:
+        export(run, tmp_path / "out", "--format", "merged")
+    assert ended.value.code == 2
+    assert "the export computes otherwise than the run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_has_the_facts_and_metadata_of_the_hub(run, tmp_path):
+    folder = export(run, tmp_path / "out", "--format", "peft")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.metrics == ["accuracy"]
+    results = json.loads((run / "results.json").read_text())
+    assert f"accuracy: {results['metrics']['accuracy']:.4f}" in card.text
+    assert f"Ranks: {results['total_rank']} in" in card.text
+    assert "python -m increlora_jax.export --run" in card.text
+
+
+def test_no_folder_is_overwritten(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit):
+        export(run, tmp_path, "--format", "peft")
+    assert "not an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "gguf"], "--format"),
+        (["--format", "merged", "--layout", "compact"], "--layout is for --format peft"),
+        (["--format", "peft", "--dtype", "float16"], "--dtype is for --format merged"),
+        (["--format", "peft", "--rank-budget", "3"], "--rank-budget is for --format native"),
+        (["--format", "native", "--rank-budget", "0"], "is not at least 1"),
+        (["--format", "native", "--energy", "1.5"], "is not above 0 and at most 1"),
+        (["--format", "native", "--energy", "0.5", "--rank-budget", "3"], "both say what to keep"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_a_status(run, words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        export(run, tmp_path / "out", *words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_head_or_a_full_model_is_no_adapter_for_peft(run_once, tmp_path, capsys):
+    folder = run_once("--method", "head")
+    with pytest.raises(SystemExit):
+        export(folder, tmp_path / "out", "--format", "peft")
+    assert "no module has an update" in capsys.readouterr().err
+    export(folder, tmp_path / "merged", "--format", "merged")
+    assert not (tmp_path / "merged" / CONFIG).exists()
