@@ -99,7 +99,7 @@ def tensors(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def assert_same_run(member, alone, orth_atol=ATOL):
+def assert_same_run(member, alone, orth_atol=ATOL, array_atol=10 * ATOL):
     """Growth and metrics exactly, numbers to float tolerance."""
     for name in ("rounds", "ranks", "metrics", "best_metrics", "skipped_steps", "identity"):
         assert read(member)[name] == read(alone)[name], name
@@ -114,7 +114,7 @@ def assert_same_run(member, alone, orth_atol=ATOL):
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(got[name], value, RTOL, 10 * ATOL, err_msg=name)
+            np.testing.assert_allclose(got[name], value, RTOL, array_atol, err_msg=name)
         else:
             np.testing.assert_array_equal(got[name], value, err_msg=name)
     settings = [yaml.safe_load((f / "config.yaml").read_text()) for f in (member, alone)]
@@ -232,9 +232,10 @@ def test_the_demo_ends_as_alone(tmp_path):
     train.main([*command, "--seeds", ",".join(SEEDS), "--output-dir", str(tmp_path / "all")])
     for seed in SEEDS:
         train.main([*command, "--seed", seed, "--output-dir", str(tmp_path / seed)])
-        # ‖P − I‖ falls from 0.9 to 0.02 in 80 steps. Its rounding stays that of the 1s in P, and
-        # Adam enlarges it: 4e-4 was seen where the losses agree to 1e-5.
-        assert_same_run(tmp_path / "all" / f"seed-{seed}", tmp_path / seed, orth_atol=10 * RTOL)
+        # Adam enlarges the rounding of gradients near 0, by up to 1e-2 a step at this rate: A and B
+        # differed by 5e-4 where the losses of all 80 steps agree to 1e-5.
+        pair = tmp_path / "all" / f"seed-{seed}", tmp_path / seed
+        assert_same_run(*pair, orth_atol=10 * RTOL, array_atol=20 * RTOL)
     assert len({rounds(tmp_path / seed) for seed in SEEDS}) == len(SEEDS)
 
 
