@@ -210,7 +210,7 @@ def examine(
     plan = opened.plan(scored.data)
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready, predictions = _predict(plan, folder, saved)
-    _check_finite(opened.what, predictions, ready.plan.data.dev)
+    _check_finite(opened.name, predictions, ready.plan.data.dev)
     notes = (*opened.notes, *scored.notes, *ready.plan.notes)
     return _score(scored, predictions, ready.encoded_dev, notes)
 
@@ -247,13 +247,13 @@ def _predict(
 
 
 def _check_finite(
-    what: str, predictions: Mapping[str, Predictions], splits: Mapping[str, Split]
+    model: str, predictions: Mapping[str, Predictions], splits: Mapping[str, Split]
 ) -> None:
     counts = {name: count_not_finite(each) for name, each in predictions.items()}
     told = [f"{n} of {len(splits[name])} {name} examples" for name, n in counts.items() if n]
     if told:
         raise InputError(
-            f"{what} gives logits that are not finite, of {', '.join(told)}: there is no score. "
+            f"{model} gives logits that are not finite, of {', '.join(told)}: there is no score. "
             "Restore the adapter, or train again with a lower --learning-rate"
         )
 

@@ -76,10 +76,10 @@ def export(chosen: Namespace, words: str) -> dict[str, Any]:
     """Export a model as the flags say; nothing is left unless it computes the same.
 
     Returns:
-        What was written and how it was proved.
+        The format, the ranks, and the differences of the proof.
 
     Raises:
-        InputError: If the model cannot be exported so, or what was written computes otherwise.
+        InputError: If the model cannot be exported so, or the export computes otherwise.
     """
     check_devices()
     options: Any = {"adapter": chosen.adapter, "base": base_from(chosen), "method": chosen.method}
@@ -128,7 +128,7 @@ def _write(folder: Path, trained: Trained, chosen: Namespace) -> None:
 def _prove(
     folder: Path, trained: Trained, chosen: Namespace, batches: list[Batch], expected: Any
 ) -> list[Difference]:
-    """Load what was written, compute the same examples, and check the differences."""
+    """Load the export, compute the same examples, and check the differences."""
     base = {"model": str(trained.model.folder), "model_revision": None, "model_subfolder": None}
     form = chosen.format
     options: Any = {} if form == "merged" else {"base": base, "method": chosen.method}

@@ -62,7 +62,7 @@ def fail(capsys, words):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
-    assert "holds no run" in fail(capsys, ["--run", tmp_path])
+    assert "no trained model is here" in fail(capsys, ["--run", tmp_path])
 
 
 def test_a_damaged_adapter_is_refused(finished, capsys):

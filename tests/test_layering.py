@@ -26,6 +26,16 @@ ALLOWED = {
     "models": ("models", "weights", "files", "dropout", "quantization", "errors"),
     "generation": ("generation", "errors"),
     "tasks": ("tasks", "config", "runtime", "errors"),
+    "interop": (
+        "interop",
+        "tasks",
+        "models",
+        "weights",
+        "nn",
+        "core",
+        "files",
+        "errors",
+    ),
     # The protocol of methods, never a concrete one.
     "training": (
         "training",
@@ -41,6 +51,7 @@ ALLOWED = {
     # It builds; the commands call it.
     "run": (
         "run",
+        "interop",
         "training",
         "methods",
         "tasks",

@@ -10,8 +10,23 @@ README = Path(__file__).parent.parent / "README.md"
 PAGES = [README, *sorted((README.parent / "experiments").rglob("*.md"))]
 
 
+def blocks():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_examples_of_answers_answer(run_once, tmp_path, monkeypatch):
+    for name, seed in (("sst2", "7"), ("books", "8"), ("music", "9")):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / name).symlink_to(run_once("--seed", seed))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks()[:2]:
+        exec(compile(block, str(README), "exec"), names)
+    assert names["predictor"].names == ("films", "books", "music")
+
+
 def test_the_example_in_your_own_code_learns_and_spends_its_budget(capsys):
-    alone, together = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    *_, alone, together = blocks()
     names: dict = {}
     exec(compile(alone, str(README), "exec"), names)
     assert int(np.sum(names["info"]["rank"])) == names["method"].rank_budget

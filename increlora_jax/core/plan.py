@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from math import ceil
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from increlora_jax.core.pace import Auto, Pace, choose_pace
@@ -56,8 +55,7 @@ def plan_growth(
     sizes: dict[str, tuple[int, int]],
     *,
     steps: int,
-    initial_rank: int,
-    initial_ranks: Mapping[str, int] = MappingProxyType({}),
+    initial_rank: int | Mapping[str, int],
     target_rank: float,
     target_total_rank: int | None,
     top_h: int | Auto,
@@ -71,8 +69,7 @@ def plan_growth(
     Args:
         sizes: (in, out) of every module.
         steps: of the run.
-        initial_rank: active slots of every module at the start.
-        initial_ranks: those of modules that begin with more; default: none.
+        initial_rank: active slots at the start, of every module or by module.
         target_rank: average of the final ranks.
         target_total_rank: the budget; None: target_rank · modules.
         top_h: modules that grow in a round; if "auto", `choose_pace` chooses.
@@ -84,26 +81,25 @@ def plan_growth(
     Raises:
         InputError: a budget, a rank or rounds that cannot be; names the flag to change.
     """
-    ranks = {name: max(initial_rank, initial_ranks.get(name, 0)) for name in sizes}
+    ranks = dict.fromkeys(sizes, initial_rank) if isinstance(initial_rank, int) else initial_rank
     modules, initial_total = len(sizes), sum(ranks.values())
-    budget = target_total_rank if target_total_rank is not None else round(target_rank * modules)
-    _check_ranks(sizes, initial_rank, initial_total, budget, max_rank)
+    budget = target_total_rank or round(target_rank * modules)
+    _check_ranks(sizes, ranks, budget, max_rank)
     grants = ceil((budget - initial_total) / incre_rank_num)
     wanted = {"top_h": top_h, "init_warmup": init_warmup, "incre_interval": incre_interval}
     pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
-    plan = GrowthPlan(steps, modules, initial_total, budget, pace, (), {})
-    plan = plan._replace(rounds=_lay_out(plan, grants))
+    plan = _lay_out(GrowthPlan(steps, modules, initial_total, budget, pace, (), {}), grants)
     width = _buffer_width(_most_slots(plan, ranks, incre_rank_num), target_rank, max_rank)
     return _with_buffers(plan, {name: min(width, *size) for name, size in sizes.items()})
 
 
-def _lay_out(plan: GrowthPlan, grants: int) -> tuple[int, ...]:
-    """Return the steps of the rounds that make the grants."""
+def _lay_out(plan: GrowthPlan, grants: int) -> GrowthPlan:
+    """Return the plan with the rounds that make the grants."""
     possible = plan.pace.rounds(plan.steps)
     needed = ceil(grants / min(plan.pace.top_h, plan.modules))
     if needed > len(possible):
         raise InputError(_too_few_rounds(plan, needed, len(possible)))
-    return tuple(possible[:needed])
+    return plan._replace(rounds=tuple(possible[:needed]))
 
 
 def _most_slots(plan: GrowthPlan, ranks: Mapping[str, int], incre_rank_num: int) -> int:
@@ -133,11 +129,11 @@ def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
 
 def _check_ranks(
     sizes: dict[str, tuple[int, int]],
-    initial_rank: int,
-    initial_total: int,
+    ranks: Mapping[str, int],
     budget: int,
     max_rank: int | str,
 ) -> None:
+    initial_rank, initial_total = min(ranks.values()), sum(ranks.values())
     asked = max(initial_rank, max_rank) if isinstance(max_rank, int) else initial_rank
     flag = "--max-rank" if asked != initial_rank else "--initial-rank"
     for name, (inputs, outputs) in sizes.items():

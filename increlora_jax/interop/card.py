@@ -5,15 +5,13 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from increlora_jax import __version__
-
 
 class Facts(NamedTuple):
-    """What a card tells.
+    """Facts for a card.
 
     Attributes:
         name: The name of the export's folder.
-        base_model: The base model's name; a local path is told without its folders.
+        base_model: The base model's name; of a local path, the last part.
         task: The task's name.
         labels: Its labels, if they have names.
         metrics: The metrics of the adapter on dev; empty if they are not known.
@@ -62,7 +60,7 @@ def write_card(facts: Facts) -> str:
         "",
         f"# {facts.name}",
         "",
-        f"{facts.base_model}, fine-tuned for `{facts.task}` with increlora_jax {__version__} "
+        f"{facts.base_model}, fine-tuned for `{facts.task}` with increlora_jax "
         f"(IncreLoRA, arXiv 2308.12043), in the form `{facts.form}`.",
         "",
         "```python",

@@ -1,4 +1,4 @@
-"""A trained model with all that another project must be told of it."""
+"""A trained model with all that another project must know of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def table(self) -> WeightTable:
-        """Its names on disk."""
+        """Names of the parameters on disk."""
         return find_spec(read_config(self.folder)).weights
 
     @property

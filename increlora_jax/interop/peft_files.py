@@ -21,7 +21,7 @@ TASK = "increlora_jax.json"
 """File with the description of the task, for this project."""
 
 HEAD = "head.safetensors"
-"""File of what was trained in full, if it is kept apart."""
+"""File of the parameters trained in full, if they are kept apart."""
 
 Layout = Literal["portable", "compact"]
 
@@ -47,7 +47,7 @@ def write_peft(
         model: The model.
         layout: `portable` pads every module with zeros to one rank. `compact` keeps the rank of
             each module by patterns, which PEFT reads and servers mostly do not.
-        is_head_apart: Whether what was trained in full goes to a file of its own.
+        is_head_apart: Whether parameters trained in full go to a file of their own.
 
     Raises:
         InputError: If there is nothing for PEFT to adapt.
@@ -126,7 +126,7 @@ def _name(table: WeightTable, path: str) -> str:
 def _name_saved(model: TrainedModel) -> list[str]:
     """Return PyTorch's names of the modules that were trained in full.
 
-    A module that the run names is told as a whole, and not by its inner layers.
+    A module that the run names stands for its inner layers.
     """
     found: dict[str, None] = {}
     for path in model.own:

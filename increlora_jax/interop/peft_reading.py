@@ -33,7 +33,7 @@ _REFUSED = {
     "velora_config": "VeLoRA",
     "monteclora_config": "MonteCLoRA",
 }
-"""Entries that change what the factors mean, with the names of what they turn on."""
+"""Entries that change the meaning of the factors, with the names of their methods."""
 
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that change the base model's weights too."""
@@ -98,9 +98,11 @@ def _check_kind(file: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind not in ("LORA", "ADALORA"):
         raise InputError(f"{file}: peft_type is {kind}, and LORA and ADALORA are read. Convert it")
-    for name, what in _REFUSED.items():
+    for name, method in _REFUSED.items():
         if config.get(name):
-            raise InputError(f"{file}: {name} is set. {what} is no plain low-rank update: merge it")
+            raise InputError(
+                f"{file}: {name} is set. {method} is no plain low-rank update: merge it"
+            )
     if config.get("bias", "none") != "none":
         raise InputError(f'{file}: bias is {config["bias"]!r}, and only "none" is read. Merge it')
     start = config.get("init_lora_weights", True)

@@ -1,4 +1,4 @@
-"""Proof of an export: what was written is loaded again, and computes the same."""
+"""Proof of an export: the export is loaded again, and computes the same."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -111,27 +111,17 @@ def has_torch(*modules: str) -> bool:
 def compute_torch(
     model: TrainedModel, folder: Path, batches: Sequence[Batch], *, is_peft: bool
 ) -> Outputs:
-    """Compute the logits by PyTorch of an exported model, or of a PEFT folder on its base."""
+    """Compute the logits by PyTorch of an exported model, or of a PEFT folder on its base.
+
+    Args:
+        model: The model that was exported.
+        folder: The export.
+        batches: The examples.
+        is_peft: Whether the export is a folder of PEFT.
+    """
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()  # what a checkpoint lacks is known here
-    transformers.logging.disable_progress_bar()
-    head, options = model.head, {}
-    if head == "sequence_classification":
-        options = {"num_labels": model.head_options["num_labels"]}
-    classes: dict[str, Any] = {
-        "sequence_classification": transformers.AutoModelForSequenceClassification,
-        "question_answering": transformers.AutoModelForQuestionAnswering,
-    }
-    where = model.folder if is_peft else folder
-    loaded = classes[head].from_pretrained(where, local_files_only=True, dtype=torch.float32,
-                                          **(options if is_peft else {}))  # fmt: skip
-    if is_peft:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, folder)
-    loaded.eval()
+    loaded = _load_torch(model, folder, is_peft=is_peft).eval()
     taken = set(load_tokenizer(model.folder).model_input_names)
     if not getattr(loaded.config, "type_vocab_size", 0):
         taken -= {"token_type_ids"}  # which GPT-2 would take for words
@@ -144,3 +134,23 @@ def compute_torch(
         return [told[name].float().numpy() for name in names]
 
     return _join(batches, forward)
+
+
+def _load_torch(model: TrainedModel, folder: Path, *, is_peft: bool) -> Any:
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # parameters that a checkpoint lacks are known here
+    transformers.logging.disable_progress_bar()
+    is_classifier = model.head == "sequence_classification"
+    options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
+    kind: Any = transformers.AutoModelForQuestionAnswering
+    if is_classifier:
+        kind = transformers.AutoModelForSequenceClassification
+    if not is_peft:
+        return kind.from_pretrained(folder, **options)
+    from peft import PeftModel
+
+    if is_classifier:
+        options["num_labels"] = model.head_options["num_labels"]
+    return PeftModel.from_pretrained(kind.from_pretrained(model.folder, **options), folder)

@@ -122,15 +122,14 @@ def _plan(
 ) -> GrowthPlan:
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise InputError(f"steps={steps!r} must be a whole number of at least 1")
-    target_total_rank = growth.target_total_rank
+    lowest, target_total_rank = growth.initial_rank, growth.target_total_rank
+    ranks = {name: max(lowest, initial_ranks.get(name, 0)) for name in sizes}
     if not growth.growth:
-        lowest = growth.initial_rank
-        target_total_rank = sum(max(lowest, initial_ranks.get(name, 0)) for name in sizes)
+        target_total_rank = sum(ranks.values())
     return plan_growth(
         sizes,
         steps=int(steps),
-        initial_rank=growth.initial_rank,
-        initial_ranks=initial_ranks,
+        initial_rank=ranks,
         target_rank=growth.target_rank,
         target_total_rank=target_total_rank,
         top_h=growth.top_h,

@@ -51,6 +51,11 @@ class ManyPredictor:
 
     Raises:
         InputError: If an adapter cannot be loaded, or is of another base or head than the first.
+
+    >>> import increlora_jax as il
+    >>> il.ManyPredictor({})
+    Traceback (most recent call last):
+    increlora_jax.errors.InputError: il.load: no adapters. Give a folder, or folders by name
     """
 
     def __init__(
@@ -250,6 +255,11 @@ def load(
 
     Raises:
         InputError: If the folder holds no trained model, or one that cannot be loaded.
+
+    >>> import increlora_jax as il
+    >>> il.load("nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    increlora_jax.errors.InputError: --run nowhere: no trained model is here. Give the folder...
     """
     if isinstance(run, Mapping):
         return ManyPredictor(run, model, batch_size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,9 @@ from increlora_jax.weights.folder import LoadReport, name_variables, read_config
 from increlora_jax.weights.hub import resolve_model
 from increlora_jax.weights.identity import identify_model, identify_tokenizer
 from increlora_jax.weights.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,52 +220,52 @@ def plan_run(
     data = data or load_task(task)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
-    spec = find_spec(model_config)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     encoded = _encode_early(data, folder, config.task)
     rows = len(encoded.get("train", data.train or ()))
-    epoch_steps, planned_steps = _count_steps(training, rows)
-    steps = total_steps or planned_steps
+    epoch_steps, planned = _count_steps(training, rows)
+    steps = total_steps or planned
     config = replace(_settle(config, steps), unsaid=frozenset())
-    kind = data.kind
-    model = abstract_model(
-        model_config, head=kind.head, quantize=task.quantize_base, **kind.head_options
-    )
-    start = _read_start(config, folder, model, spec, kind)
-    build = _method_builder(model, spec, kind, steps, start.ranks if start else initial_ranks)
+    spec, model = find_spec(model_config), _abstract(model_config, config, data.kind)
+    start, more = _read_start(config, folder, model, spec, data.kind)
+    ranks = start.ranks if start else initial_ranks
+    build = _method_builder(model, spec, data.kind, steps, ranks)
     method = build(config)
     config = config.changed(method.chosen)
     _check_frozen(model, method)
     layout = _lay_out(model, spec.shardings, training)
-    can_pack = check_packing(model, layout, config, kind)
-    members = members_of(config)
-    methods = tuple(build(member.config) for member in members)
-    told = config, members, data, folder, steps, epoch_steps, methods, layout, can_pack
-    if start:
-        notes = (*notes, f"the run {start.describe()}, of {config.adapter.init_adapter}")
-    return Plan(*told, notes, encoded, start=start)
+    can_pack = check_packing(model, layout, config, data.kind)
+    methods = tuple(build(member.config) for member in members_of(config))
+    told = config, members_of(config), data, folder, steps, epoch_steps, methods, layout, can_pack
+    return Plan(*told, (*notes, *more), encoded, start=start)
+
+
+def _abstract(model_config: "PretrainedConfig", config: RunConfig, kind: Kind) -> nnx.Module:
+    quantize = config.task.quantize_base
+    return abstract_model(model_config, head=kind.head, quantize=quantize, **kind.head_options)
 
 
 def _read_start(
     config: RunConfig, folder: Path, model: nnx.Module, spec: ModelSpec, kind: Kind
-) -> Start | None:
-    """Read the adapter that the run begins with, if the user names one."""
+) -> tuple[Start | None, tuple[str, ...]]:
+    """Read the adapter that the run begins with, if the user names one, and return a note."""
     adapter = config.adapter
     if adapter.init_adapter is None:
         if adapter.ignore_head:
             raise InputError("--ignore-head is for --init-adapter. Leave it out")
-        return None
+        return None, ()
     if adapter.method in ("head", "full"):
         raise InputError(
             f"--init-adapter is for methods with adapters, and --method is {adapter.method}"
         )
-    return read_start(
+    start = read_start(
         Path(adapter.init_adapter).expanduser(),
         model,
         spec.weights,
         {"base model": identify_model(folder), "labels": json.dumps(kind.labels)},
         ignore_head=adapter.ignore_head,
     )
+    return start, (f"the run {start.describe()}, of {adapter.init_adapter}",)
 
 
 def _method_builder(

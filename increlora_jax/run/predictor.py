@@ -51,6 +51,11 @@ class Predictor:
 
     Raises:
         InputError: If the task's kind cannot answer.
+
+    >>> import inspect
+    >>> import increlora_jax as il
+    >>> list(inspect.signature(il.Predictor.__call__).parameters)
+    ['self', 'texts', 'top_k']
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class Opened(NamedTuple):
     notes: tuple[str, ...]
 
     @property
-    def what(self) -> str:
+    def name(self) -> str:
         """Words for the adapter in messages."""
         return f"the adapter in {self.folder}"
 
@@ -70,7 +70,7 @@ class Opened(NamedTuple):
         # An older version took over the rows of a checkpoint's head without matching labels.
         plan = replace(plan, matches_labels="settings" in self.saved)
         here = {key: value for key, value in plan.identity.items() if key != "data"}
-        check_identity(self.what, self.saved["identity"], here)
+        check_identity(self.name, self.saved["identity"], here)
         return plan
 
 

@@ -41,7 +41,14 @@ class Trained(NamedTuple):
 def describe_model(
     plan: Plan, skeleton: Skeleton, parts: Parts, report: LoadReport
 ) -> TrainedModel:
-    """Describe a model to other projects."""
+    """Describe a model to other projects.
+
+    Args:
+        plan: The plan of its run.
+        skeleton: The model without its arrays.
+        parts: Its arrays.
+        report: A report of the loading of its base.
+    """
     kind, task = plan.data.kind, plan.config.task
     told = {name: getattr(task, name) for name in TOLD} | {"task": kind.task}
     defaults = find_spec(read_config(plan.folder)).modules_to_save[kind.head]

@@ -97,10 +97,17 @@ def make_kind(task: TextTask, dropout: float | None = None) -> Kind:
         metrics=task.metrics,
         is_better=larger_is_better,
         count_tokens=count_tokens,
-        read_inputs=partial(_read_inputs, task),
-        take_inputs=partial(take_texts, task),
-        answer=partial(answer_texts, task),
+        **_answering(task),
     )
+
+
+def _answering(task: TextTask) -> dict[str, Any]:
+    """Return the functions that answer texts without labels."""
+    return {
+        "read_inputs": partial(_read_inputs, task),
+        "take_inputs": partial(take_texts, task),
+        "answer": partial(answer_texts, task),
+    }
 
 
 def call_model(model: Any, batch: Batch) -> Float[Array, "batch labels"]:

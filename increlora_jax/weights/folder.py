@@ -162,12 +162,7 @@ def save_weights(
         InputError: If the table has no name for a parameter.
         WriteError: If a file cannot be written. The previous file is unchanged.
     """
-    tensors = {}
-    for path, variable in name_variables(model, nnx.Param).items():
-        key, is_transposed = table.find_place(path)
-        array = np.asarray(variable.get_value())
-        dtype = dtype_of(key) or array.dtype
-        tensors[key] = (array.T if is_transposed else array).astype(dtype, copy=False)
+    tensors = _name_tensors(model, table, dtype_of)
     parted = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda array: array.nbytes,
@@ -182,6 +177,18 @@ def save_weights(
         index = {"metadata": parted.metadata, "weight_map": parted.tensor_to_filename}
         with replace_file(folder / INDEX_NAME) as aside:
             aside.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_tensors(
+    model: nnx.Module, table: WeightTable, dtype_of: Callable[[str], DTypeLike | None]
+) -> dict[str, np.ndarray]:
+    tensors = {}
+    for path, variable in name_variables(model, nnx.Param).items():
+        key, is_transposed = table.find_place(path)
+        array = np.asarray(variable.get_value())
+        dtype = dtype_of(key) or array.dtype
+        tensors[key] = (array.T if is_transposed else array).astype(dtype, copy=False)
+    return tensors
 
 
 def name_variables(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, nnx.Variable]:
