@@ -33,7 +33,7 @@ from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.skeleton import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
-from increlora_jax.run.lengths import fit_length, note_tokenizer_length
+from increlora_jax.run.lengths import fit_length, note_tokenizer
 from increlora_jax.run.packing import check_packing
 from increlora_jax.run.recipes import scale
 from increlora_jax.run.start import Start, begin_from, read_start
@@ -367,7 +367,7 @@ def prepare_run(plan: Plan) -> Run:
         config.training,
         total_steps=plan.total_steps,
     )
-    notes = (*plan.notes, *note_tokenizer_length(length, tokenizer), *report.describe())
+    notes = (*plan.notes, *note_tokenizer(length, tokenizer), *report.describe())
     return Run(plan, trainer, starts, encoded, notes, tokenizer)
 
 

@@ -51,9 +51,15 @@ def _note_training_length(asked: int, model_config: "PretrainedConfig") -> tuple
     )
 
 
-def note_tokenizer_length(asked: int, tokenizer: Any) -> tuple[str, ...]:
-    """Return a note if the tokenizer states a shorter length than the given one."""
+def note_tokenizer(asked: int, tokenizer: Any) -> tuple[str, ...]:
+    """Return notes on a tokenizer: a shorter length than the given one, or missing frames."""
+    notes = []
     stated = tokenizer.model_max_length
-    if asked <= stated or stated >= _NO_LIMIT:
-        return ()
-    return (f"--max-seq-length {asked} is above the tokenizer's model_max_length {stated}",)
+    if stated < min(asked, _NO_LIMIT):
+        notes.append(f"--max-seq-length {asked} is above the tokenizer's model_max_length {stated}")
+    if tokenizer.cls_token and not tokenizer.num_special_tokens_to_add():
+        notes.append(
+            f"the tokenizer knows {tokenizer.cls_token} and puts it around no text, which the "
+            "model may expect. Copy the model's own tokenizer files into its folder"
+        )
+    return tuple(notes)

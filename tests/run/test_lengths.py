@@ -10,7 +10,8 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.registry import MODELS
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_command, parse_run
-from increlora_jax.run.lengths import fit_length
+from increlora_jax.run.lengths import fit_length, note_tokenizer
+from increlora_jax.weights.tokenizer import load_tokenizer
 
 LIMITED = {
     "bert": (512, {}),
@@ -98,3 +99,13 @@ def test_a_recipes_length_is_lowered_and_the_run_goes_on_with_it(short_words, tm
     assert "Give at most --max-seq-length 64" in capsys.readouterr().err
     adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert adapter["step"] == 10
+
+
+def test_a_tokenizer_that_frames_no_text_is_told(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    assert note_tokenizer(16, tokenizer) == ()
+    tokenizer.model_max_length = 12
+    tokenizer.backend_tokenizer.post_processor = None
+    shorter, bare = note_tokenizer(16, tokenizer)
+    assert "model_max_length 12" in shorter
+    assert "puts it around no text" in bare
