@@ -9,7 +9,8 @@ from typing import Any
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.train import train
 
-STEPS = {"sst2": 240, "mrpc": 160, "stsb": 240}
+STEPS = {"sst2": 160, "mrpc": 120, "stsb": 160}
+LENGTHS = {"sst2": 64, "mrpc": 96, "stsb": 64}
 FOLDERS = {"sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B"}
 FLAGS = {"seeds": "41,42,43", "target-rank": 2, "learning-rate": 1e-3, "eval-steps": 10_000}
 
@@ -31,12 +32,20 @@ def main() -> None:
 
 
 def run(words: argparse.Namespace, task: str, packing: str, folder: Path) -> list[float]:
-    """Train three seeds together; return the first metric of each on dev."""
+    """Train three seeds together; return the first metric of each on dev.
+
+    Args:
+        words: The command's flags.
+        task: A task of `STEPS`.
+        packing: The flag for packed or padded batches.
+        folder: Of the runs.
+    """
     flags = FLAGS | {
         "task": task,
         "model": words.model,
         "data-dir": words.data_dir / FOLDERS[task],
         "max-steps": STEPS[task],
+        "max-seq-length": LENGTHS[task],
         "output-dir": folder,
     }
     given = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
