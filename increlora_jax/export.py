@@ -47,11 +47,11 @@ from increlora_jax.runtime.processes import check_devices
 from increlora_jax.runtime.streams import write_result
 from increlora_jax.tasks.kind import Batch
 
-BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
-"""Largest difference of logits by the dtype of the export, relative to the largest logit."""
+BOUNDS = {"float32": 5e-5, "bfloat16": 5e-2, "float16": 5e-3}
+"""Largest difference of logits by the dtype of the export, relative to the largest logit.
 
-FOR_TORCH = 5e-5
-"""The bound of another program in float32, which adds in another order."""
+In float32 sums have another order: 2e-5 was seen in a T5, whose attention has no scale.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,7 +86,11 @@ def export(chosen: Namespace, words: str) -> dict[str, Any]:
     quantize = None if chosen.format == "native" else "none"
     trained = load_trained(chosen.run, **options, quantize=quantize)
     use_compilation_cache(trained.plan.config.training.compilation_cache_dir)
-    for note in trained.notes:
+    notes = list(trained.notes)
+    stored = trained.saved.get("quantize_base", "none")
+    if quantize is not None and stored != quantize:
+        notes.append(f"the run's base is {stored}; the export is for the base without quantization")
+    for note in notes:
         say(f"note: {note}")
     if chosen.rank_budget is not None or chosen.energy is not None:
         trained = _shrink(trained, chosen)
@@ -142,7 +146,7 @@ def _prove(
     if form != "native" and chosen.head != "separate" and has_torch(*needed):
         outputs = compute_torch(trained.model, folder, batches, is_peft=form == "peft")
         found.append(compare("PEFT" if form == "peft" else "PyTorch", expected, outputs))
-        check(found[1:], max(FOR_TORCH, BOUNDS[dtype]))
+        check(found[1:], BOUNDS[dtype])
     return found
 
 

@@ -151,6 +151,18 @@ def test_a_folder_without_a_model_says_what_is_needed(tmp_path, capsys):
     assert "no trained model is here" in capsys.readouterr().err
 
 
+def test_pieces_alike_use_the_same_programs(run):
+    predictor = il.load(run, batch_size=8)
+    draw = np.random.default_rng(0)
+    shapes = []
+    for _ in range(6):
+        texts = [" ".join(draw.choice(TEXTS, draw.integers(1, 4))) for _ in range(300)]
+        predictor(texts)
+        shapes.append(len(predictor._forward._programs))
+    assert shapes[-1] <= 4
+    predictor(["good film " * 20] * 100)  # longer than all before: cut to 16 tokens
+
+
 def test_from_python_it_is_two_lines(run):
     predictor = il.load(run)
     one = predictor("good film")

@@ -30,11 +30,10 @@ _PREFIX = "base_model.model."
 
 TASK_TYPES = {
     "sequence_classification": "SEQ_CLS",
-    "question_answering": "QUESTION_ANS",
     "causal_lm": "CAUSAL_LM",
     "seq2seq_lm": "SEQ_2_SEQ_LM",
 }
-"""PEFT's words for heads."""
+"""PEFT's words for heads. PEFT's model for questions drops token types, so that it is not named."""
 
 
 def write_peft(

@@ -152,6 +152,8 @@ def _scale_of(path: str, rank: int, config: Mapping[str, Any]) -> float:
     if config["peft_type"] == "ADALORA":
         first = config.get("init_r", 12)
         return float((config.get("lora_alpha") or first) / (first + 1e-5))
+    if rank == 0:
+        return 0.0
     alpha = _find(path, config.get("alpha_pattern") or {}, config.get("lora_alpha", 8))
     stated = _find(path, config.get("rank_pattern") or {}, config.get("r", 8))
     if stated != rank:
@@ -165,6 +167,9 @@ def _scale_of(path: str, rank: int, config: Mapping[str, Any]) -> float:
 def _find(path: str, patterns: Mapping[str, float], default: float) -> float:
     """Return the value of the first pattern that matches the end of a path, as PEFT does."""
     for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error as error:
+            raise InputError(f"{CONFIG}: the pattern {key!r} is no regex ({error})") from error
     return default

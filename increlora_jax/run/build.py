@@ -37,7 +37,7 @@ from increlora_jax.run.lengths import fit_length, note_tokenizer
 from increlora_jax.run.packing import check_packing
 from increlora_jax.run.recipes import scale
 from increlora_jax.run.start import Start, begin_from, read_start
-from increlora_jax.run.sweep import Member, members_of
+from increlora_jax.run.sweep import Member, members_of, swept_names
 from increlora_jax.run.token_cache import encode_or_load, identify_encoding
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
 from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
@@ -254,6 +254,8 @@ def _read_start(
         if adapter.ignore_head:
             raise InputError("--ignore-head is for --init-adapter. Leave it out")
         return None, ()
+    if "lora_alpha" in swept_names(config.training.seeds, config.training.sweep):
+        raise InputError("--init-adapter keeps its scale, so that --sweep lora_alpha is not for it")
     if adapter.method in ("head", "full"):
         raise InputError(
             f"--init-adapter is for methods with adapters, and --method is {adapter.method}"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from increlora_jax.config import AdapterConfig, RunConfig
+from increlora_jax.config import KINDS, AdapterConfig, RunConfig
 from increlora_jax.errors import InputError
 from increlora_jax.files.json_object import read_json_object
+from increlora_jax.files.kinds import check_keys
 from increlora_jax.interop.merged import WHOLE
 from increlora_jax.interop.peft_files import CONFIG as PEFT_CONFIG
 from increlora_jax.interop.peft_files import TASK
@@ -103,9 +104,13 @@ def load_whole(path: Path) -> Trained:
 
 def _plan_alone(config: RunConfig, saved: Mapping[str, Any]) -> Plan:
     """Plan a model that comes without a run, by the description of its task."""
+    kinds = {**_KINDS, **{name: KINDS[name] for name in TOLD}}
+    where = f"the description of the task in {config.task.model}"
+    check_keys(where, saved, {n: kinds[n] for n in saved if n in kinds}, may_have_others=True)
     settings = {name: saved[name] for name in TOLD if name in saved}
-    config = config.changed({"cls_dropout": None, "task": saved["task"], **settings})
-    kind = restore_kind(saved, config.task)
+    task = str(saved.get("task", ""))
+    config = config.changed({"cls_dropout": None, "task": task, **settings})
+    kind = restore_kind({**saved, "task": task}, config.task)
     return plan_run(config, total_steps=1, data=TaskData(kind, None, {}))
 
 
@@ -129,6 +134,7 @@ def _describe_whole(path: Path) -> dict[str, Any]:
     return _describe_task(task, [named[index] for index in sorted(named)], config)
 
 
+_KINDS: dict[str, Any] = {"task": str, "labels": list[str] | None, "columns": list[str]}
 _UNNAMED = re.compile(r"LABEL_\d+")
 
 

@@ -28,11 +28,28 @@ _FEW = (1, 4, 16)
 """Smaller numbers of rows, for a few texts."""
 
 
+_MARGIN = 1.05
+"""Share of the tokens that shapes were chosen for, up to which they are used again."""
+
+
 class Piece(NamedTuple):
     """Examples, and their rows of numbers."""
 
     split: Split
     encoded: Encoded
+
+
+class _Shapes(NamedTuple):
+    """Shapes of batches that were chosen for many rows, and that later rows use again."""
+
+    choose: Callable[[Encoded], Batches]
+    longest: int
+    tokens: int
+
+    def fit(self, encoded: Encoded) -> bool:
+        """Return whether rows are no longer and hardly more than those chosen for."""
+        lengths = encoded.lengths
+        return int(lengths.max()) <= self.longest and int(lengths.sum()) <= _MARGIN * self.tokens
 
 
 class Predictor:
@@ -78,6 +95,7 @@ class Predictor:
         self._length = plan.config.task.max_seq_length
         self._batch_size = -(-batch_size // plan.layout.blocks) * plan.layout.blocks
         self._lock = threading.Lock()  # a tokenizer is not made for several threads
+        self._shapes: _Shapes | None = None
 
     def __call__(self, texts: Any, *, top_k: int | None = None) -> Any:
         """Answer a text, or a sequence of texts.
@@ -170,16 +188,20 @@ class Predictor:
             few = -(-min(few, self._batch_size) // self._layout.blocks) * self._layout.blocks
             rows = self._layout.own_rows(few)
             return evaluation_batches(encoded, batch_size=few, buckets=buckets, rows=rows)
-        choose = choose_batches(
-            [encoded],
-            self._batch_size,
-            buckets,
-            self._layout.own_rows(self._batch_size),
-            self._pack,
-            is_free=True,
-            program_cost=PROGRAM_COST.get(jax.default_backend(), PROGRAM_COST["gpu"]),
-        )
-        return choose(encoded)
+        shapes = self._shapes
+        if shapes is None or not shapes.fit(encoded):
+            choose = choose_batches(
+                [encoded],
+                self._batch_size,
+                buckets,
+                self._layout.own_rows(self._batch_size),
+                self._pack,
+                is_free=True,
+                program_cost=PROGRAM_COST.get(jax.default_backend(), PROGRAM_COST["gpu"]),
+            )
+            shapes = _Shapes(choose, int(encoded.lengths.max()), int(encoded.lengths.sum()))
+            self._shapes = shapes
+        return shapes.choose(encoded)
 
 
 def keep_top(kind: Kind, answers: Sequence[Any], count: int) -> list[Any]:

@@ -72,3 +72,25 @@ def test_another_dtype_is_that_of_every_weight(drawn_run, dtype, word, tmp_path)
     with safe_open(folder / "model.safetensors", framework="numpy") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {word}  # noqa: SIM118
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": 3}, "task is 3 where str"),
+        ({"task": "chess"}, "--task chess: unknown"),
+        ({"max_seq_length": "long"}, "max_seq_length"),
+        ({"labels": [1, 2]}, "labels"),
+        ({"labels": ["a", "b", "c"], "task": "text"}, "of another shape or other labels"),
+        ({"labels": ["a", "b"]}, "has the labels"),
+    ],
+)
+def test_a_damaged_description_is_refused_by_name(drawn_run, change, said, tmp_path, capsys):
+    write_merged(tmp_path, load_trained(drawn_run("bert")).model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["increlora_jax"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as ended:
+        predict(["--run", str(tmp_path), "--text", "a", "--text2", "b"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

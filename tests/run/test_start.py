@@ -159,6 +159,7 @@ def test_another_label_set_begins_with_a_new_head(run_once, short_words, tmp_pat
         ({"init_lora_weights": "pissa"}, "changes the base model too"),
         ({"r": "2"}, "r is"),
         ({"r": 5}, "gives bert.encoder"),
+        ({"alpha_pattern": {"(": 3}}, "is no regex"),
     ],
 )
 @needs_peft
@@ -181,6 +182,7 @@ def test_what_is_no_plain_lora_is_refused_by_name(peft_folder, change, said, tmp
         (["--init-adapter", "ADAPTER", "--target-rank", "1"], "below the initial total"),
         (["--init-adapter", "ADAPTER", "--method", "lora", "--target-rank", "1"], "has 1 slots"),
         (["--init-adapter", "ADAPTER", "--target-modules", "query"], "this run does not"),
+        (["--init-adapter", "ADAPTER", "--sweep", "lora_alpha=4,8"], "--sweep lora_alpha"),
     ],
 )
 def test_a_wrong_start_is_refused(run_once, short_run, words, said, capsys):
