@@ -21,7 +21,6 @@ from increlora_jax.interop.card import Facts, write_card
 from increlora_jax.interop.merged import usual_dtype, write_merged
 from increlora_jax.interop.peft_files import Layout, write_peft
 from increlora_jax.interop.proof import (
-    EXAMPLES,
     Difference,
     check,
     compare,
@@ -99,7 +98,7 @@ def export(chosen: Namespace, words: str) -> dict[str, Any]:
     with replace_folder(chosen.output_dir) as aside:
         _write(aside, trained, chosen)
         found = _prove(aside, trained, chosen, batches, expected)
-        proof = [f"on {where}: {one.describe(EXAMPLES)}" for one in found]
+        proof = [f"on {where}: {one.describe()}" for one in found]
         (aside / "README.md").write_text(
             write_card(_tell(trained, chosen, words, proof)), encoding="utf-8"
         )
@@ -137,7 +136,8 @@ def _prove(
     form = chosen.format
     options: Any = {} if form == "merged" else {"base": base, "method": chosen.method}
     again = load_trained(folder, **options)
-    found = [compare("increlora_jax", expected, compute_outputs(again.model, batches))]
+    count = sum(len(batch["weight"]) for batch in batches)
+    found = [compare("increlora_jax", expected, compute_outputs(again.model, batches), count)]
     dtype = "float32"
     if form == "merged":
         dtype = chosen.dtype or usual_dtype(trained.model.folder)
@@ -145,7 +145,7 @@ def _prove(
     needed = ("transformers", "peft") if form == "peft" else ("transformers",)
     if form != "native" and chosen.head != "separate" and has_torch(*needed):
         outputs = compute_torch(trained.model, folder, batches, is_peft=form == "peft")
-        found.append(compare("PEFT" if form == "peft" else "PyTorch", expected, outputs))
+        found.append(compare("PEFT" if form == "peft" else "PyTorch", expected, outputs, count))
         check(found[1:], BOUNDS[dtype])
     return found
 

@@ -28,18 +28,20 @@ class Difference(NamedTuple):
 
     Attributes:
         reader: The program that has read the export.
+        examples: The number of examples.
         largest: The largest absolute difference of two logits.
         size: The largest absolute logit.
     """
 
     reader: str
+    examples: int
     largest: float
     size: float
 
-    def describe(self, examples: int) -> str:
+    def describe(self) -> str:
         """Describe it in words."""
         return (
-            f"read again by {self.reader}, {examples} examples: the largest difference is "
+            f"read again by {self.reader}, {self.examples} examples: the largest difference is "
             f"{self.largest:.1e}, of logits up to {self.size:.1f}"
         )
 
@@ -82,11 +84,18 @@ def _unpad(output: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return output[mask > 0] if output.shape == mask.shape else output.ravel()
 
 
-def compare(reader: str, here: Outputs, there: Outputs) -> Difference:
-    """Return the largest difference of two computations."""
+def compare(reader: str, here: Outputs, there: Outputs, examples: int) -> Difference:
+    """Return the largest difference of two computations.
+
+    Args:
+        reader: The program that has read the export.
+        here: The logits of the run.
+        there: The logits of the export.
+        examples: The number of examples.
+    """
     pairs = list(zip(here, there, strict=True))
     largest = max(float(np.max(np.abs(a - b))) for a, b in pairs)
-    return Difference(reader, largest, max(float(np.max(np.abs(a))) for a, _ in pairs))
+    return Difference(reader, examples, largest, max(float(np.max(np.abs(a))) for a, _ in pairs))
 
 
 def check(differences: Sequence[Difference], bound: float) -> None:
@@ -98,7 +107,7 @@ def check(differences: Sequence[Difference], bound: float) -> None:
     for one in differences:
         if not one.largest <= bound * max(1.0, one.size):
             raise InputError(
-                f"the export computes otherwise than the run: {one.describe(EXAMPLES)}, and "
+                f"the export computes otherwise than the run: {one.describe()}, and "
                 f"{bound:.0e} is allowed. Nothing was kept. Please report this"
             )
 
