@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = evaluate_parser().parse_flags(argv)
         source = Source(*(getattr(chosen, name) for name in Source._fields))
         if chosen.output is not None:
-            check_output(chosen.output, None if source.file is None else Path(source.file))
+            _check_output(chosen.output, chosen.run, source)
         name = name_adapter(chosen.adapter)
         with prints_apart():
             options: Any = {"adapter": name, "base": base_from(chosen), "method": chosen.method}
@@ -80,14 +80,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_result(json.dumps(each.get("", each)))
 
 
+def _check_output(path: Path, run: Path, source: Source) -> None:
+    """Check the place of the answers; no file beside the data is overwritten."""
+    check_output(path, None if source.file is None else Path(source.file).expanduser())
+    folder = source.data_dir
+    if folder is None and (run / CONFIG).is_file():
+        folder = read_run(run / CONFIG).task.data_dir
+    if folder and path.exists() and path.resolve().parent == Path(folder).expanduser().resolve():
+        raise InputError(f"--output {path}: a file of the data's folder. Name another")
+
+
 def _write_answers(path: Path, told: Mapping[str, Evaluation]) -> None:
-    """Write the answers of all runs and splits, one after the other."""
+    """Write the answers of one run to one split."""
     each = [answers for one in told.values() for answers in one.answers.values() if answers]
-    if not each:
-        raise InputError(f"--output {path}: this kind of task has no answers. Leave it out")
+    if len(each) != 1:
+        raise InputError(
+            f"--output {path}: the answers of one run to one split are written, and here are "
+            f"{len(each)}. Name a run, and a split by --split"
+        )
     with open_answers(path, list(flatten(each[0][0]))) as write:
-        for answers in each:
-            write(answers)
+        write(each[0])
 
 
 def examine_all(

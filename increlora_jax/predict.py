@@ -19,7 +19,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.run.answer_files import check_output, flatten, open_answers
 from increlora_jax.run.loading import base_from, load_trained
 from increlora_jax.run.predict_flags import parse_prediction
-from increlora_jax.run.predictor import Predictor, keep_top, merged_predictor
+from increlora_jax.run.predictor import Predictor, check_top, keep_top, merged_predictor
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.runtime.console import Pace, prints_apart, say
 from increlora_jax.runtime.ending import fail_clearly
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_output(chosen.output, source)
         with prints_apart():
             predictor = _load(chosen, stop)
+        if chosen.top_k is not None:
+            check_top(predictor.kind, chosen.top_k)
         answers = predictor.stream(_read(predictor.kind, chosen, source))
         _write(chosen, predictor.kind, _count(answers))
 
@@ -95,4 +97,6 @@ def _write(chosen: Namespace, kind: Kind, answers: Iterator[Sequence[Any]]) -> N
         raise InputError(f"--input {chosen.input}: no examples. Add some")
     with open_answers(chosen.output, list(flatten(first[0]))) as write:
         for some in chain([first], answers):
-            write(some if chosen.top_k is None else keep_top(kind, some, chosen.top_k))
+            told = some if chosen.top_k is None else keep_top(kind, some, chosen.top_k)
+            if not write(told):  # as `| head -1` does
+                return

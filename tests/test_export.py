@@ -1,10 +1,12 @@
 """The export command: its proof, what it leaves, and adapters that are truncated."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.numpy import load_file, save_file
 
 from increlora_jax import export as exporting
 from increlora_jax.evaluate import main as evaluate
@@ -116,3 +118,41 @@ def test_a_head_or_a_full_model_is_no_adapter_for_peft(run_once, tmp_path, capsy
     assert "no module has an update" in capsys.readouterr().err
     export(folder, tmp_path / "merged", "--format", "merged")
     assert not (tmp_path / "merged" / CONFIG).exists()
+
+
+def test_a_run_in_bfloat16_is_proved_in_float32(run_once, tmp_path, capsys):
+    folder = run_once("--dtype", "bfloat16")
+    for form in ("peft", "merged"):
+        export(folder, tmp_path / form, "--format", form)
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert max(told["differences"].values()) < 5e-5
+        assert load_trained(tmp_path / form).plan.config.task.dtype == "bfloat16"
+
+
+def test_another_base_of_the_same_shapes_is_refused(run, tiny_model, tmp_path, capsys):
+    folder = export(run, tmp_path / "out", "--format", "peft")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({key: value / 2 for key, value in weights.items()}, other / "model.safetensors")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluate(["--run", str(folder), "--model", str(other)])
+    assert "created with other inputs: base model" in capsys.readouterr().err
+
+
+def test_a_folder_by_its_shortest_name_is_written(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exporting.main(["--run", str(run), "--output-dir", ".", "--format", "native"])
+    assert (tmp_path / "adapter_config.json").is_file()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        export(run, tmp_path / "file" / "out", "--format", "native")
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_model_without_adapters_is_not_truncated(run_once, tmp_path, capsys):
+    for words in (["--rank-budget", "3"], ["--energy", "0.5"]):
+        with pytest.raises(SystemExit) as ended:
+            export(run_once("--method", "head"), tmp_path / "out", "--format", "native", *words)
+        assert ended.value.code == 2
+        assert "are for adapters of this project's runs" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 import threading
 from io import BytesIO, TextIOWrapper
@@ -235,3 +236,31 @@ def test_a_regression_answers_with_scores(run_once, tmp_path, capsys):
     with pytest.raises(SystemExit):
         answer(capsys, "--run", run, "--text", "good film", "--top-k", 2)
     assert "--top-k is for classes" in capsys.readouterr().err
+
+
+def test_no_file_of_the_data_is_overwritten(run, toy_data, capsys):
+    before = (toy_data / "dev.tsv").read_text()
+    for words in ([], ["--data-dir", str(toy_data)], ["--file", str(toy_data / "dev.tsv")]):
+        with pytest.raises(SystemExit) as ended:
+            evaluate(["--run", str(run), *words, "--output", str(toy_data / "dev.tsv")])
+        assert ended.value.code == 2
+        assert "Name another" in capsys.readouterr().err
+    assert (toy_data / "dev.tsv").read_text() == before
+
+
+def test_wrong_arguments_from_python_are_named(run):
+    predictor = il.load(run)
+    for texts in (None, {"a": 1}, b"bytes", 3):
+        with pytest.raises(il.InputError, match="Give a string, or a list of them"):
+            predictor(texts)
+    with pytest.raises(il.InputError, match="batch_size 0 is not at least 1"):
+        il.load(run, batch_size=0)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command(run, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("good film\n" * 200_000)
+    command = f"{sys.executable} -m increlora_jax.predict --run {run} --input {path} | head -1"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout)["label"]
+    assert "answered" not in ended.stderr  # which is said every few seconds

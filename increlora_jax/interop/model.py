@@ -26,6 +26,7 @@ class TrainedModel(NamedTuple):
         head_options: Options of that head.
         labels: The names of its labels; None without names.
         task: The description of its task, in plain JSON.
+        identity: The identities of base model and tokenizer, by content.
         skeleton, parts: The model; its base has the precision of the files.
         drawn: The parameters that the base model's files lack.
         modules_to_save: The names of the modules that were trained in full.
@@ -38,6 +39,7 @@ class TrainedModel(NamedTuple):
     head_options: Mapping[str, Any]
     labels: tuple[str, ...] | None
     task: Mapping[str, Any]
+    identity: Mapping[str, str]
     skeleton: Skeleton
     parts: Parts
     drawn: tuple[str, ...]

@@ -72,7 +72,8 @@ def write_peft(
     write_tensors(tensors, folder / TENSORS)
     ranks = {path: own.rank for path, own in factors.items()}
     config = _describe(model, ranks, modules, is_head_apart=is_head_apart)
-    for name, content in ((CONFIG, config), (TASK, dict(model.task))):
+    own = {**model.task, "identity": dict(model.identity)}
+    for name, content in ((CONFIG, config), (TASK, own)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -44,6 +44,7 @@ _KINDS: dict[str, Any] = {
     "init_r": int,
     "lora_alpha": float,
     "alpha_pattern": dict[str, float] | None,
+    "rank_pattern": dict[str, int | list[bool]] | None,
     "use_rslora": bool,
     "base_model_name_or_path": str | None,
     "task_type": str | None,
@@ -86,6 +87,8 @@ def read_peft(folder: Path) -> PeftAdapter:
     parts: dict[str, dict[str, np.ndarray]] = {}
     full = {}
     for key, value in tensors.items():
+        if "lora_embedding_" in key:
+            raise InputError(f"{folder}: {key} adapts an embedding, which is not read. Merge it")
         if match := _KEY.fullmatch(key):
             parts.setdefault(match[1], {})[match[2]] = value
         elif ".original_module." not in key and (match := _SAVED.fullmatch(key)):

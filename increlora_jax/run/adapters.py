@@ -23,6 +23,7 @@ from increlora_jax.run.foreign import describe_peft_task
 from increlora_jax.run.loading import load_trained
 from increlora_jax.run.predictor import BATCH_SIZE, Predictor, keep_top, merged_predictor
 from increlora_jax.run.start import Start, read_start
+from increlora_jax.run.trained import TOLD
 from increlora_jax.runtime.compilation_cache import use_compilation_cache
 from increlora_jax.tasks.kind import Batch, Encoded, Kind, Predictions
 from increlora_jax.tasks.registry import restore_kind
@@ -39,6 +40,13 @@ class _Own(NamedTuple):
     head: dict[str, Array]
 
 
+class _Bank(NamedTuple):
+    """Adapters by name, and the predictor of all; never changed, so that threads may share it."""
+
+    held: dict[str, "_Held"]
+    predictor: Predictor
+
+
 class ManyPredictor:
     """Adapters over one base that answer texts; several threads may call it.
 
@@ -47,10 +55,11 @@ class ManyPredictor:
     Args:
         folders: The folders of runs or adapters, by the names to call them by.
         model: Another place of the base model; default: as the first was trained.
+        adapter: `last` or `best`, of runs.
         batch_size: Rows of a batch.
 
     Raises:
-        InputError: If an adapter cannot be loaded, or is of another base or head than the first.
+        InputError: If an adapter cannot be loaded, or is of another base or task than the first.
 
     >>> import increlora_jax as il
     >>> il.ManyPredictor({})
@@ -59,31 +68,33 @@ class ManyPredictor:
     """
 
     def __init__(
-        self, folders: Mapping[str, Where], model: str | None = None, batch_size: int = BATCH_SIZE
+        self,
+        folders: Mapping[str, Where],
+        model: str | None = None,
+        adapter: str = "last",
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         if not folders:
             raise InputError("il.load: no adapters. Give a folder, or folders by name")
-        first = load_trained(_adapter_of(next(iter(folders.values()))), base=_place(model))
+        self._adapter, self._batch_size = adapter, batch_size
+        places = {name: self._find(folder) for name, folder in folders.items()}
+        first = load_trained(next(iter(places.values())), base=_place(model))
         use_compilation_cache(first.plan.config.training.compilation_cache_dir)
-        self._plan, self._batch_size = first.plan, batch_size
-        self._held: dict[str, _Held] = {}
-        for name, folder in folders.items():
-            self._held[name] = _read(_adapter_of(folder), first.plan)
-        self._predictor = self._stack()
+        self._plan = first.plan
+        self._bank = self._stack({name: _read(own, self._plan) for name, own in places.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the adapters."""
-        return tuple(self._held)
+        return tuple(self._bank.held)
 
     def add(self, name: str, folder: Where) -> None:
         """Add an adapter, or replace the one of this name; programs are compiled anew.
 
         Raises:
-            InputError: If it cannot be loaded, or is of another base or head.
+            InputError: If it cannot be loaded, or is of another base or task; nothing is changed.
         """
-        self._held[name] = _read(_adapter_of(folder), self._plan)
-        self._predictor = self._stack()
+        self._bank = self._stack(self._bank.held | {name: _read(self._find(folder), self._plan)})
 
     def __call__(
         self, texts: Any, adapter: str | Sequence[str], *, top_k: int | None = None
@@ -101,32 +112,36 @@ class ManyPredictor:
         Raises:
             InputError: If a name or a text is wrong.
         """
-        rows, is_one = self._predictor.rows_of(texts)
+        held, predictor = self._bank
+        rows, is_one = predictor.rows_of(texts)
         named = [adapter] * len(rows) if isinstance(adapter, str) else list(adapter)
         if len(named) != len(rows):
             raise InputError(f"adapter: {len(named)} names for {len(rows)} texts. Give as many")
         for name in named:
-            if name not in self._held:
-                raise InputError(f"adapter {name!r} is unknown{suggest(name, self.names)}")
+            if name not in held:
+                raise InputError(f"adapter {name!r} is unknown{suggest(name, tuple(held))}")
         if not rows:
             return []
-        places = np.array([self.names.index(name) for name in named], np.int32)
-        predictor = self._predictor
+        places = np.array([list(held).index(name) for name in named], np.int32)
         piece = predictor.encode(rows, lambda encoded: _mark(encoded, places))
         predictions = predictor.predict(piece)
         answers: list[Any] = [None] * len(rows)
-        for name in dict.fromkeys(named):
-            kind = self._held[name].kind
-            assert kind.answer is not None
-            own = kind.answer(predictions, piece.encoded, piece.split)
-            own = own if top_k is None else keep_top(kind, own, top_k)
-            for index in np.flatnonzero(places == self.names.index(name)):
-                answers[int(index)] = own[int(index)]
+        for place, (name, own) in enumerate(held.items()):
+            if name in named:
+                assert own.kind.answer is not None
+                each = own.kind.answer(predictions, piece.encoded, piece.split)
+                each = each if top_k is None else keep_top(own.kind, each, top_k)
+                for index in np.flatnonzero(places == place):
+                    answers[int(index)] = each[int(index)]
         return answers[0] if is_one else answers
 
-    def _stack(self) -> Predictor:
+    def _find(self, folder: Where) -> Path:
+        path = Path(folder).expanduser()
+        return path / name_adapter(self._adapter) if (path / CONFIG).is_file() else path
+
+    def _stack(self, held: dict[str, "_Held"]) -> _Bank:
         plan = self._plan
-        skeleton, parts, stacked = _stack([held.start for held in self._held.values()], plan)
+        skeleton, parts, stacked = _stack([own.start for own in held.values()], plan)
         base, predict = plan.layout.place(parts.base), plan.data.kind.predict
         empty = parts._replace(adapters={}, head={}, base={}, rules=None)
 
@@ -142,7 +157,8 @@ class ManyPredictor:
             rest = {name: value for name, value in batch.items() if name != _PLACE}
             return jax.vmap(of_row)(batch[_PLACE], rest)
 
-        return Predictor(plan, (stacked, base), forward, batch_size=self._batch_size)
+        own = Predictor(plan, (stacked, base), forward, batch_size=self._batch_size)
+        return _Bank(held, own)
 
 
 class _Held(NamedTuple):
@@ -170,10 +186,26 @@ def _read(folder: Path, plan: Plan) -> _Held:
             f"{folder} is of {kind.task}, whose head is another than the first adapter's. Load it "
             "by itself"
         )
+    _check_alike(folder, {**saved, **saved.get("settings", {})}, plan)
     model = abstract_model(config, head=kind.head, **kind.head_options)
     identity = {"base model": identify_model(plan.folder)}
     table = find_spec(config).weights
     return _Held(read_start(folder, model, table, identity, ignore_head=False), kind)
+
+
+def _check_alike(folder: Path, saved: Mapping[str, Any], plan: Plan) -> None:
+    """Check that an adapter reads texts as the first one does: as many, as long, as precisely."""
+    first = {**plan.data.kind.saved, **{n: getattr(plan.config.task, n) for n in TOLD}}
+    here, there = (
+        {n: told.get(n, first[n]) for n in TOLD} | {"text columns": len(told.get("columns") or ())}
+        for told in (first, saved)
+    )
+    for name, value in there.items():
+        if value != here[name]:
+            raise InputError(
+                f"{folder} answers with {name} {value}, and the first adapter with {here[name]}. "
+                "Load it by itself"
+            )
 
 
 def _stack(starts: Sequence[Start], plan: Plan) -> tuple[Skeleton, Parts, _Own]:
@@ -223,11 +255,6 @@ def _mark(encoded: Encoded, places: np.ndarray) -> Encoded:
     return Encoded(encoded.ragged, fixed, encoded.beside, encoded.notes, encoded.num_cut)
 
 
-def _adapter_of(folder: Where) -> Path:
-    path = Path(folder).expanduser()
-    return path / name_adapter("last") if (path / CONFIG).is_file() else path
-
-
 def _place(model: str | None) -> dict[str, str | None]:
     return {"model": model, "model_revision": None, "model_subfolder": None} if model else {}
 
@@ -262,7 +289,9 @@ def load(
     increlora_jax.errors.InputError: --run nowhere: no trained model is here. Give the folder...
     """
     if isinstance(run, Mapping):
-        return ManyPredictor(run, model, batch_size)
+        if method is not None:
+            raise InputError("method is for a single run. Load runs of such methods one by one")
+        return ManyPredictor(run, model, adapter, batch_size)
     base = _place(model)
     trained = load_trained(Path(run).expanduser(), adapter=adapter, base=base, method=method)
     use_compilation_cache(trained.plan.config.training.compilation_cache_dir)

@@ -14,8 +14,8 @@ from increlora_jax.runtime.streams import write_result
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
-Write = Callable[[Sequence[Any]], None]
-"""Writes the answers to further examples, named tuples of one kind."""
+Write = Callable[[Sequence[Any]], bool]
+"""Writes the answers to further examples, named tuples of one kind; false if nobody reads them."""
 
 
 def check_output(path: Path, source: Path | None) -> None:
@@ -66,14 +66,14 @@ def _to_json(answer: Any) -> str:
 
 def _make_writer(path: Path, file: io.TextIOBase, columns: Sequence[str]) -> Write:
     if path.suffix.lower() == ".jsonl":
-        return lambda answers: file.writelines(_to_json(answer) + "\n" for answer in answers)
+        return lambda answers: file.write("".join(_to_json(a) + "\n" for a in answers)) >= 0
     form: dict[str, Any] = {"lineterminator": "\n"}
     if path.suffix.lower() == ".tsv":
         form |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
     table = csv.DictWriter(file, columns, **form)
     rows = 0
 
-    def write(answers: Sequence[Any]) -> None:
+    def write(answers: Sequence[Any]) -> bool:
         nonlocal rows
         if rows == 0:
             table.writeheader()
@@ -86,5 +86,6 @@ def _make_writer(path: Path, file: io.TextIOBase, columns: Sequence[str]) -> Wri
                     f"--output {path}: answer {rows} holds a tab or a line break, which a .tsv "
                     "file cannot. Name a .jsonl or .csv file"
                 ) from error
+        return True
 
     return write

@@ -59,8 +59,15 @@ class Held(Enum):
 
 
 def name_adapter(which: str) -> str:
-    """Return the name of the folder of the adapter of the `last` step or the `best` evaluation."""
-    return ADAPTER if which == "last" else BEST_ADAPTER
+    """Return the name of the folder of the adapter of the `last` step or the `best` evaluation.
+
+    Raises:
+        InputError: If `which` is neither.
+    """
+    names = {"last": ADAPTER, "best": BEST_ADAPTER}
+    if which not in names:
+        raise InputError(f"adapter {which!r}: choose last or best")
+    return names[which]
 
 
 def look_into(folder: Path, config: RunConfig) -> Held:

@@ -3,6 +3,8 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -40,7 +42,7 @@ def load_trained(
     adapter: str = "last",
     base: Mapping[str, str | None] | None = None,
     method: str | None = None,
-    quantize: str | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Trained:
     """Load a trained model.
 
@@ -49,23 +51,23 @@ def load_trained(
         adapter: `last` or `best`, of a run.
         base: The base model's place by the names of its flags; default: as in training.
         method: `package.module:function` of the user's method that trained the run, if any.
-        quantize: How the base is stored instead of as in training.
+        changes: Settings instead of those in training, by name, such as the `dtype`.
 
     Raises:
         InputError: If the folder holds no trained model, or one that cannot be loaded.
     """
     if (path / CONFIG).is_file():
-        return _load_run(path, adapter, base or {}, method, quantize)
+        return _load_run(path, adapter, base or {}, method, changes)
     if adapter != "last":
         raise InputError(f"--adapter {adapter}: {path} is no run, which alone has several adapters")
     if is_peft(path):
-        return load_peft(path, base or {})
+        return load_peft(path, base or {}, changes)
     if (find_folder(path) / ADAPTER_CONFIG).is_file():
-        return _load(_open_alone(path, base, method), quantize)
+        return _load(_open_alone(path, base, method), changes)
     if (path / CONFIG_NAME).is_file():
         if base or method:
             raise InputError(f"{path} is a whole model. Leave out --model and --method")
-        return load_whole(path)
+        return load_whole(path, changes)
     raise InputError(
         f"--run {path}: no trained model is here. Give the folder of a run ({CONFIG}), of an "
         f"adapter ({ADAPTER_CONFIG}) or of a whole model ({CONFIG_NAME})"
@@ -90,7 +92,7 @@ def _load_run(
     adapter: str,
     base: Mapping[str, str | None],
     method: str | None,
-    quantize: str | None,
+    changes: Mapping[str, Any],
 ) -> Trained:
     config = read_run(path / CONFIG)
     names = [member.name for member in members_of(config)]
@@ -105,16 +107,17 @@ def _load_run(
             f"--run {path}: there is no {folder.name} yet. Finish the training by the same "
             "command, or give another --adapter"
         )
-    return _load(open_adapter(folder, config, base, method), quantize)
+    return _load(open_adapter(folder, config, base, method), changes)
 
 
-def _load(opened: Opened, quantize: str | None) -> Trained:
-    if quantize is not None:
-        opened = opened._replace(config=opened.config.changed({"quantize_base": quantize}))
+def _load(opened: Opened, changes: Mapping[str, Any]) -> Trained:
+    dtype = opened.config.task.dtype
+    opened = opened._replace(config=opened.config.changed(changes))
     kind = restore_kind(opened.saved, opened.config.task)
     plan = opened.plan(TaskData(kind, None, {}))
     skeleton, (start, *_), report = load_parts(plan, jnp.float32)
     parts = load_adapter(opened.folder, start)
     check_ranks(opened.folder, opened.saved, ranks_of(parts.slots))
     model = describe_model(plan, skeleton, parts, report)
+    model = model._replace(task={**model.task, "dtype": dtype})
     return Trained(plan, model, opened.saved, (*opened.notes, *plan.notes))

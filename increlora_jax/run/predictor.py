@@ -1,7 +1,7 @@
 """Answers of a trained model to texts, from Python or by the thousand."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -86,6 +86,8 @@ class Predictor:
         pack: Callable[..., Batch] | None = None,
     ) -> None:
         self.kind: Kind = plan.data.kind
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} is not at least 1")
         if self.kind.answer is None:
             raise InputError(f"--run: models for {self.kind.task} have no answers here")
         self._model, self._pack = model, pack
@@ -123,6 +125,8 @@ class Predictor:
 
     def rows_of(self, texts: Any) -> tuple[list[Any], bool]:
         """Return the given texts as a list, and whether it was one text or one pair."""
+        if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
+            raise InputError(f"texts: {type(texts).__name__}. Give a string, or a list of them")
         is_pair = isinstance(texts, tuple) and len(texts) == 2
         is_one = isinstance(texts, str) or (is_pair and all(isinstance(t, str) for t in texts))
         return ([texts] if is_one else list(texts)), is_one
@@ -204,16 +208,21 @@ class Predictor:
         return shapes.choose(encoded)
 
 
+def check_top(kind: Kind, count: int) -> None:
+    """Raise an InputError if answers have no probabilities, or the count is not positive."""
+    if kind.labels is None:
+        raise InputError(f"--top-k is for classes, and {kind.task} has none here. Leave it out")
+    if count < 1:
+        raise InputError(f"--top-k {count} is not at least 1")
+
+
 def keep_top(kind: Kind, answers: Sequence[Any], count: int) -> list[Any]:
     """Return the answers with their `count` most probable labels only.
 
     Raises:
         InputError: If the answers have no probabilities, or the count is not positive.
     """
-    if kind.labels is None:
-        raise InputError(f"--top-k is for classes, and {kind.task} has none here. Leave it out")
-    if count < 1:
-        raise InputError(f"--top-k {count} is not at least 1")
+    check_top(kind, count)
 
     def cut(probabilities: dict[str, float]) -> dict[str, float]:
         return dict(sorted(probabilities.items(), key=lambda pair: -pair[1])[:count])

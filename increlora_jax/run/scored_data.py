@@ -77,8 +77,8 @@ def load_scored(saved: Mapping[str, Any], config: TaskConfig, source: Source) ->
             )
         notes = (*notes, told)
     elif origin == "unknown":
-        notes = (*notes, "this adapter is of an older version: whether the data is the run's is not"
-                 " known")  # fmt: skip
+        notes = (*notes, "the model does not say which data its run was judged on: whether these"
+                 " are the same is not known")  # fmt: skip
     scored = replace(kind, dev_splits=tuple(splits))
     return Scored(TaskData(scored, None, splits), origin, notes)
 

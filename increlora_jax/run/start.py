@@ -1,6 +1,7 @@
 """The start of a run from another adapter: of PEFT, or of another run."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +13,17 @@ from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.errors import InputError
+from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.replace import find_folder
 from increlora_jax.files.tensors import open_tensors, read_claims
+from increlora_jax.interop.peft_files import TASK
 from increlora_jax.interop.peft_model import Found, find_paths
 from increlora_jax.interop.peft_reading import is_peft, read_peft
 from increlora_jax.nn.adapter_files import TENSORS, read_adapter_config
 from increlora_jax.nn.factors import Factors, active_slots, decompose, factors_of
 from increlora_jax.nn.rules import make_rules
 from increlora_jax.nn.skeleton import Parts
+from increlora_jax.run.folder import ADAPTER, CONFIG
 from increlora_jax.weights.folder import name_variables
 from increlora_jax.weights.table import WeightTable
 
@@ -75,10 +79,16 @@ def read_start(
     """
     where = f"--init-adapter {folder}"
     own = find_folder(folder)
+    if (own / CONFIG).is_file():  # a run's folder
+        own = find_folder(own / ADAPTER)
     if not own.is_dir():
         raise InputError(f"{where}: no such folder. Name one of PEFT, or a run's adapter/")
     if is_peft(own):
-        found = find_paths(model, table, read_peft(own))
+        _check_told(where, own, identity, ignore_head=ignore_head)
+        adapter = read_peft(own)
+        if ignore_head:
+            adapter = adapter._replace(full={})
+        found = find_paths(model, table, adapter)
     elif (own / TENSORS).is_file():
         found = _read_own(own, identity, ignore_head=ignore_head)
     else:
@@ -88,6 +98,25 @@ def read_start(
     return Start(
         {path: _trim(factors) for path, factors in found.factors.items()}, full, _identify(own)
     )
+
+
+def _check_told(
+    where: str, folder: Path, identity: Mapping[str, str], *, ignore_head: bool
+) -> None:
+    """Check a folder of PEFT by the description that this project's export adds to it."""
+    if not (folder / TASK).is_file():
+        return
+    told = read_json_object(folder / TASK)
+    there = told.get("identity")
+    known = dict(there) if isinstance(there, dict) else {}
+    if not ignore_head:
+        known["labels"] = json.dumps(told.get("labels"))
+    for name in identity.keys() & known.keys():
+        if known[name] != identity[name]:
+            raise InputError(
+                f"{where} is of a run with another {name}. Give the adapter's own"
+                + (", or --ignore-head" if name == "labels" else " by --model")
+            )
 
 
 def _read_own(folder: Path, identity: Mapping[str, str], *, ignore_head: bool) -> Found:

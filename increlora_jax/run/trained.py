@@ -60,6 +60,7 @@ def describe_model(
         head_options=kind.head_options,
         labels=kind.labels,
         task={**kind.saved, **told},
+        identity={name: plan.identity[name] for name in ("base model", "tokenizer")},
         skeleton=skeleton,
         parts=parts,
         drawn=report.new_parameters,

@@ -117,8 +117,8 @@ def tell(message: str) -> None:
         sys.stderr.flush()
 
 
-def write_result(line: str) -> None:
-    """Write a line to standard output.
+def write_result(line: str) -> bool:
+    """Write a line to standard output; return whether somebody still reads it.
 
     If the reader has closed the pipe, nothing is raised.
 
@@ -133,6 +133,7 @@ def write_result(line: str) -> None:
         error = getattr(sys.stdout, "error", None)
     if error is not None and not isinstance(error, BrokenPipeError):
         raise WriteError(f"standard output cannot be written: {error}")
+    return error is None
 
 
 def _make_lasting(stream: Any) -> Any:

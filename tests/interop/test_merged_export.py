@@ -94,3 +94,25 @@ def test_a_damaged_description_is_refused_by_name(drawn_run, change, said, tmp_p
         predict(["--run", str(tmp_path), "--text", "a", "--text2", "b"])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
+        ({"problem_type": "regression"}, "regression with 2 outputs"),
+        ({"increlora_jax": "x"}, "increlora_jax is no object"),
+        ({"architectures": ["BertModel"]}, "architectures is"),
+    ],
+)
+def test_models_of_others_that_answer_otherwise_are_refused(
+    drawn_run, change, said, tmp_path, capsys
+):
+    write_merged(tmp_path, load_trained(drawn_run("bert")).model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["increlora_jax"]
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(SystemExit) as ended:
+        predict(["--run", str(tmp_path), "--text", "a", "--text2", "b"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Several adapters over one base: each answers as alone, also within a mixed batch."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -52,7 +55,33 @@ def test_wrong_names_and_heads_are_refused(folders, run_once, tmp_path):
         rows = ["text\tlabel", *(f"good film\t{label}" for label in "abcabcabc")]
         (tmp_path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
     three = run_once("--task", "text", "--data-dir", str(tmp_path))
-    with pytest.raises(il.InputError, match="whose head is another"):
-        predictor.add("three", three)
+    before = predictor(TEXTS, "first")
+    for name in ("three", "first"):
+        with pytest.raises(il.InputError, match="whose head is another"):
+            predictor.add(name, three)
+    assert predictor.names == ("first",)  # a failed one changes nothing
+    assert predictor(TEXTS, "first") == before
     with pytest.raises(il.InputError, match="no adapters"):
         il.load({})
+
+
+def test_adapters_that_read_texts_otherwise_are_refused(folders, tmp_path):
+    other = shutil.copytree(folders["second"] / "adapter", tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["settings"]["max_seq_length"] = 5
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    message = "answers with max_seq_length 5, and the first adapter with 16"
+    with pytest.raises(il.InputError, match=message):
+        il.load({"first": folders["first"], "other": other})
+
+
+def test_the_best_adapters_are_loaded_if_asked(folders):
+    best = il.load({"first": folders["first"]}, adapter="best")
+    expected = numbers(il.load(folders["first"], adapter="best")(TEXTS))
+    np.testing.assert_allclose(numbers(best(TEXTS, "first")), expected, atol=1e-5)
+    with pytest.raises(il.InputError, match="choose last or best"):
+        il.load({"first": folders["first"]}, adapter="worst")
+    with pytest.raises(il.InputError, match="choose last or best"):
+        il.load(folders["first"], adapter="worst")
+    with pytest.raises(il.InputError, match="method is for a single run"):
+        il.load({"first": folders["first"]}, method="a:b")

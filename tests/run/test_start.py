@@ -140,11 +140,16 @@ def test_another_label_set_begins_with_a_new_head(run_once, short_words, tmp_pat
     for split in ("train", "dev"):
         rows = ["text\tlabel", *(f"good film {w}\t{w}" for w in ("a", "the", "very") * 20)]
         (tmp_path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    adapter = run_once() / "adapter"
+    adapter = run_once()  # its last adapter
     words = [*short_words, "--task", "text", "--data-dir", str(tmp_path), "--target-rank", "3"]
     words += ["--init-adapter", str(adapter), "--output-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         train.main(words)
+    assert "another labels" in capsys.readouterr().err
+    export(["--run", str(run_once()), "--format", "peft", "--output-dir", str(tmp_path / "peft")])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # PEFT's folder knows its labels by a file of ours
+        train.main([*words, "--init-adapter", str(tmp_path / "peft")])
     assert "another labels" in capsys.readouterr().err
     train.main([*words, "--ignore-head"])
     assert json.loads((tmp_path / "run" / "results.json").read_text())["total_rank"] == 36
@@ -160,6 +165,7 @@ def test_another_label_set_begins_with_a_new_head(run_once, short_words, tmp_pat
         ({"r": "2"}, "r is"),
         ({"r": 5}, "gives bert.encoder"),
         ({"alpha_pattern": {"(": 3}}, "is no regex"),
+        ({"rank_pattern": [1]}, "rank_pattern is"),
     ],
 )
 @needs_peft
