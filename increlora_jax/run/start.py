@@ -86,9 +86,7 @@ def read_start(
     if is_peft(own):
         _check_told(where, own, identity, ignore_head=ignore_head)
         adapter = read_peft(own)
-        if ignore_head:
-            adapter = adapter._replace(full={})
-        found = find_paths(model, table, adapter)
+        found = find_paths(model, table, adapter._replace(full={}) if ignore_head else adapter)
     elif (own / TENSORS).is_file():
         found = _read_own(own, identity, ignore_head=ignore_head)
     else:
