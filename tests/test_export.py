@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,3 +158,15 @@ def test_a_model_without_adapters_is_not_truncated(run_once, tmp_path, capsys):
             export(run_once("--method", "head"), tmp_path / "out", "--format", "native", *words)
         assert ended.value.code == 2
         assert "are for adapters of this project's runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "native"])
+def test_nothing_is_needed_of_pytorch(run, form, tmp_path):
+    hidden = "import sys; sys.modules['torch'] = sys.modules['peft'] = None"
+    words = ["--run", str(run), "--format", form, "--output-dir", str(tmp_path / "out")]
+    program = f"{hidden}; from increlora_jax.export import main; main({words})"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ("not compared by PyTorch" in ended.stderr) == (form != "native")

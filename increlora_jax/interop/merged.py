@@ -82,15 +82,20 @@ def _describe(model: TrainedModel, base: dict[str, Any], dtype: str | None) -> d
 
 def _name_class(model: TrainedModel, model_type: str) -> str:
     """Return transformers' name for the model with its head."""
-    from transformers.models.auto import modeling_auto  # takes a second
+    # The module itself: its package refuses without PyTorch, which these names do not need.
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
 
     tables: dict[str, Any] = {
-        "sequence_classification":
-            modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "question_answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-        "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    }  # fmt: skip
+        "sequence_classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "question_answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        "causal_lm": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "seq2seq_lm": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
     name = tables.get(model.head, {}).get(model_type)
     if name is None:
         raise InputError(
