@@ -103,7 +103,8 @@ def test_the_installed_commands_are_there_and_the_version_has_one_home():
     setup.read(SETUP, encoding="utf-8")
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
     pairs = dict(line.split(" = ") for line in lines if line)
-    assert list(pairs) == ["increlora-train", "increlora-evaluate"]
+    commands = ("train", "evaluate", "predict", "export")
+    assert list(pairs) == [f"increlora-{name}" for name in commands]
     for name, place in pairs.items():
         assert callable(EntryPoint(name, place, "console_scripts").load())
     assert setup["metadata"]["version"] == "attr: increlora_jax.__version__"
