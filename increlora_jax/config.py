@@ -172,9 +172,9 @@ class AdapterConfig:
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
     init_adapter: str | None = option(
-        None, "begin with an adapter: a LoRA folder of PEFT, or the adapter of another run"
+        None, "a LoRA folder of PEFT or a run's adapter to begin with"
     )
-    ignore_head: bool = option(False, "whether the head of --init-adapter is left out")
+    ignore_head: bool = option(False, "whether its head is left out")
     lora_alpha: float = option(16.0, "alpha of the scale s = alpha/r")
     lora_dropout: float = option(0.0, "dropout on an adapter's input")
     scaling: Literal["rank", "target", "rsqrt"] = option(
@@ -224,9 +224,8 @@ class GrowthConfig:
     beta1: float = option(0.85, "decay of the average importance")
     beta2: float = option(0.85, "decay of its uncertainty")
     score_window: Count | None = option(
-        None, "steps scored up to a round; default: all that float32 averages remember of; auto: "
-              "those with 0.9 of the weight, at most half of an interval"
-    )  # fmt: skip
+        None, "steps scored up to a round, or auto for few; default: all that averages remember"
+    )
     reg_orth_coef: float = option(0.1, "weight of the orthogonality term (gamma)")
 
     def __post_init__(self) -> None:
