@@ -171,9 +171,7 @@ class AdapterConfig:
     modules_to_save: list[str] | None = option(
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
-    init_adapter: str | None = option(
-        None, "a LoRA folder of PEFT or a run's adapter to begin with"
-    )
+    init_adapter: str | None = option(None, "PEFT folder or adapter to begin with")
     ignore_head: bool = option(False, "whether its head is left out")
     lora_alpha: float = option(16.0, "alpha of the scale s = alpha/r")
     lora_dropout: float = option(0.0, "dropout on an adapter's input")
