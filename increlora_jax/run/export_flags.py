@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from increlora_jax.errors import InputError
-from increlora_jax.run.flags import Parser, path, path_text, text, type_of
-from increlora_jax.values import Reference
+from increlora_jax.run.flags import Parser, path, text, type_of
+from increlora_jax.run.model_flags import add_model_flags
 
 _DESCRIPTION = "Write a trained model for others: PEFT's LoRA, a whole model, or a smaller adapter."
 
@@ -36,18 +36,7 @@ def parse_export(argv: Sequence[str] | None = None) -> Namespace:
 
 def _parser() -> Parser:
     parser = Parser("export", _DESCRIPTION)
-    add = parser.add_argument_group("model").add_argument
-    add("--run", required=True, type=path, metavar="DIR",
-        help="the folder of a run, of an adapter, or of a whole model")  # fmt: skip
-    add("--adapter", type=type_of(Literal["last", "best"]), default="last", metavar="NAME",
-        help="of the last step or the best evaluation (last, best; default last)")  # fmt: skip
-    add("--model", type=path_text, metavar="NAME",
-        help="where the base model is now: a folder or a hub id")  # fmt: skip
-    add("--model-revision", type=text, metavar="NAME", help="the branch, tag or commit of --model")
-    add("--model-subfolder", type=text, metavar="DIR", help="where in the folder of --model it is")
-    add("--method", type=type_of(Reference), metavar="NAME",
-        help="the method of your own that trained the run, whose code is then imported "
-        "(package.module:name)")  # fmt: skip
+    add_model_flags(parser)
     add = parser.add_argument_group("export").add_argument
     add("--format", required=True, type=type_of(Literal["peft", "merged", "native"]),
         metavar="NAME", help="a LoRA for PEFT and servers, a whole model, or an adapter of this "

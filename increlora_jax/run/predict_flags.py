@@ -2,11 +2,10 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Literal
 
 from increlora_jax.errors import InputError
 from increlora_jax.run.flags import Parser, path, path_text, text, type_of
-from increlora_jax.values import Reference
+from increlora_jax.run.model_flags import add_model_flags
 
 _DESCRIPTION = "Answer texts with a trained model: labels and probabilities, scores, or answers."
 
@@ -33,18 +32,7 @@ def parse_prediction(argv: Sequence[str] | None = None) -> Namespace:
 
 def _parser() -> Parser:
     parser = Parser("predict", _DESCRIPTION)
-    add = parser.add_argument_group("model").add_argument
-    add("--run", required=True, type=path, metavar="DIR",
-        help="the folder of a run, of an adapter, or of a whole model")  # fmt: skip
-    add("--adapter", type=type_of(Literal["last", "best"]), default="last", metavar="NAME",
-        help="of the last step or the best evaluation (last, best; default last)")  # fmt: skip
-    add("--model", type=path_text, metavar="NAME",
-        help="where the base model is now: a folder or a hub id")  # fmt: skip
-    add("--model-revision", type=text, metavar="NAME", help="the branch, tag or commit of --model")
-    add("--model-subfolder", type=text, metavar="DIR", help="where in the folder of --model it is")
-    add("--method", type=type_of(Reference), metavar="NAME",
-        help="the method of your own that trained the run, whose code is then imported "
-        "(package.module:name)")  # fmt: skip
+    add_model_flags(parser)
     add = parser.add_argument_group("texts").add_argument
     add("--text", type=str, action="append", metavar="TEXT", help="a text; may be given again")
     add("--text2", type=str, action="append", metavar="TEXT",
