@@ -1,7 +1,8 @@
 """Proof of an export: the export is loaded again, and computes the same."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def compute_torch(
     """
     import torch
 
-    loaded = _load_torch(model, folder, is_peft=is_peft).eval()
+    with _quietly():
+        loaded = _load_torch(model, folder, is_peft=is_peft).eval()
     taken = set(load_tokenizer(model.folder).model_input_names)
     if not getattr(loaded.config, "type_vocab_size", 0):
         taken -= {"token_type_ids"}  # which GPT-2 would take for words
@@ -145,12 +147,26 @@ def compute_torch(
     return _join(batches, forward)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence transformers meanwhile: the parameters that a checkpoint lacks are known here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before[0])
+        if before[1]:
+            logging.enable_progress_bar()
+
+
 def _load_torch(model: TrainedModel, folder: Path, *, is_peft: bool) -> Any:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()  # parameters that a checkpoint lacks are known here
-    transformers.logging.disable_progress_bar()
     is_classifier = model.head == "sequence_classification"
     options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
     kind: Any = transformers.AutoModelForQuestionAnswering
