@@ -149,7 +149,7 @@ def compute_torch(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence transformers meanwhile: the parameters that a checkpoint lacks are known here."""
+    """Keep transformers silent meanwhile; the parameters that a checkpoint lacks are known here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
