@@ -2,6 +2,7 @@
 
 import json
 import logging
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from increlora_jax.run.loading import load_trained
 from increlora_jax.run.splits import choose_examples
 from tests.families import FAMILIES
 
-needs_torch = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('torch')")
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="pip install '.[test]'")
 
 
 @needs_torch

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from increlora_jax.run.loading import load_trained
 from increlora_jax.run.splits import choose_examples
 from tests.families import FAMILIES
 
-needs_peft = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('peft')")
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="pip install '.[test]'")
 
 
 def largest_difference(run, folder):
