@@ -68,6 +68,23 @@ def test_the_metrics_log_has_every_step_and_every_evaluation(finished):
     assert [line["total_rank"] for line in steps[:7]] == [12, 12, 16, 16, 20, 20, 24]
 
 
+def test_the_metrics_log_has_the_ranks_of_every_round_and_the_importance_behind_them(finished):
+    results = read_results(finished)
+    first, *rounds = (line for line in read_metrics(finished) if line["split"] == "growth")
+    assert first["step"] == 0
+    assert set(first["ranks"].values()) == {1}
+    assert {str(line["step"]) for line in rounds} == results["rounds"].keys()
+    assert rounds[-1]["ranks"] == results["ranks"]
+    assert rounds[-1]["parameters"] == results["trainable_parameters"]["active"]
+    before = first
+    for line in rounds:
+        grown = {name for name, rank in line["ranks"].items() if rank > before["ranks"][name]}
+        assert grown == results["rounds"][str(line["step"])].keys()
+        others = [line["importance"][name] for name in line["importance"].keys() - grown]
+        assert min(line["importance"][name] for name in grown) >= max(others)
+        before = line
+
+
 def test_the_resolved_configuration_is_kept(finished, toy_data):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["data_dir"] == str(toy_data)

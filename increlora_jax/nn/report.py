@@ -1,5 +1,6 @@
 """The number of parameters that a model trains, and the rank of every module."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from increlora_jax.core.adapter import Slots
+from increlora_jax.core.adapter import Adapter, Slots
 from increlora_jax.nn.kernels import path_of, stack_names
 from increlora_jax.nn.skeleton import Parts
 
@@ -63,10 +64,8 @@ def report(parts: Parts) -> TrainableReport:
     """
     slots = jax.device_get(parts.slots)
     ranks = ranks_of(slots)
-    active = sum(
-        int(_counted(slots[path]).sum()) * (a.A.shape[-2] + a.B.shape[-1] + 1)
-        for path, a in parts.adapters.items()
-    )
+    sizes = slot_sizes(parts.adapters)
+    active = sum(int(_counted(slots[path]).sum()) * size for path, size in sizes.items())
     widths = {path: held.active.shape[-1] for path, held in slots.items()}
     return TrainableReport(
         active=active,
@@ -89,6 +88,11 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
             strict=True,
         )
     }
+
+
+def slot_sizes(adapters: Mapping[str, Adapter]) -> dict[str, int]:
+    """Return the parameters of one slot of every adapter: a column of A, a row of B and λ."""
+    return {path: own.A.shape[-2] + own.B.shape[-1] + 1 for path, own in adapters.items()}
 
 
 def _counted(slots: Slots) -> np.ndarray:

@@ -35,9 +35,17 @@ class Journal:
         self._is_better = is_better
         self._news: list[str] = []
 
-    def begin(self, ranks: dict[str, int]) -> None:
-        """Note the ranks, in module order, that growth is counted from."""
-        self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()))
+    def begin(self, ranks: dict[str, int], sizes: dict[str, int]) -> None:
+        """Note the ranks that growth is counted from; log the ranks of a new run.
+
+        Args:
+            ranks: The rank of every module, in module order.
+            sizes: The parameters of one slot of every module, in the same order.
+        """
+        self._modules, self._ranks = tuple(ranks), np.array(list(ranks.values()), int)
+        self._sizes = np.array(list(sizes.values()), int)
+        if ranks and self.progress.step == 0 and not self.progress.log_bytes:
+            self._log_growth(0, {})
 
     def read(self, step: int, numbers: Info, *, is_timed: bool) -> None:
         """Note the numbers of a step; if `is_timed`, its tokens count for speed and padding.
@@ -109,9 +117,27 @@ class Journal:
             grown = {self._modules[i]: int(growth[i]) for i in np.flatnonzero(growth)}
             self.progress.rounds[step] = grown
             self._ranks = ranks
+            self._log_growth(step, numbers)
             budget = self.method.rank_budget
             goal = "" if budget is None else f" of {budget}"
             self._note(f"{_name_change(growth.sum())} total rank {total}{goal}")
+
+    def _log_growth(self, step: int, numbers: Info) -> None:
+        """Log the ranks of all modules after a step, and the importance that chose them."""
+        numbers_of = {"ranks": self._ranks}
+        if (importance := _importance(numbers)) is not None:
+            numbers_of["importance"] = importance
+        self._log.write_growth(
+            step,
+            {
+                "total_rank": int(self._ranks.sum()),
+                "parameters": int(self._ranks @ self._sizes),
+                **{
+                    name: dict(zip(self._modules, values.tolist(), strict=True))
+                    for name, values in numbers_of.items()
+                },
+            },
+        )
 
     def take_news(self) -> list[str]:
         """Return the news since the last call. The loop prints the news of all runs in one line."""
@@ -127,6 +153,13 @@ class Journal:
     @property
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""
+
+
+def _importance(numbers: Info) -> np.ndarray | None:
+    """Return the importance of every module [modules], if a method gives it: Ī·Ū, or the score."""
+    if "sensitivity" in numbers and "uncertainty" in numbers:
+        return np.asarray(numbers["sensitivity"]) * np.asarray(numbers["uncertainty"])
+    return np.asarray(numbers["importance"]) if "importance" in numbers else None
 
 
 def _name_change(growth: int) -> str:

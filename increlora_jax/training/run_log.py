@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.training.board import Board
 
 METRICS_FILE = "metrics.jsonl"
+GROWTH = "growth"
+"""The split of lines about ranks: of step 0, before it, and of each later change."""
 
 
 class RunLog:
@@ -64,15 +66,22 @@ class RunLog:
 
     def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """Write the numbers of a training step, or the metrics on dev after so many steps."""
-        if self._lines is None:
-            return
         # JSON has no word for numbers that are not finite.
         plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
-        with self._naming():
-            self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
-            self._lines.flush()
+        self._write_line(step, split, plain)
         if self._board is not None:
             self._board.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
+
+    def write_growth(self, step: int, numbers: Mapping[str, int | Mapping[str, float]]) -> None:
+        """Write the ranks after a step and the importance behind them, by module."""
+        self._write_line(step, GROWTH, numbers)
+
+    def _write_line(self, step: int, split: str, numbers: Mapping[str, Any]) -> None:
+        if self._lines is None:
+            return
+        with self._naming():
+            self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+            self._lines.flush()
 
     def sync(self) -> int:
         """Write every line to disk; return the length of the file in bytes."""

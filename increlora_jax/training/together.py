@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from increlora_jax.methods.base import Info
-from increlora_jax.nn.report import ranks_of
+from increlora_jax.nn.kernels import path_of
+from increlora_jax.nn.report import ranks_of, slot_sizes
 from increlora_jax.training.journal import Journal
 from increlora_jax.training.progress import Progress
 from increlora_jax.training.state import TrainState
@@ -102,8 +103,12 @@ class Together:
     def begin(self, state: TrainState, modules: tuple[str, ...]) -> None:
         """Note the ranks, in module order, that growth is counted from."""
         for index, journal in enumerate(self._journals):
-            ranks = ranks_of(pick(state, index).slots)
-            journal.begin({name: ranks[name] for name in modules})
+            own = pick(state, index)
+            ranks, sizes = ranks_of(own.slots), slot_sizes(own.params.adapter)
+            journal.begin(
+                {name: ranks[name] for name in modules},
+                {name: sizes[path_of(name)] for name in modules},
+            )
 
     def wants_score(self, steps: Iterable[int], *, known_before: int) -> bool:
         """Return whether a member wants a step scored. The score changes nothing for the others."""

@@ -56,7 +56,7 @@ def open_journal(tmp_path):
         def opened(name=""):
             said = []
             journal = Journal(Progress(), log, SCHEDULE, method_of(), said.append, name)
-            journal.begin({"a": 1, "b": 1})
+            journal.begin({"a": 1, "b": 1}, {"a": 9, "b": 5})
             return journal, said
 
         yield opened
@@ -79,7 +79,7 @@ def test_growth_is_noted_by_step_and_module_and_the_budget_as_spent(open_journal
 
 def test_pruning_is_noted_and_the_budget_met_from_above_may_be_left_again(open_journal):
     journal, _ = open_journal()
-    journal.begin({"a": 4, "b": 4})
+    journal.begin({"a": 4, "b": 4}, {"a": 9, "b": 5})
     for step, rank in enumerate([(4, 4), (4, 2), (3, 2), (2, 3), (2, 4), (1, 4)]):
         journal.read(step, numbers(rank), is_timed=True)
     changes = {1: {"b": -2}, 2: {"a": -1}, 3: {"a": -1, "b": 1}, 4: {"b": 1}, 5: {"a": -1}}
@@ -106,6 +106,7 @@ def test_every_nth_step_and_the_last_are_logged(open_journal, tmp_path):
     for step in range(10):
         journal.read(step, numbers(), is_timed=True)
     logged = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    logged = [line for line in logged if line["split"] == "train"]
     assert [line["step"] for line in logged] == [0, 3, 6, 9]
     assert set(logged[0]) - {"step", "split"} == {
         *("loss", "orth_loss", "grad_norm", "learning_rate", "total_rank", "tokens")
