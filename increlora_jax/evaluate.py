@@ -220,6 +220,7 @@ def examine(
     check_devices()
     scored = load_scored(saved, config.task, source)
     plan = opened.plan(scored.data)
+    scored = scored._replace(data=plan.data)  # whose kind has the run's choice of the metric
     with explain_shortage(lambda: advise_evaluation(config, run / CONFIG)):
         ready, predictions = _predict(plan, folder, saved)
     _check_finite(opened.name, predictions, ready.plan.data.dev)

@@ -14,7 +14,7 @@ from typing import Any
 
 from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError
-from increlora_jax.nn.adapter_files import save_adapter
+from increlora_jax.nn.adapter_files import read_adapter_config, save_adapter
 from increlora_jax.nn.report import report
 from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
 from increlora_jax.run.command_line import parse_command
@@ -29,6 +29,7 @@ from increlora_jax.run.folder import (
     locked,
     look_into,
     read_finished,
+    take_best,
     write_results,
 )
 from increlora_jax.run.memory_advice import advise_training
@@ -45,7 +46,6 @@ from increlora_jax.runtime.preemption import Stop
 from increlora_jax.runtime.processes import by_first, joined
 from increlora_jax.runtime.start import take_import_seconds
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.training.board import import_tensorboard
 from increlora_jax.training.checkpoint import Checkpoints, Keep
 from increlora_jax.training.clock import Clock
 from increlora_jax.training.journal import Journal
@@ -54,6 +54,7 @@ from increlora_jax.training.progress import Progress
 from increlora_jax.training.run_log import RunLog
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.together import pick
+from increlora_jax.training.trackers import Tracked, check_trackers, open_trackers
 
 GOES_ON = "; the same command continues from here"
 """Text after the line about a signal that has stopped the command."""
@@ -102,8 +103,7 @@ def train(config: RunConfig, stop: Stop | None = None, *, imports: float = 0.0) 
 def _train(config: RunConfig, stop: Stop, clock: Clock) -> tuple[dict[str, Any], str]:
     folder = Path(config.output_dir)
     use_compilation_cache(config.training.compilation_cache_dir)
-    if config.training.tensorboard:
-        import_tensorboard()
+    check_trackers(config.training.report_to or ())
     with clock.phase("data"):
         plan = plan_run(config)
     asked, config = config, plan.config
@@ -179,10 +179,12 @@ def _open_journal(
     run: Run, index: int, folder: Path, progress: Progress, bar: Bar, stack: ExitStack
 ) -> Journal:
     plan, member = run.plan, run.plan.members[index]
+    own = folder / member.name
+    names = plan.config.training.report_to or ()
+    tracked = Tracked(own, str(own.relative_to(folder.parent)), progress.step, member.config.flat())
     log = RunLog(
-        folder / member.name,
-        tensorboard=plan.config.training.tensorboard,
-        step=progress.step,
+        own,
+        trackers=open_trackers(names, tracked) if is_first() else (),
         kept_bytes=progress.log_bytes,
         is_silent=not is_first(),
     )
@@ -196,7 +198,7 @@ def _write_results(
 ) -> dict[str, Any]:
     """Write the results of every run, and then those of all, which mark the folder as finished."""
     members = run.plan.members
-    each = [results_of(run, pick(state, i), outcome) for i, outcome in enumerate(outcomes)]
+    each = [_results_of(run, i, folder, state, outcome) for i, outcome in enumerate(outcomes)]
     told = {member.name: results for member, results in zip(members, each, strict=True)}
     if len(members) > 1:
         told[""] = results_of_all(run.plan, each, outcomes)
@@ -204,6 +206,20 @@ def _write_results(
         for name, results in told.items():
             write_results(folder / name, results)
     return told[""]
+
+
+def _results_of(
+    run: Run, index: int, folder: Path, state: TrainState, outcome: Outcome
+) -> dict[str, Any]:
+    """Return the results of one run, whose last adapter may be of an earlier step."""
+    own = folder / run.plan.members[index].name
+    saved = None
+    if run.plan.config.training.load_best_model_at_end:
+        saved = by_first(lambda: take_best(own))
+        outcome = outcome._replace(metrics=outcome.best_metrics)
+    elif outcome.stopped is not None:
+        saved = by_first(lambda: read_adapter_config(own / ADAPTER))
+    return results_of(run, pick(state, index), outcome, saved)
 
 
 def _start(

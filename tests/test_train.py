@@ -189,7 +189,7 @@ def test_a_pair_regression_reports_correlations(tiny_model, short_run, tmp_path)
 
 
 def test_tensorboard_files_on_request(short_run, tmp_path):
-    train.main([*short_run, "--tensorboard"])
+    train.main([*short_run, "--report-to", "tensorboard"])
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 

@@ -76,7 +76,7 @@ def measure(
 
     schedule = run.plan.timetable._replace(eval_steps=STEPS, save_steps=10 * STEPS)
     checkpoints = Checkpoints(folder / "checkpoints", Keep(1), {})
-    with RunLog(folder, tensorboard=False) as log, Bar(STEPS) as bar, checkpoints:
+    with RunLog(folder) as log, Bar(STEPS) as bar, checkpoints:
         journal = Journal(Progress(), log, schedule, run.trainer.method, bar.say)
         job = Job(
             *(run.trainer, run.plan.layout, run.evaluator, schedule, checkpoints, batch_at),

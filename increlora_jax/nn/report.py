@@ -47,11 +47,12 @@ class TrainableReport(NamedTuple):
         )
 
 
-def report(parts: Parts) -> TrainableReport:
+def report(parts: Parts, ranks: Mapping[str, int] | None = None) -> TrainableReport:
     """Count the parameters and ranks of a model; waits for the device.
 
     Args:
         parts: a model taken apart, as `il.split` or `trainer.parts` returns it.
+        ranks: the rank of every module at another moment; default: those of the masks.
 
     Returns:
         The counts.
@@ -62,13 +63,11 @@ def report(parts: Parts) -> TrainableReport:
     >>> counted.total_rank, counted.active, counted.buffer, counted.base
     (1, 11, 44, 24)
     """
-    slots = jax.device_get(parts.slots)
-    ranks = ranks_of(slots)
+    ranks = ranks_of(parts.slots) if ranks is None else dict(ranks)
     sizes = slot_sizes(parts.adapters)
-    active = sum(int(_counted(slots[path]).sum()) * size for path, size in sizes.items())
-    widths = {path: held.active.shape[-1] for path, held in slots.items()}
+    widths = {path: held.active.shape[-1] for path, held in parts.slots.items()}
     return TrainableReport(
-        active=active,
+        active=sum(rank * sizes[path_of(name)] for name, rank in ranks.items()),
         buffer=_count(parts.adapters),
         head=_count(parts.head),
         base=sum(map(prod, _shapes((parts.base, parts.statistics)))),

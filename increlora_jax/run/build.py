@@ -40,6 +40,7 @@ from increlora_jax.run.start import Start, begin_from, read_start
 from increlora_jax.run.sweep import Member, members_of, swept_names
 from increlora_jax.run.token_cache import encode_or_load, identify_encoding
 from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
+from increlora_jax.tasks.best_metric import choose_metric
 from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
 from increlora_jax.training.batches import PROGRAM_COST, Batches
@@ -93,6 +94,8 @@ class Plan:
             training.save_steps,
             training.max_skipped_steps,
             training.steps_per_execution,
+            training.early_stopping_patience,
+            training.early_stopping_threshold,
         )
 
     def encode(self, name: str, tokenizer: Any) -> Encoded:
@@ -218,6 +221,8 @@ def plan_run(
     """
     task, training = config.task, config.training
     data = data or load_task(task)
+    metric = training.metric_for_best_model, training.greater_is_better
+    data = replace(data, kind=choose_metric(data.kind, *metric))
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)

@@ -14,7 +14,6 @@ from increlora_jax.config import (
     GrowthConfig,
     RunConfig,
     TaskConfig,
-    flag_of,
 )
 from increlora_jax.errors import InputError
 from increlora_jax.run.config_file import Setting, read_settings
@@ -23,7 +22,7 @@ from increlora_jax.run.idle import idle_settings
 from increlora_jax.run.recipes import FOLLOWS_LENGTH, RECIPES, recipe
 from increlora_jax.run.sweep import members_of, swept_names
 from increlora_jax.runtime.streams import write_result
-from increlora_jax.values import Reference, convert, kinds_in
+from increlora_jax.values import Reference, convert, flag_of, kinds_in
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _DESCRIPTION = """\
@@ -222,8 +221,13 @@ def _resolve(settings: Mapping[str, Setting]) -> RunConfig:
 
 
 def _read_settings(file: Path) -> dict[str, Setting]:
-    """Read the settings of a file and check each one's bounds."""
-    settings = read_settings(file, KINDS)
+    """Read the settings of a file and check each one's bounds.
+
+    Files of older versions have `tensorboard` instead of `report_to`.
+    """
+    settings = read_settings(file, KINDS | {"tensorboard": bool})
+    if (old := settings.pop("tensorboard", None)) is not None and old.value:
+        settings.setdefault("report_to", Setting(["tensorboard"], old.where))
     for name, setting in settings.items():
         try:
             _build({} if setting.value is None else {name: setting.value})

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from increlora_jax.config import RunConfig
 from increlora_jax.errors import InputError, WriteError
 from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
-from increlora_jax.files.replace import remove, replace_file
+from increlora_jax.files.replace import remove, replace_file, replace_folder
+from increlora_jax.nn.adapter_files import read_adapter_config
 from increlora_jax.run.command_line import read_run, write_run
 from increlora_jax.run.sweep import members_of
 from increlora_jax.runtime.ending import TRACEBACK
@@ -279,6 +281,19 @@ def read_results(folder: Path) -> dict[str, Any]:
     kinds = _KINDS_OF_SEVERAL if "summary" in results else _RESULT_KINDS
     check_keys(folder / RESULTS, results, kinds, may_have_others=True)
     return results
+
+
+def take_best(folder: Path) -> dict[str, Any]:
+    """Make the best adapter of a run the last one; return its configuration.
+
+    Raises:
+        InputError: If there is no sound best adapter.
+        WriteError: If the folder cannot be written.
+    """
+    saved = read_adapter_config(folder / BEST_ADAPTER)
+    with replace_folder(folder / ADAPTER) as aside:
+        shutil.copytree(folder / BEST_ADAPTER, aside, dirs_exist_ok=True)
+    return saved
 
 
 @contextmanager

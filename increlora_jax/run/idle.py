@@ -10,7 +10,7 @@ _OF_ROUNDS = {
     "advance_learn", "restart_warmup", "importance", "beta1", "beta2", "score_window",
 }  # fmt: skip
 _OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
-_OF_TEXTS = {"problem_type", "text_column", "label_column", "cls_dropout"}
+_OF_TEXTS = {"problem_type", "text_column", "label_column", "class_weights", "cls_dropout"}
 _QUESTION_TASKS = ("squad", "squad_v2")
 
 
@@ -25,6 +25,8 @@ def idle_settings(config: RunConfig) -> dict[str, str]:
     if task == "squad":
         others = {*others, "null_score_diff_threshold"}
     idle |= dict.fromkeys(others, f"--task {task}")
+    if config.training.early_stopping_patience is None:
+        idle["early_stopping_threshold"] = "no --early-stopping-patience"
     if config.training.max_steps is not None:
         idle["num_train_epochs"] = f"--max-steps {config.training.max_steps}"
     return idle

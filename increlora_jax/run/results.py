@@ -1,6 +1,6 @@
 """Results of finished runs, of each run and over seeds that trained together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,27 @@ from increlora_jax.training.loop import Outcome
 from increlora_jax.training.state import TrainState
 
 
-def results_of(run: Run, state: TrainState, outcome: Outcome) -> dict[str, Any]:
+def results_of(
+    run: Run, state: TrainState, outcome: Outcome, saved: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of a run's `results.json`.
 
     Args:
         run: The run.
         state: Its last state.
         outcome: Its last metrics and counts.
+        saved: `step` and `ranks` of its last adapter; default: those of `state`.
     """
-    plan, counts = run.plan, report(run.trainer.parts(state, run.parts.base))
+    plan = run.plan
+    saved = saved or {"step": int(state.step), "ranks": None}
+    counts = report(run.trainer.parts(state, run.parts.base), saved["ranks"])
     return {
         **_head(plan),
         "metrics": outcome.metrics,
         "best_metrics": outcome.best_metrics,
-        "steps": int(state.step),
+        "best_step": outcome.best_step,
+        "stopped_early": outcome.stopped is not None,
+        "steps": saved["step"],
         "rank_budget": plan.method.rank_budget,
         "total_rank": counts.total_rank,
         "ranks": counts.ranks,
@@ -92,6 +99,8 @@ def _say_run(results: dict[str, Any]) -> str:
     if results["rank_budget"] is not None:
         ranks = f"; total rank {results['total_rank']} of {results['rank_budget']}"
     full = results["full_modules"] if results["rank_budget"] else []
+    if results.get("stopped_early"):
+        ranks += f"; stopped early after {results['steps']} steps"
     return metrics + ranks + (f"; full: {', '.join(full)}" if full else "")
 
 

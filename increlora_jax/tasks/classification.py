@@ -1,16 +1,19 @@
 """Classification and regression of texts and pairs: one row of logits and one label an example."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from increlora_jax.config import TaskConfig
 from increlora_jax.errors import InputError
+from increlora_jax.tasks.class_weights import balance, describe_weights
 from increlora_jax.tasks.counts import count_split
 from increlora_jax.tasks.data.folder import find_split, name_own_split
 from increlora_jax.tasks.data.layout import Columns
@@ -60,12 +63,15 @@ def load_texts(
     return load_glue(name, folder, columns)
 
 
-def make_kind(task: TextTask, dropout: float | None = None) -> Kind:
+def make_kind(
+    task: TextTask, dropout: float | None = None, class_weights: np.ndarray | None = None
+) -> Kind:
     """Bind the kind to a task.
 
     Args:
         task: The task.
         dropout: Dropout before the classifier; None: the model's own.
+        class_weights: The weight of each class in the training loss [num_labels]; None: all 1.
     """
 
     def score(
@@ -87,7 +93,7 @@ def make_kind(task: TextTask, dropout: float | None = None) -> Kind:
         find=find_split,
         read=partial(_read, task),
         load_own=partial(_load_own, task),
-        encode=encode_texts,
+        encode=partial(_encode, class_weights),
         pack=pack_batch,
         loss=partial(sequence_loss, is_regression=task.is_regression),
         predict=call_model,
@@ -118,7 +124,7 @@ def call_model(model: Any, batch: Batch) -> Float[Array, "batch labels"]:
 
 
 def sequence_loss(model: Any, batch: Batch, *, is_regression: bool) -> tuple[Array, Array]:
-    """Sum cross-entropies of classes, or squared errors of scores; rows of weight 0 do not count.
+    """Sum cross-entropies of classes, or squared errors of scores, each times its weight.
 
     Returns:
         The sum of the losses [], and of their weights [].
@@ -128,7 +134,7 @@ def sequence_loss(model: Any, batch: Batch, *, is_regression: bool) -> tuple[Arr
         losses = jnp.square(logits[:, 0] - batch["labels"])
     else:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    weight = batch["weight"]
+    weight = batch["weight"] * batch.get("class_weight", 1.0)
     return jnp.sum(losses * weight), jnp.sum(weight)
 
 
@@ -143,8 +149,25 @@ def count_tokens(batch: Batch) -> tuple[Array, Array]:
 
 def _load(config: TaskConfig) -> TaskData:
     data = load_texts(config.task, config.data_dir, config.problem_type, _columns_of(config))
-    kind = make_kind(data.task, config.cls_dropout)
-    return TaskData(kind, data.train, data.dev, data.notes)
+    weights, notes = None, data.notes
+    if config.class_weights == "balanced":
+        weights = balance(data.task, data.train)
+        notes = (*notes, describe_weights(data.task, weights))
+    return TaskData(make_kind(data.task, config.cls_dropout, weights), data.train, data.dev, notes)
+
+
+def _encode(
+    class_weights: np.ndarray | None,
+    split: Texts,
+    tokenizer: Any,
+    max_length: int,
+    name: str = "",
+) -> Encoded:
+    """Encode a split; the rows of the training split have the weights of their classes."""
+    encoded = encode_texts(split, tokenizer, max_length, name)
+    if class_weights is None or name != "train":
+        return encoded
+    return replace(encoded, fixed={**encoded.fixed, "class_weight": class_weights[split.labels]})
 
 
 def _restore(saved: Mapping[str, Any], config: TaskConfig) -> Kind:

@@ -56,6 +56,13 @@ def _f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(f1_score(labels, predictions, zero_division=0.0))
 
 
+def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean F1 over the classes in labels or predictions."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
 def _matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
@@ -92,6 +99,7 @@ def _is_undefined(predictions: np.ndarray, labels: np.ndarray) -> bool:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
     "matthews_correlation": _matthews_correlation,
     "pearson": _pearson,
     "spearmanr": _spearmanr,

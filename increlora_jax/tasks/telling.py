@@ -29,13 +29,18 @@ number is not an integer, more than `HALF` is enough, since class names seldom a
 `HALF` is enough if all others are words for a missing value or numbers in another spelling.
 """
 
-REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy",)
+REGRESSION_METRICS, CLASS_METRICS = ("pearson", "spearmanr"), ("accuracy", "macro_f1")
 
 
 def describe_task(columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TextTask:
-    """Return the task of these text columns and labels; without labels, a regression."""
+    """Return the task of these text columns and labels; without labels, a regression.
+
+    Macro-F1 is a metric of more than two classes.
+    """
+    if labels is None:
+        return TextTask("text", columns, None, REGRESSION_METRICS)
     return TextTask(
-        "text", columns, labels, REGRESSION_METRICS if labels is None else CLASS_METRICS
+        "text", columns, labels, CLASS_METRICS if len(labels) > 2 else CLASS_METRICS[:1]
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from increlora_jax.errors import InputError
 from increlora_jax.runtime.streams import tell
 
 
@@ -19,7 +18,7 @@ class Board:
 
     def __init__(self, folder: Path, step: int):
         self._folder = folder
-        self._package = import_tensorboard()
+        self._package = _import_package()
         self._writer: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,16 +60,7 @@ class Board:
         tell(f"note: {self._folder} cannot be written, TensorBoard's files end here: {error}")
 
 
-def import_tensorboard() -> ModuleType:
-    """Import the package that TensorBoard's files need.
+def _import_package() -> ModuleType:
+    import tensorboardX.event_file_writer
 
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import tensorboardX.event_file_writer
-    except ImportError:
-        raise InputError(
-            "--tensorboard needs tensorboardX: pip install 'increlora_jax[tensorboard]'"
-        ) from None
     return tensorboardX

@@ -54,15 +54,16 @@ class Journal:
             NonFiniteError: too many steps in a row were not finite.
             WriteError: the log cannot be written.
         """
-        progress = self.progress
+        progress, tokens = self.progress, int(numbers["tokens"])
+        if is_timed:
+            progress.tokens += tokens
+            progress.places += int(numbers["places"])
+        if self.is_stopped:  # the others that train with it go on
+            return
         if numbers["is_finite"]:
             progress.skipped_in_a_row = 0
         else:
             self._note_skipped(step, numbers)
-        tokens = int(numbers["tokens"])
-        if is_timed:
-            progress.tokens += tokens
-            progress.places += int(numbers["places"])
         self._note_growth(step, numbers)
         shown = {n: float(numbers[n]) for n in ("loss", "orth_loss", "grad_norm", "learning_rate")}
         shown |= {"total_rank": int(numbers["total_rank"]), "tokens": tokens}
@@ -79,10 +80,21 @@ class Journal:
         self._note(told)
         best = progress.best_metrics
         is_best = not best or self._is_better(metrics[first], best[first])
+        gain = abs(metrics[first] - best[first]) if best else math.inf
+        is_gain = is_best and not gain <= self._timetable.threshold
+        progress.not_better = 0 if is_gain else progress.not_better + 1
         if is_best:
             progress.best_metrics, progress.best_step = metrics, done
         progress.metrics, progress.evaluated = metrics, done
+        if progress.not_better == self._timetable.patience:
+            progress.stopped = done
+            self._note(f"stops early, {progress.not_better} evaluations after the last gain")
         return is_best
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run has stopped early."""
+        return self.progress.stopped is not None
 
     def close_at(self, step: int, seconds: float, training_seconds: float) -> Progress:
         """Write the log to disk; return the progress for the checkpoint of `step`."""

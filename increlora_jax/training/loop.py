@@ -50,6 +50,8 @@ class Outcome(NamedTuple):
     phases: dict[str, float]  # seconds of this process, by phase
     tokens_per_second: float
     padding_share: float | None  # of all tokens; None if no step was timed
+    best_step: int | None = None
+    stopped: int | None = None  # the step after which it stopped early
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ class Loop:
 
     def _train_all(self) -> None:
         self._after(self._done)
-        while self._done < self._job.timetable.total_steps:
+        while self._done < self._job.timetable.total_steps and not self._runs.are_stopped:
             self._job.stop.check_call(self._calls)
             self._job.checkpoints.check()
             self._train(self._job.timetable.next_steps(self._done))
@@ -276,6 +278,8 @@ class Loop:
             self._job.clock.phases,
             self._tokens_per_second(progress),
             1 - progress.tokens / progress.places if progress.places else None,
+            progress.best_step,
+            progress.stopped,
         )
 
 

@@ -13,6 +13,8 @@ class Progress:
         evaluated: The step of the last evaluation; -1 asks for one before the first step.
         metrics, best_metrics: Of the last and of the best evaluation.
         best_step: The step of the best evaluation.
+        not_better: Evaluations in a row that were not better than the best before them.
+        stopped: The step after which the run stopped early; None if it did not.
         rounds: step → module → slots that it grew by.
         skipped: The steps whose loss or gradient was not finite.
         skipped_in_a_row: How many of them up to now without a good one between.
@@ -28,6 +30,8 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     best_metrics: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
+    not_better: int = 0
+    stopped: int | None = None
     rounds: dict[int, dict[str, int]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     skipped_in_a_row: int = 0

@@ -1,16 +1,16 @@
-"""The log of a run as it trains: `metrics.jsonl`, and TensorBoard on request."""
+"""The log of a run as it trains: `metrics.jsonl`, and trackers on request."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from increlora_jax.errors import InputError, WriteError
-from increlora_jax.training.board import Board
+from increlora_jax.training.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 GROWTH = "growth"
@@ -24,8 +24,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        tensorboard: whether TensorBoard files are written too.
-        step: the step that a run resumes from; default 0.
+        trackers: that get the same numbers, except by module; closed with the log. Default: none.
         kept_bytes: the length of the file at that step. Later lines are removed, since the run
             writes them again. Default 0.
         is_silent: whether this process writes nothing, since another does; default False.
@@ -35,15 +34,13 @@ class RunLog:
         self,
         folder: Path,
         *,
-        tensorboard: bool,
-        step: int = 0,
+        trackers: Sequence[Tracker] = (),
         kept_bytes: int = 0,
         is_silent: bool = False,
     ):
         self._path = folder / METRICS_FILE
         self._lines = None if is_silent else self._open(kept_bytes)
-        has_board = tensorboard and not is_silent
-        self._board = Board(folder / "tensorboard", step) if has_board else None
+        self._trackers = trackers
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +51,8 @@ class RunLog:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         if self._lines is not None:
             try:
                 with self._naming():
@@ -69,8 +66,8 @@ class RunLog:
         # JSON has no word for numbers that are not finite.
         plain = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         self._write_line(step, split, plain)
-        if self._board is not None:
-            self._board.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
+        for tracker in self._trackers:
+            tracker.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
 
     def write_growth(self, step: int, numbers: Mapping[str, int | Mapping[str, float]]) -> None:
         """Write the ranks after a step and the importance behind them, by module."""

@@ -7,7 +7,18 @@ from increlora_jax.training.progress import Progress
 
 
 class Timetable(NamedTuple):
-    """The intervals of a run, in steps."""
+    """The intervals of a run, in steps.
+
+    Attributes:
+        total_steps: the length of the run, if it does not stop early.
+        eval_steps: between evaluations.
+        logging_steps: between lines of the log.
+        save_steps: between checkpoints.
+        max_skipped_steps: steps in a row that may be skipped.
+        steps_per_execution: steps of one call.
+        patience: evaluations in a row without a better score that end the run; None: no number.
+        threshold: by how much a score must be better to count as such.
+    """
 
     total_steps: int
     eval_steps: int
@@ -15,6 +26,8 @@ class Timetable(NamedTuple):
     save_steps: int
     max_skipped_steps: int
     steps_per_execution: int = 1
+    patience: int | None = None
+    threshold: float = 0.0
 
     def block(self, step: int) -> range:
         """Return the steps, this one among them, that one call may carry out."""

@@ -100,6 +100,16 @@ class Together:
         """The progress of each member; steps and times are the same in all."""
         return [journal.progress for journal in self._journals]
 
+    @property
+    def _training(self) -> list[Journal]:
+        """The journals of members that have not stopped early."""
+        return [journal for journal in self._journals if not journal.is_stopped]
+
+    @property
+    def are_stopped(self) -> bool:
+        """Whether every member has stopped early."""
+        return not self._training
+
     def begin(self, state: TrainState, modules: tuple[str, ...]) -> None:
         """Note the ranks, in module order, that growth is counted from."""
         for index, journal in enumerate(self._journals):
@@ -115,14 +125,14 @@ class Together:
         return any(
             wants_score(step, journal.progress, journal.method, known_before=known_before)
             for step in steps
-            for journal in self._journals
+            for journal in self._training
         )
 
     def may_score(self, steps: Iterable[int], known_before: int, *, is_scored: bool) -> bool:
         """Return whether one of some steps ahead may be scored, or may be not, for all known."""
 
         def answers(step: int) -> Iterator[bool]:
-            for journal in self._journals:
+            for journal in self._training:
                 yield journal.method.is_scored(step, journal.progress.is_finished(known_before))
                 if not is_scored:  # once the budget is met
                     yield journal.method.is_scored(step, True)
@@ -142,15 +152,23 @@ class Together:
         return [float(own["loss"]) for own in each], [int(own["total_rank"]) for own in each]
 
     def note_metrics(self, done: int, metrics: list[dict[str, float]], state: TrainState) -> None:
-        """Note the metrics of each member after `done` steps; keep adapters that are the best."""
+        """Note the metrics of each member after `done` steps; keep adapters that are the best.
+
+        If a member stops early, its last adapter is kept now, since its arrays go on changing.
+        """
         for index, journal in enumerate(self._journals):
+            if journal.is_stopped:
+                continue
             if journal.note_metrics(done, metrics[index]):
                 self._keep(index, pick(state, index), True)
+            if journal.is_stopped:
+                self._keep(index, pick(state, index), False)
 
     def keep_last(self, state: TrainState) -> None:
-        """Keep the adapter of each member as it is in `state`."""
-        for index in range(len(self._journals)):
-            self._keep(index, pick(state, index), False)
+        """Keep the adapter of each member that has not stopped early as it is in `state`."""
+        for index, journal in enumerate(self._journals):
+            if not journal.is_stopped:
+                self._keep(index, pick(state, index), False)
 
     def take_news(self) -> Iterator[str]:
         """Return the news of all members since the last call."""

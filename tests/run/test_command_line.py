@@ -26,7 +26,8 @@ VALUES = {
     "model": "folder", "model_revision": "main", "model_subfolder": "inner",
     "max_seq_length": 77, "doc_stride": 9, "n_best_size": 5, "max_answer_length": 8,
     "null_score_diff_threshold": 0.5,
-    "pad_to_max_length": True, "packing": True, "cls_dropout": 0.25,
+    "pad_to_max_length": True, "packing": True, "class_weights": "balanced",
+    "cls_dropout": 0.25,
     "dtype": "bfloat16", "quantize_base": "nf4",
     "method": "lora", "method_options": ["budget=8"], "target_modules": ["query", "key"],
     "exclude_modules": [r".*\.[0-3]\..*"],
@@ -41,7 +42,9 @@ VALUES = {
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,
-    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41, "tensorboard": True,
+    "eval_batch_size": 33, "eval_steps": 37, "logging_steps": 41,
+    "report_to": ["wandb", "trackio"], "metric_for_best_model": "loss", "greater_is_better": True,
+    "load_best_model_at_end": True, "early_stopping_patience": 4, "early_stopping_threshold": 0.125,
     "resume": False,
     "save_steps": 43, "save_total_limit": 3, "keep_period": 47, "max_skipped_steps": 0,
     "steps_per_execution": 3, "remat": "dots", "scan_layers": True, "attn_implementation": "pallas",
@@ -85,7 +88,7 @@ def test_what_is_on_can_be_turned_off_by_a_flag_of_its_own(name):
 
 
 def test_what_is_off_is_turned_on_by_its_bare_flag():
-    assert parse_run(["--tensorboard"]).training.tensorboard
+    assert parse_run(["--scan-layers"]).training.scan_layers
 
 
 COMMAND = """
@@ -139,7 +142,9 @@ def test_the_issues_command_is_understood():
         (["--max-steps", "1" * 5000], "--max-steps: .* whole number of at most 18 digits"),
         (["stray"], "stray: unexpected; settings are given by flags"),
         (["@words.txt"], "@words.txt: unexpected"),
-        (["--tensorboard", "stray"], "--tensorboard: 'stray' must be true or false"),
+        (["--scan-layers", "stray"], "--scan-layers: 'stray' must be true or false"),
+        (["--report-to", "tensorbord"], "--report-to: invalid choice.*did you mean tensorboard?"),
+        (["--early-stopping-patience", "0"], "--early-stopping-patience 0 must be at least 1"),
         (["--seeds", "1,1"], "--seeds 1,1: a value is given twice"),
     ],
 )
@@ -156,7 +161,7 @@ def test_help_names_every_flag():
     assert len(flags) == len(set(flags)) == len(VALUES) + 4
     assert "_" not in "".join(flags)
     assert max(map(len, text.splitlines())) <= 80
-    assert len(text.splitlines()) < 190
+    assert len(text.splitlines()) < 210
     assert text.isascii()
     assert "BOOL" not in text
 
@@ -334,10 +339,10 @@ def test_blank_text_is_an_error_and_not_a_default(name, blank):
 
 
 def test_switches_take_a_value_or_none_and_both_have_an_opposite():
-    words = ["--no-tensorboard", "--no-growth", "--packing", "true", "--resume", "false"]
+    words = ["--no-distributed", "--no-growth", "--packing", "true", "--resume", "false"]
     flat = parse_run([*words, "--remat=full", "--no_advance_learn", "--scan-layers=on"]).flat()
-    assert {name: flat[name] for name in ("tensorboard", "growth", "packing", "resume")} == {
-        "tensorboard": False, "growth": False, "packing": True, "resume": False,
+    assert {name: flat[name] for name in ("distributed", "growth", "packing", "resume")} == {
+        "distributed": False, "growth": False, "packing": True, "resume": False,
     }  # fmt: skip
     assert flat["remat"] == "full"
     assert flat["scan_layers"]

@@ -2,12 +2,9 @@
 
 import errno
 import os
-import sys
 
 import pytest
 
-from increlora_jax import train
-from increlora_jax.errors import InputError
 from increlora_jax.training.board import Board
 from increlora_jax.training.run_log import RunLog
 
@@ -28,7 +25,7 @@ def read_events(folder):
 
 
 def test_it_holds_the_numbers_of_every_step(tmp_path):
-    with RunLog(tmp_path, tensorboard=True, step=3) as log:
+    with RunLog(tmp_path, trackers=[Board(tmp_path / "tensorboard", 3)]) as log:
         log.write(3, "train", NUMBERS)
         log.write(4, "dev", {"accuracy": 0.25})
         version, _, start, first, second = read_events(tmp_path / "tensorboard")
@@ -54,7 +51,7 @@ def test_a_full_disk_is_said_once_and_the_log_goes_on(
     folder = tmp_path / "tensorboard"
     if is_full_at_first:
         folder.write_text("a file where a folder has to be")
-    with RunLog(tmp_path, tensorboard=True) as log:
+    with RunLog(tmp_path, trackers=[Board(folder, 0)]) as log:
         log.write(0, "train", NUMBERS)
         if not is_full_at_first:
             (file,) = folder.glob("events*")
@@ -66,16 +63,3 @@ def test_a_full_disk_is_said_once_and_the_log_goes_on(
     reason = errno.EEXIST if is_full_at_first else errno.ENOSPC
     assert os.strerror(reason) in said
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 30
-
-
-def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match=r"pip install 'increlora_jax\[tensorboard\]'"):
-        Board(tmp_path, 0)
-
-
-def test_that_is_said_before_anything_is_loaded(short_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(SystemExit):
-        train.main([*short_run, "--tensorboard", "--data-dir", str(tmp_path / "none")])
-    assert "--tensorboard needs tensorboardX" in capsys.readouterr().err

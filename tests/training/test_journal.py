@@ -51,7 +51,7 @@ def method_of(budget=5):
 @pytest.fixture
 def open_journal(tmp_path):
     """Journals and what they say; their log is closed in the end."""
-    with RunLog(tmp_path, tensorboard=False) as log:
+    with RunLog(tmp_path) as log:
 
         def opened(name=""):
             said = []
@@ -123,6 +123,27 @@ def test_the_first_metric_decides_what_is_best_and_ties_go_to_the_first(open_jou
     assert (progress.best_metrics["f1"], progress.metrics["f1"]) == (0.75, 0.25)
     assert journal.take_news()[0] == "seed-7 f1 0.5000, accuracy 0.1000"
     assert journal.take_news() == []
+
+
+@pytest.mark.parametrize(
+    ("threshold", "values", "stops"),
+    [
+        (0.0, [0.5, 0.6, 0.6, 0.5], 4),  # a tie is no gain
+        (0.0, [0.5, 0.4, 0.6, 0.5, 0.5], 5),  # a gain starts the count again
+        (0.2, [0.5, 0.6, 0.71], 3),  # the second is the best so far, and the third beats it by 0.11
+        (0.2, [0.5, 0.6, 0.9, 0.9], None),
+        (0.0, [float("nan"), float("nan"), 0.1], None),
+        (0.0, [0.5, float("nan"), float("nan")], 3),
+    ],
+)
+def test_patience_counts_evaluations_as_hugging_face_does(tmp_path, threshold, values, stops):
+    table = SCHEDULE._replace(patience=2, threshold=threshold)
+    with RunLog(tmp_path) as log:
+        journal = Journal(Progress(), log, table, method_of(), str)
+        for done, value in enumerate(values, start=1):
+            assert not journal.is_stopped
+            journal.note_metrics(done, {"accuracy": value})
+    assert journal.progress.stopped == stops
 
 
 def test_steps_that_are_not_finite_count_in_a_row_and_name_the_run(open_journal):

@@ -61,8 +61,7 @@ def trainer_in(folder, run):
             kept.append((int(state.step), is_best, jax.device_get(state.params.head)))
 
         checkpoints = Checkpoints(folder / "checkpoints", Keep(2), {})
-        place = {"step": progress.step, "kept_bytes": progress.log_bytes}
-        bar, log = Bar(STEPS, is_silent=True), RunLog(folder, tensorboard=False, **place)
+        bar, log = Bar(STEPS, is_silent=True), RunLog(folder, kept_bytes=progress.log_bytes)
         with log, checkpoints:
             schedule = schedule_of(run, patience)._replace(logging_steps=logging_steps)
             journal = Journal(progress, log, schedule, run.trainer.method, bar.say)
@@ -402,7 +401,7 @@ def train_pair(pair, folder, batch_at, patience, *, is_silent=True):
         journals = []
         for member in pair.plan.members:
             (folder / member.name).mkdir()
-            log = stack.enter_context(RunLog(folder / member.name, tensorboard=False))
+            log = stack.enter_context(RunLog(folder / member.name))
             journals.append(
                 Journal(Progress(), log, schedule, pair.trainer.method, bar.say, member.name)
             )

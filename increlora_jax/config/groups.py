@@ -1,20 +1,14 @@
-"""All settings of a run: names, defaults and bounds, checked before anything is loaded."""
+"""The groups of settings: names, defaults and bounds, checked before anything is loaded."""
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from increlora_jax.core.pace import Auto
-from increlora_jax.errors import InputError
-from increlora_jax.methods.table import METHODS
 from increlora_jax.values import (
     Reference,
     expand_homes,
-    flag_of,
     list_options,
     option,
     require,
@@ -32,57 +26,11 @@ TaskName = Literal[
 Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
 ]
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
 
 Count = int | Auto
 """A whole number, or `auto`: then `core.pace` chooses it by the length of the run."""
-
-
-_LONGEST_NAME = 60
-"""Longest part of a data folder's name within the name of a run's folder."""
-
-LARGEST = 2**31 - 2
-"""Largest whole number: steps are counted in 32 bits, and 2³¹ - 1 stands for "never"."""
-
-
-FREE = frozenset(
-    {
-        "data_dir",
-        "model",
-        "model_revision",
-        "model_subfolder",
-        "output_dir",
-        "eval_batch_size",
-        "packing",
-        "overwrite_output_dir",
-        "resume",
-        "save_steps",
-        "save_total_limit",
-        "keep_period",
-        "max_skipped_steps",
-        "remat",
-        "scan_layers",
-        "attn_implementation",
-        "tensorboard",
-        "compilation_cache_dir",
-        "init_adapter",
-        "ignore_head",
-        "distributed",
-        "mesh",
-    }
-)
-"""Settings that may change when a run is resumed: they affect only rounding and chance.
-
-With another `mesh`, `scan_layers`, `attn_implementation` or `packing`, sums have another order.
-Dropout also draws otherwise with another `packing`, and in the last layer of a classifier with
-another `scan_layers`. A resumed run is bit for bit the same only if these are unchanged.
-"""
-
-VARIABLE = (
-    "learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "lora_alpha", "reg_orth_coef", "beta1", "beta2",
-)  # fmt: skip
-"""Settings that may differ between runs that train together: they change no shape, plan or data."""
 
 
 @list_options
@@ -132,6 +80,9 @@ class TaskConfig:
         "auto", "put short examples of a batch into one row, one after another: the same loss of "
         "fewer tokens; for BERT, RoBERTa and DeBERTa; auto: where it is worthwhile"
     )  # fmt: skip
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "weights of classes in the training loss; balanced: rows / (classes * rows of it)"
+    )
     cls_dropout: float | None = option(None, "dropout before the classifier; default: the model's")
     dtype: Literal["float32", "bfloat16"] = option("float32", "of base weights and activations")
     quantize_base: Literal["none", "int8", "int4", "nf4"] = option(
@@ -295,7 +246,20 @@ class TrainingConfig:
     eval_batch_size: int = option(64, "examples a forward pass of evaluation")
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
-    tensorboard: bool = option(False, "also write TensorBoard files (needs tensorboardX)")
+    report_to: list[Tracker] | None = option(
+        None, "where else the lines of metrics.jsonl go; each is a package of its own"
+    )
+    metric_for_best_model: str | None = option(
+        None, "metric on dev that the best adapter is chosen by, or loss; default: the task's first"
+    )
+    greater_is_better: bool | Literal["auto"] = option(
+        "auto", "whether a larger value of it is better; auto: unless it is a loss"
+    )
+    load_best_model_at_end: bool = option(False, "make the best adapter the run's last one")
+    early_stopping_patience: int | None = option(
+        None, "evaluations in a row without a better value of it that end the run"
+    )
+    early_stopping_threshold: float = option(0.0, "by how much a value must be better to count")
     resume: bool = option(True, "continue the folder's run if its settings are the same")
     save_steps: int = option(500, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints kept, beside the best one")
@@ -339,109 +303,18 @@ class TrainingConfig:
         require_each(
             self,
             "max_steps train_batch_size gradient_accumulation_steps eval_batch_size eval_steps "
-            "logging_steps steps_per_execution save_steps save_total_limit keep_period",
+            "logging_steps steps_per_execution save_steps save_total_limit keep_period "
+            "early_stopping_patience",
             lambda v: v >= 1,
             "at least 1",
         )
         positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs"
         require_each(self, positive, lambda v: v > 0, "positive")
         require_each(
-            self, "warmup_steps weight_decay seed max_skipped_steps", lambda v: v >= 0, "at least 0"
+            self,
+            "warmup_steps weight_decay seed max_skipped_steps early_stopping_threshold",
+            lambda v: v >= 0,
+            "at least 0",
         )
         require_each(self, "adam_beta1 adam_beta2", lambda v: 0 <= v < 1, "in [0, 1)")
         expand_homes(self, "output_dir", "compilation_cache_dir")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The settings of a run, with a field for every group.
-
-    Attributes:
-        task: of the task, its data and the base model.
-        adapter: of the method and the places of its adapters.
-        growth: of growth.
-        training: of steps, optimizer, evaluation and output.
-        unsaid: settings without a value of the user, which are fitted to the run and the model.
-
-    >>> RunConfig(task=TaskConfig(task="mrpc")).output_dir
-    'runs/mrpc-increlora-42'
-    """
-
-    task: TaskConfig = field(default_factory=TaskConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    growth: GrowthConfig = field(default_factory=GrowthConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    unsaid: frozenset[str] = field(default=frozenset(), compare=False)
-
-    def __post_init__(self) -> None:
-        """Check that every number is one to compute with, and that no text is blank."""
-        for name, value in self.flat().items():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and not text.strip():
-                    raise InputError(f"{flag_of(name)} {text!r} is blank. Fill it, or leave it out")
-            if type(value) is float:
-                require(isfinite(value), name, value, "finite")
-            elif type(value) is int:
-                require(value <= LARGEST, name, value, f"at most {LARGEST}")
-
-    @property
-    def groups(self) -> tuple[Any, ...]:
-        """The groups of settings, in the order of `GROUPS`."""
-        return tuple(getattr(self, name) for name in _GROUPS)
-
-    def settled(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share, without model and data."""
-        return {name: value for name, value in self.flat().items() if name not in FREE}
-
-    def flat(self) -> dict[str, Any]:
-        """Return all settings by name, as in `config.yaml`."""
-        return {f.name: getattr(group, f.name) for group in self.groups for f in fields(group)}
-
-    def changed(self, values: Mapping[str, Any]) -> "RunConfig":
-        """Return the same configuration with other values of some settings, by name."""
-
-        def change(group: Any) -> Any:
-            own = {f.name: values[f.name] for f in fields(group) if f.name in values}
-            return replace(group, **own)
-
-        return replace(self, **{name: change(getattr(self, name)) for name in _GROUPS})
-
-    @property
-    def _data_name(self) -> list[str]:
-        """Name of the data's folder for `--task text`, to separate data sets of one task."""
-        task = self.task
-        if task.task != "text" or task.data_dir is None:
-            return []
-        name = Path(os.path.realpath(task.data_dir)).name
-        return [name[:_LONGEST_NAME]] if name else []
-
-    @property
-    def output_dir(self) -> str:
-        """The run's folder."""
-        training = self.training
-        words = [
-            self.task.task,
-            *self._data_name,
-            self.adapter.method.replace(":", "."),
-            training.seeds or training.seed,
-        ]
-        default = "-".join(map(str, [*words, *(training.sweep or [])]))
-        return training.output_dir or f"runs/{default}"
-
-
-_GROUPS: dict[str, Any] = {
-    f.name: f.default_factory for f in fields(RunConfig) if is_dataclass(f.default_factory)
-}
-GROUPS: Any = tuple(_GROUPS.values())
-
-_literal: Any = Literal  # for words known only at run time
-KINDS: dict[str, Any] = {
-    name: kind
-    for group in GROUPS
-    for name, kind in get_type_hints(group).items()
-    if name != "sections"
-} | {"method": _literal[tuple(METHODS)] | Reference}
-"""Annotations of all settings, by name."""
-
-DEFAULTS: dict[str, Any] = RunConfig().flat()
-"""Defaults of all settings, before a recipe changes them."""
