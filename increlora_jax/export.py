@@ -202,14 +202,14 @@ def _tell(trained: Trained, chosen: Namespace, words: str, proof: Sequence[str])
 def _push(folder: Path, repository: str) -> None:
     """Upload an export to a repository of the hub, which is made if needed."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         say(f"pushed to {api.upload_folder(repo_id=repository, folder_path=folder)}")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    # The hub's library raises errors of its HTTP client, which differ between releases.
+    except Exception as error:
         raise InputError(
-            f"--push-to-hub {repository}: {error}. The export is in {folder}; log in by hf auth "
+            f"--push-to-hub {repository}: {str(error) or type(error).__name__}. The export is in {folder}; log in by hf auth "
             "login and upload it"
         ) from error

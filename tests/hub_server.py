@@ -5,6 +5,7 @@ with Hub() as hub:
     subprocess.run(command, env=os.environ | hub.environment(tmp_path))
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -21,6 +22,10 @@ class Hub:
     def __init__(self):
         self.repositories = {}
         self.discussions = {}
+        self.refused = set()
+        """Paths that the user has no right to."""
+        self.cards = []
+        """Every README that was to be checked before it is uploaded."""
         self.requests = []
         """Everything that was asked, as "METHOD /path"."""
 
@@ -73,6 +78,12 @@ class Hub:
         self.server.server_close()
 
 
+def find_revision(hub, name, kind="models", revision=MAIN):
+    """Return a revision's commit and files."""
+    commit = hub.repositories[kind, name][revision]
+    return commit, hub.repositories[kind, name][commit]
+
+
 def digest(content):
     return hashlib.sha1(content).hexdigest()
 
@@ -90,6 +101,8 @@ def make_handler(hub):
             path = unquote(urlsplit(self.path).path)
             query = parse_qs(urlsplit(self.path).query)
             hub.requests.append(f"{self.command} {path}")
+            if path in hub.refused:
+                return self.send_content(b"", {"X-Error-Message": "no right to"}, 403)
             for pattern, method in ROUTES.items():
                 if match := re.fullmatch(pattern, path):
                     groups = {key: text for key, text in match.groupdict().items() if text}
@@ -153,6 +166,41 @@ class Answers:
             return self.send_content(content[first : last + 1], headers, status=206)
         return self.send_content(content, headers)
 
+    def create(self, hub, body, _query):
+        asked = json.loads(body)
+        name = (
+            asked["name"]
+            if not asked.get("organization")
+            else (f"{asked['organization']}/{asked['name']}")
+        )
+        hub.add(f"{asked.get('type') or 'model'}s", name, {})
+        return self.send_json({"url": f"{hub.url}/{name}", "name": name, "id": name})
+
+    def check_card(self, hub, body, _query):
+        hub.cards.append(json.loads(body)["content"])
+        return self.send_json({"errors": [], "warnings": []})
+
+    def prepare_upload(self, _hub, body, _query, **_names):
+        files = [
+            {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            for file in json.loads(body)["files"]
+        ]
+        return self.send_json({"files": files})
+
+    def commit(self, hub, body, _query, kind, name, revision):
+        if (found := self.find(hub, kind, name, revision)) is None:
+            return None
+        parts = [json.loads(line) for line in body.splitlines()]
+        files = {
+            part["value"]["path"]: base64.b64decode(part["value"]["content"])
+            for part in parts
+            if part["key"] == "file"
+        }
+        hub.add(kind, name, found[1] | files, revision)
+        commit = hub.repositories[kind, name][revision]
+        url = f"{hub.url}/{name}/commit/{commit}"
+        return self.send_json({"commitUrl": url, "commitOid": commit, "success": True})
+
     def find(self, hub, kind, name, revision):
         """Look up a revision's commit and files; None when the refusal has been sent."""
         repository = hub.repositories.get((kind, name))
@@ -198,5 +246,9 @@ ROUTES = {
     rf"/api/{KIND}/{NAME}/tree/{COMMIT}(/(?P<folder>.+))?": Answers.list_tree,
     rf"/api/{KIND}/{NAME}/paths-info/{COMMIT}": Answers.list_paths,
     rf"/api/models/{NAME}/discussions": Answers.list_discussions,
+    "/api/repos/create": Answers.create,
+    "/api/validate-yaml": Answers.check_card,
+    rf"/api/{KIND}/{NAME}/preupload/{COMMIT}": Answers.prepare_upload,
+    rf"/api/{KIND}/{NAME}/commit/{COMMIT}": Answers.commit,
     rf"/(?P<kind>datasets/)?{NAME}/resolve/{COMMIT}/(?P<path>.+)": Answers.send_file,
 }

@@ -1,6 +1,7 @@
 """The export command: its proof, what it leaves, and adapters that are truncated."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from increlora_jax.interop.peft_files import CONFIG
 from increlora_jax.nn.adapter_files import read_adapter_config
 from increlora_jax.nn.factors import factors_of, shrink
 from increlora_jax.run.loading import load_trained
+from tests.hub_server import Hub, find_revision
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +172,45 @@ def test_nothing_is_needed_of_pytorch(run, form, tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert ("not compared by PyTorch" in ended.stderr) == (form != "native")
+
+
+PUSH = ["--format", "peft", "--push-to-hub", "me/films"]
+
+
+def push(run, folder, environment):
+    """Export and upload in a process of its own, as the hub's address is read once."""
+    command = [sys.executable, "-m", "increlora_jax.export", "--run", str(run), *PUSH]
+    return subprocess.run(
+        [*command, "--output-dir", str(folder)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_export_is_uploaded_as_it_is_on_disk(run, tmp_path):
+    out = tmp_path / "out"
+    with Hub() as hub:
+        done = push(run, out, hub.environment(tmp_path) | {"HF_TOKEN": "hf_of_a_test"})
+        assert done.returncode == 0, done.stderr
+        assert f"pushed to {hub.url}/me/films" in done.stderr
+        _, uploaded = find_revision(hub, "me/films")
+    on_disk = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*.*")}
+    assert uploaded == on_disk
+    assert "base_model" in hub.cards[0]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_upload_that_fails_keeps_the_export_and_names_the_remedy(run, is_there, tmp_path):
+    with Hub() as hub:
+        environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_of_a_test"}
+        if is_there:
+            hub.refused.add("/api/repos/create")
+        else:
+            hub.close()
+        done = push(run, tmp_path / "out", environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --push-to-hub me/films: ")
+    assert "hf auth login" in done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

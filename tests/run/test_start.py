@@ -11,8 +11,11 @@ from increlora_jax.evaluate import main as evaluate
 from increlora_jax.export import main as export
 from increlora_jax.interop.peft_reading import read_peft
 from increlora_jax.nn.factors import factors_of
+from increlora_jax.run.command_line import parse_run
 from increlora_jax.run.loading import load_trained
+from increlora_jax.runtime.signals import Preempted
 from tests.interop.test_peft_export import needs_peft
+from tests.training.test_loop import SignalAt
 
 MODULES = 12
 
@@ -134,6 +137,21 @@ def test_a_run_that_began_so_resumes_and_is_read_without_the_start(
     assert "init adapter" in capsys.readouterr().err
     shutil.rmtree(start)
     evaluate(["--run", str(tmp_path / "run")])
+
+
+def test_a_stop_in_the_middle_of_such_a_run_changes_nothing(run_once, short_words, tmp_path):
+    start = run_once() / "adapter"
+    words = [*short_words, "--init-adapter", str(start), "--target-rank", "3", "--save-steps", "1"]
+    train.main([*words, "--output-dir", str(tmp_path / "whole")])
+    again = [*words, "--output-dir", str(tmp_path / "stopped")]
+    for at in (0, 5):
+        stop = SignalAt(at)
+        with stop.listening(), pytest.raises(Preempted):
+            train.train(parse_run(again), stop)
+    train.main(again)
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        files = [tmp_path / which / name for which in ("whole", "stopped")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_another_label_set_begins_with_a_new_head(run_once, short_words, tmp_path, capsys):
