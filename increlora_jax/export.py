@@ -209,7 +209,8 @@ def _push(folder: Path, repository: str) -> None:
         say(f"pushed to {api.upload_folder(repo_id=repository, folder_path=folder)}")
     # The hub's library raises errors of its HTTP client, which differ between releases.
     except Exception as error:
+        reason = str(error) or type(error).__name__
         raise InputError(
-            f"--push-to-hub {repository}: {str(error) or type(error).__name__}. The export is in {folder}; log in by hf auth "
+            f"--push-to-hub {repository}: {reason}. The export is in {folder}; log in by hf auth "
             "login and upload it"
         ) from error

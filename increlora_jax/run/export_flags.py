@@ -17,7 +17,7 @@ def parse_export(argv: Sequence[str] | None = None) -> Namespace:
     Raises:
         InputError: If a flag is unknown, has a wrong value, or is not for the format.
     """
-    chosen = _parser().parse_flags(argv)
+    chosen = export_parser().parse_flags(argv)
     of_format = {
         "layout": "peft", "head": "peft", "dtype": "merged", "rank_budget": "native",
         "energy": "native",
@@ -34,7 +34,8 @@ def parse_export(argv: Sequence[str] | None = None) -> Namespace:
     return chosen
 
 
-def _parser() -> Parser:
+def export_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser("export", _DESCRIPTION)
     add_model_flags(parser)
     add = parser.add_argument_group("export").add_argument

@@ -16,7 +16,7 @@ def parse_prediction(argv: Sequence[str] | None = None) -> Namespace:
     Raises:
         InputError: If a flag is unknown, has a wrong value, or excludes another.
     """
-    chosen = _parser().parse_flags(argv)
+    chosen = prediction_parser().parse_flags(argv)
     if (chosen.text is None) == (chosen.input is None):
         raise InputError("give either --text, or --input with a file or - for standard input")
     if chosen.text2 is not None and len(chosen.text2) != len(chosen.text or ()):
@@ -30,7 +30,8 @@ def parse_prediction(argv: Sequence[str] | None = None) -> Namespace:
     return chosen
 
 
-def _parser() -> Parser:
+def prediction_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser("predict", _DESCRIPTION)
     add_model_flags(parser)
     add = parser.add_argument_group("texts").add_argument
