@@ -126,6 +126,7 @@ def describe_missing_columns(
 ) -> InputError:
     """Return an error about a file that fits no layout, with the closest layouts."""
     present = {name.strip().lower() for name in columns}
+    has_labels = any(layout.is_labelled for layout in layouts)
     shared = [len(set(layout.columns) & present) for layout in layouts]
     closest = [
         layout.columns
@@ -133,12 +134,12 @@ def describe_missing_columns(
         if count == max(shared)
     ]
     # Layouts that differ only by the label's name: the first serves as an example.
-    examples = {names[:-1]: names for names in reversed(closest)}
+    examples = {names[:-1] if has_labels else names: names for names in reversed(closest)}
     accepted = " or ".join(map(quote_all, reversed(examples.values())))
+    flags = "--text-column and --label-column" if has_labels else "--text-column"
     return InputError(
         f"{where}: the columns here are {quote_all(columns)}, the needed ones are {accepted}. "
-        "Name the columns so, or say which they are by --text-column and --label-column"
-        + _suspect_separator(columns)
+        f"Name the columns so, or say which they are by {flags}" + _suspect_separator(columns)
     )
 
 
