@@ -12,6 +12,7 @@ increlora_jax {__version__}: low-rank fine-tuning whose rank grows during traini
   python -m increlora_jax.evaluate --run DIR       evaluate a run; also increlora-evaluate
   python -m increlora_jax.predict --run DIR        answer texts; also increlora-predict
   python -m increlora_jax.export --run DIR         write it for others; also increlora-export
+  python -m increlora_jax.report --run DIR         write its report; also increlora-report
 --help lists the flags of each."""
 
 begin()

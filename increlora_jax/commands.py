@@ -1,5 +1,6 @@
 """Entry points of the commands; flags such as `--help` are answered before JAX is imported."""
 
+import os
 import sys
 
 from increlora_jax.runtime.start import begin  # first and alone: it handles signals
@@ -64,5 +65,20 @@ def export() -> None:
     with fail_clearly():
         parse_export()
     from increlora_jax.export import main
+
+    main()
+
+
+def report() -> None:
+    """Run the report command; `--help` and wrong flags return at once."""
+    begin()
+    from increlora_jax.run.report_flags import parse_report
+    from increlora_jax.runtime.ending import fail_clearly
+
+    with fail_clearly():
+        parse_report()
+    # A report computes next to nothing, and takes no device from a run that trains.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from increlora_jax.report import main
 
     main()

@@ -45,6 +45,10 @@ finally:
         ("evaluate --help", 0),
         ("evaluate --version", 0),
         ("evaluate", 2),
+        ("report --help", 0),
+        ("report --version", 0),
+        ("report", 2),
+        ("report --run x --output y --pgn z", 2),
     ],
 )
 def test_what_flags_alone_answer_needs_no_jax_and_no_letters_but_ascii(words, status):
@@ -103,7 +107,7 @@ def test_the_installed_commands_are_there_and_the_version_has_one_home():
     setup.read(SETUP, encoding="utf-8")
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
     pairs = dict(line.split(" = ") for line in lines if line)
-    commands = ("train", "evaluate", "predict", "export")
+    commands = ("train", "evaluate", "predict", "export", "report")
     assert list(pairs) == [f"increlora-{name}" for name in commands]
     for name, place in pairs.items():
         assert callable(EntryPoint(name, place, "console_scripts").load())

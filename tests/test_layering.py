@@ -48,9 +48,11 @@ ALLOWED = {
         "runtime",
         "errors",
     ),
+    "page": ("page", "errors"),
     # It builds; the commands call it.
     "run": (
         "run",
+        "page",
         "interop",
         "training",
         "methods",
