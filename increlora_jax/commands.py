@@ -79,6 +79,6 @@ def report() -> None:
         parse_report()
     # A report computes next to nothing, and takes no device from a run that trains.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from increlora_jax.report import main
+    from increlora_jax.run.report_command import main
 
     main()

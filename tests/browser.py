@@ -32,19 +32,17 @@ class Browser:
     """A browser with one tab; a context manager that notes every event."""
 
     def __init__(self, profile: Path):
-        words = [find_chromium(), *_FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
+        flags = [*_FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-
-        def connect() -> None:  # the protocol's pipes are 3 and 4
-            first, second = os.dup(theirs_in), os.dup(theirs_out)
-            os.dup2(first, 3)
-            os.dup2(second, 4)
-
+        # The protocol's pipes are 3 and 4, as the shell connects them.
+        script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            words, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            ["bash", "-c", script, "bash", find_chromium(), *flags],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self._rest, self._number, self._session = b"", 0, None

@@ -73,7 +73,7 @@ ALLOWED = {
 """What each room may import of the package; what is not listed composes, and may import all."""
 
 OUTSIDE = ("experiments", "tests")
-HEAVY = ("datasets", "pyarrow", "torch", "peft", "scipy", "sklearn")
+HEAVY = ("datasets", "matplotlib", "pyarrow", "torch", "peft", "scipy", "sklearn")
 NOT_IN_CORE = ("flax", "os", "io", "pathlib", "json", "yaml", "safetensors")
 
 MAX_FILE, MAX_FUNCTION = 450, 40

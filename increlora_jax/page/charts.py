@@ -17,11 +17,14 @@ from increlora_jax.page.parts import COLORS, BarChart, Line, LineChart, Point
 
 WIDTH, HEIGHT = 440, 260
 TOP, RIGHT, BOTTOM = 30, 22, 38
-LETTER = 6.6
-"""Width of a digit at the font size of ticks, rounded up."""
+LETTER = 7.7
+"""Width of a digit at the font size of ticks, in a wide font."""
+
+RUG = 30
+"""Height of the rows of ticks for the rounds of single runs."""
 
 DOTS = 40
-"""Curves of at most this many points have dots."""
+"""Curves of at most this many points may have dots."""
 
 BAR, GAP = 16, 22
 """Heights of a bar and of the words above it."""
@@ -83,8 +86,8 @@ def axes_of(chart: LineChart) -> tuple[Axis, Axis]:
         ticks = list_ticks(min(low, 0.0) if chart.has_zero else low, high)
         up = make_axis(ticks, ticks[0], ticks[-1], ends=(HEIGHT - BOTTOM, TOP))
         left = _left(up.words)
-    first, last = min(xs), max(xs)
-    last = last if last > first else first + 1
+    places = [x for marks in chart.marks for x in marks.places]
+    first, last = min(0.0, *xs), max(1.0, *xs, *places)
     across = make_axis(list_ticks(first, last), first, last, ends=(left, WIDTH - RIGHT))
     return across, up
 
@@ -100,7 +103,7 @@ def _log_axis(decades: list[float]) -> Axis:
 
 
 def _left(words: Sequence[str]) -> float:
-    return 10 + LETTER * max(map(len, words))
+    return 12 + LETTER * max(map(len, words))
 
 
 def _draw_axes(chart: LineChart, across: Axis, up: Axis) -> Iterator[str]:
@@ -122,13 +125,14 @@ def _draw_axes(chart: LineChart, across: Axis, up: Axis) -> Iterator[str]:
 
 def _draw_marks(chart: LineChart, across: Axis) -> Iterator[str]:
     """Draw the marks of all curves as lines, and those of single curves as rows of ticks."""
-    row = 0
-    for marks in chart.marks:
-        top, bottom = TOP, HEIGHT - BOTTOM
+    pitch = min(5.0, RUG / max(1, len(chart.marks)))
+    for row, marks in enumerate(chart.marks):
+        top, bottom = float(TOP), float(HEIGHT - BOTTOM)
         if marks.color is not None:
-            top, bottom, row = TOP - 8 + 5 * row, TOP - 4 + 5 * row, row + 1
+            top = TOP - 10 + pitch * row
+            bottom = top + pitch - 1
         color = "" if marks.color is None else f" {color_class(marks.color)}"
-        path = "".join(f"M{across.place(x):.1f} {top}V{bottom}" for x in marks.places)
+        path = "".join(f"M{across.place(x):.1f} {top:.1f}V{bottom:.1f}" for x in marks.places)
         yield f'<path class="mark{color}" d="{path}"/>'
 
 
@@ -142,7 +146,7 @@ def _draw_line(line: Line, across: Axis, up: Axis) -> Iterator[str]:
     path = trace_path(points, across.place, up.place)
     label = f"<title>{escape(line.label)}</title>" if line.label else ""
     yield f'<path class="line {line.style} {color}" d="{path}">{label}</path>'
-    if len(points) <= DOTS and line.style in ("plain", "thin"):
+    if line.has_dots and len(points) <= DOTS:
         for x, y in points:
             if y is not None and _can_place(y, up):
                 said = f"{line.label} · {format_number(x)}: {format_number(y)}"
@@ -155,16 +159,17 @@ def _draw_line(line: Line, across: Axis, up: Axis) -> Iterator[str]:
 def trace_path(
     points: Sequence[Point], across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
-    """Return the path of a curve; a gap lifts the pen."""
-    path, pen = [], "M"
+    """Return the path of a curve; a gap lifts the pen, and a point between gaps is a dot."""
+    strokes: list[list[str]] = [[]]
     for x, y in points:
         place = _place(y, up)
         if place is None:
-            pen = "M"
-            continue
-        path.append(f"{pen}{across(x):.1f} {place:.1f}")
-        pen = "L"
-    return "".join(path)
+            strokes.append([])
+        else:
+            strokes[-1].append(f"{across(x):.1f} {place:.1f}")
+    return "".join(
+        f"M{'L'.join(stroke)}" + ("h0" if len(stroke) == 1 else "") for stroke in strokes if stroke
+    )
 
 
 def _place(y: float | None, up: Callable[[float], float]) -> float | None:

@@ -10,8 +10,11 @@ from increlora_jax.page.numbers import format_number
 from increlora_jax.page.parts import HeatMap
 
 _NUMBERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?)(?P<layer>\d+)\.(?P<kind>.+)")
-HOT = 0.55
-"""Share of the highest value from which the words of a cell are light."""
+HOT = 0.61
+"""Share of the highest value from which a cell's number has the other color.
+
+With the colors of `page.css`, every number has a contrast of at least 4.5 in light and dark.
+"""
 
 
 class Row(NamedTuple):
@@ -84,6 +87,11 @@ def _shorten_stacks(stacks: Sequence[str]) -> dict[str, str]:
         stack: words[shared] if shared < len(words) else "layer"
         for stack, words in zip(different, split, strict=True)
     }
+
+
+def count_rows(chart: HeatMap) -> int:
+    """Return the rows of a heat map."""
+    return len(lay_out(list(chart.frames[-1].values)).rows)
 
 
 def draw_heat(chart: HeatMap, number: int) -> str:
@@ -162,8 +170,12 @@ def _pack_frames(chart: HeatMap, order: Sequence[str], highest: float) -> str:
     return f'<script type="application/json">{packed}</script>'
 
 
+def _format_total(total: float) -> str:
+    return format_number(round(total)) if total == round(total) else f"{total:,.1f}"
+
+
 def describe_frame(step: int | None, total: float, budget: float | None) -> str:
     """Return the words for the ranks after a step: "step 120 · total rank 52 of 72"."""
     place = "before growth" if step is None else f"step {step}"
     goal = "" if budget is None else f" of {format_number(budget)}"
-    return f"{place} · total rank {format_rank(total)}{goal}"
+    return f"{place} · total rank {_format_total(total)}{goal}"

@@ -6,7 +6,7 @@ from importlib.resources import files
 from itertools import count
 
 from increlora_jax.page.charts import color_class, draw_bars, draw_lines
-from increlora_jax.page.heat import draw_heat
+from increlora_jax.page.heat import count_rows, draw_heat
 from increlora_jax.page.parts import (
     BarChart,
     Figures,
@@ -20,6 +20,10 @@ from increlora_jax.page.parts import (
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The browser itself refuses every request of the page."""
+
+
+_HEIGHTS = ((24, "taller"), (12, "tall"), (0, "map"))
+"""Styles of heat maps by their rows, so that charts fill the space beside a high one."""
 
 
 def render(page: Page) -> str:
@@ -47,21 +51,24 @@ def _load(name: str) -> str:
 
 def _draw_section(section: Section, numbers: "count[int]") -> str:
     note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
-    parts = "\n".join(_draw_part(part, numbers) for part in section.parts)
+    parts = "\n".join(_draw_part(part, numbers, section.title) for part in section.parts)
     return (
         f'<section>\n<h2>{escape(section.title)}</h2>{note}\n<div class="parts">\n{parts}\n'
         "</div>\n</section>"
     )
 
 
-def _draw_part(part: Part, numbers: "count[int]") -> str:
+def _draw_part(part: Part, numbers: "count[int]", heading: str) -> str:
     match part:
         case Figures():
             return _draw_figures(part)
         case Table():
-            return _frame(part.title, _draw_table(part), part.note, "wide")
+            kind = "wide" if len(part.header) > 2 or _is_list(part) else "chart"
+            title = "" if part.title == heading else part.title
+            return _frame(title, _draw_table(part), part.note, kind)
         case HeatMap():
-            return _frame(part.title, draw_heat(part, next(numbers)), part.note, "map")
+            kind = next(name for rows, name in _HEIGHTS if count_rows(part) >= rows)
+            return _frame(part.title, draw_heat(part, next(numbers)), part.note, kind)
         case BarChart():
             return _frame(part.title, draw_bars(part), part.note, "chart")
         case LineChart():
@@ -71,9 +78,8 @@ def _draw_part(part: Part, numbers: "count[int]") -> str:
 
 def _frame(title: str, content: str, note: str, kind: str) -> str:
     said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return (
-        f'<figure class="{kind}"><figcaption>{escape(title)}</figcaption>{content}{said}</figure>'
-    )
+    caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
+    return f'<figure class="{kind}">{caption}{content}{said}</figure>'
 
 
 def _draw_legend(chart: LineChart) -> str:
@@ -97,11 +103,20 @@ def _draw_figures(part: Figures) -> str:
     return f'<dl class="figures">{"".join(items)}</dl>'
 
 
+LISTED = 12
+"""Tables of more rows and only two columns are set in several columns."""
+
+
 def _draw_table(table: Table) -> str:
+    kind = ' class="listing"' if _is_list(table) else ""
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(table.title)}">'
-        f"<table>{''.join(_draw_rows(table))}</table></div>"
+        f"<table{kind}>{''.join(_draw_rows(table))}</table></div>"
     )
+
+
+def _is_list(table: Table) -> bool:
+    return len(table.header) == 2 and len(table.rows) > LISTED
 
 
 def _draw_rows(table: Table) -> Iterator[str]:

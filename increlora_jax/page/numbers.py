@@ -93,13 +93,11 @@ def _height(pair: tuple[int, Point]) -> float:
 def average(points: Sequence[Point], window: int) -> list[Point]:
     """Return the mean of the last `window` values up to each point; gaps are left out of it."""
     averaged: list[Point] = []
-    total, recent = 0.0, list[float | None]()
-    for x, y in points:
-        recent.append(y)
-        total += y or 0.0
-        if len(recent) > window:
-            total -= recent[-window - 1] or 0.0
-        count = sum(value is not None for value in recent[-window:])
+    total, count = 0.0, 0
+    for index, (x, y) in enumerate(points):
+        total, count = total + (y or 0.0), count + (y is not None)
+        old = points[index - window][1] if index >= window else None
+        total, count = total - (old or 0.0), count - (old is not None)
         averaged.append((x, total / count if count else None))
     return averaged
 

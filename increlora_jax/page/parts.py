@@ -24,6 +24,7 @@ class Line:
         band: (x, lowest, highest) around the curve.
         style: faint is for raw values, thin for one of many, dashed for a limit, muted for the
             rest.
+        has_dots: whether the points of a short curve are marked.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Line:
     color: int = 0
     band: Sequence[tuple[float, float, float]] = ()
     style: Style = "plain"
+    has_dots: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from increlora_jax.errors import InputError
 from increlora_jax.files.bounded import read_bounded
 from increlora_jax.files.json_object import read_json_object
-from increlora_jax.files.kinds import check_keys, is_of_kind
+from increlora_jax.files.kinds import check_keys
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.sweep import Member, members_of
 from increlora_jax.training.run_log import GROWTH, METRICS_FILE
@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 29
 Points = dict[int, float | None]
 """A number by step; None stands for one that is not finite."""
 
-_GROWTH_KINDS: dict[str, Any] = {"total_rank": int, "ranks": dict[str, int]}
+_NUMBERS = (float, int, type(None))
 _RESULT_KINDS: dict[str, Any] = {
     "metrics": dict[str, float],
     "best_metrics": dict[str, float],
@@ -71,7 +71,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class History:
-    """Everything recorded of one run.
+    """Record of one run.
 
     Attributes:
         name: of its folder.
@@ -113,7 +113,7 @@ class Group:
 
     @property
     def is_running(self) -> bool:
-        """Whether the results are still missing."""
+        """True while the results are missing."""
         return not self.results
 
 
@@ -164,7 +164,7 @@ def _read_history(folder: Path, member: Member, label: str) -> History:
             growth.append(_take_growth(where, step, line))
             continue
         for name, value in line.items():
-            if not is_of_kind(value, float | None):
+            if type(value) not in _NUMBERS:
                 raise InputError(f"{where}: {name} is {value!r}, not a number. {_MEND}")
             points = numbers.setdefault(split, {}).setdefault(name, {})
             points[step] = value if value is not None and math.isfinite(value) else None
@@ -200,14 +200,18 @@ def _read_lines(path: Path, *, is_finished: bool) -> Iterator[tuple[str, dict[st
 
 
 def _take_growth(where: str, step: int, line: Mapping[str, Any]) -> Growth:
-    check_keys(where, line, _GROWTH_KINDS, may_have_others=True)
-    importance, parameters = line.get("importance", {}), line.get("parameters")
-    if not is_of_kind(importance, dict[str, float | None]) or not is_of_kind(
-        parameters, int | None
-    ):
-        raise InputError(f"{where}: importance or parameters are not numbers. {_MEND}")
+    ranks, importance = line.get("ranks"), line.get("importance", {})
+    parameters = line.get("parameters")
+    is_sound = _holds(ranks, (int,)) and _holds(importance, _NUMBERS) and bool(ranks)
+    if not is_sound or type(parameters) not in (int, type(None)):
+        raise InputError(f"{where}: ranks, importance or parameters are not numbers. {_MEND}")
     finite = {n: v for n, v in importance.items() if v is not None and math.isfinite(v)}
-    return Growth(step, line["ranks"], finite, parameters)
+    return Growth(step, ranks or {}, finite, parameters)
+
+
+def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether an object of JSON has values of these types alone."""
+    return isinstance(values, dict) and all(type(value) in kinds for value in values.values())
 
 
 def _rebuild_growth(results: Mapping[str, Any]) -> tuple[Growth, ...]:

@@ -1,10 +1,11 @@
 """The learning rate of slots over a run, by their birth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 POINTS = 201
-"""Points of a curve; one number of points, so that JAX compiles its operations once."""
+"""Points of a curve; the number is fixed, so that JAX compiles one program."""
 
 
 def list_rates(settings: Mapping[str, Any], steps: int, born: int) -> list[tuple[float, float]]:
@@ -19,17 +20,29 @@ def list_rates(settings: Mapping[str, Any], steps: int, born: int) -> list[tuple
     """
     import numpy as np
 
+    at = np.linspace(born, max(steps - 1, born), POINTS).round().astype(np.int32)
+    rates = _program(settings["lr_scheduler_type"], settings["restart_warmup"])(
+        at, np.int32(born), settings["learning_rate"], settings["warmup_steps"], steps
+    )
+    return list(dict(zip(at.tolist(), np.asarray(rates).tolist(), strict=True)).items())
+
+
+@cache
+def _program(shape: str, restart_warmup: bool) -> Callable[..., Any]:
+    """Return the compiled schedule: (steps, birth, learning rate, warmup, all steps) → rates."""
+    import jax
+
     from increlora_jax.core.schedule import SHAPES, rate_at
 
-    at = np.linspace(born, max(steps - 1, born), POINTS).round().astype(np.int32)
-    rates = rate_at(
-        at,  # type: ignore[arg-type]
-        np.int32(born),  # type: ignore[arg-type]
-        learning_rate=settings["learning_rate"],
-        warmup_steps=settings["warmup_steps"],
-        total_steps=steps,
-        restart_warmup=settings["restart_warmup"],
-        shape=SHAPES[settings["lr_scheduler_type"]],
-    )
-    found = dict(zip(at.tolist(), np.asarray(rates).tolist(), strict=True))
-    return list(found.items())
+    def rate(step: Any, born: Any, peak: Any, warmup: Any, total: Any) -> Any:
+        return rate_at(
+            step,
+            born,
+            learning_rate=peak,
+            warmup_steps=warmup,
+            total_steps=total,
+            restart_warmup=restart_warmup,
+            shape=SHAPES[shape],
+        )
+
+    return jax.jit(jax.vmap(rate, in_axes=(0, None, None, None, None)))

@@ -2,6 +2,8 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +32,13 @@ Take = Callable[[History], Points]
 
 
 def draw_curves(
-    groups: Sequence[Group], title: str, unit: str, take: Take, *, is_noisy: bool = False
+    groups: Sequence[Group],
+    title: str,
+    unit: str,
+    take: Take,
+    *,
+    is_noisy: bool = False,
+    has_dots: bool = False,
 ) -> LineChart | None:
     """Return the curves of one number of all runs, with growth rounds; None without numbers.
 
@@ -40,12 +48,14 @@ def draw_curves(
         unit: of the number.
         take: the number by step, of one run.
         is_noisy: whether long curves are averaged; default False.
+        has_dots: whether the points of short curves are marked; default False.
     """
     lines: list[Line] = []
     for color, group in enumerate(groups):
         lines += _draw_group(group, color, take, len(groups) == 1, is_noisy=is_noisy)
     if not lines:
         return None
+    lines = [replace(line, has_dots=has_dots) for line in lines]
     steps = max(len(line.points) for line in lines)
     note = ""
     if is_noisy and steps >= SMOOTHED:
@@ -233,10 +243,20 @@ def draw_importance(group: Group) -> LineChart | None:
     if lines:
         rest = f"{len(lines)} other modules"
         lines[0] = Line(rest, lines[0].points, style="muted")
-    lines += [Line(name, curves[name], color) for name, color in named.items()]
+    start = _shared_start(order)
+    lines += [
+        Line(name[start:], curves[name], color, has_dots=True) for name, color in named.items()
+    ]
     note = f"Mean of {len(group.members)} runs." if len(group.members) > 1 else ""
     title = f"Importance at each round: {group.label}"
     return LineChart(title, "importance, logarithmic", lines, is_log=True, note=note)
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """Return the length of the dotted words before the last that all names share."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = list(takewhile(lambda column: len(set(column)) == 1, columns))
+    return sum(len(column[0]) + 1 for column in shared[:-1])
 
 
 def _importance_of(members: Sequence[History]) -> dict[str, list[Point]]:

@@ -120,7 +120,10 @@ def _draw_training(groups: Sequence[Group]) -> list[Part | None]:
     metrics = dict.fromkeys(n for group in groups for m in group.members for n in m.dev)
     return [
         _draw_train(groups, "loss", "Training loss", "loss"),
-        *(draw_curves(groups, f"{name} on dev", name, _take_metric(name)) for name in metrics),
+        *(
+            draw_curves(groups, f"{name} on dev", name, _take_metric(name), has_dots=True)
+            for name in metrics
+        ),
         _draw_train(groups, "grad_norm", "Gradient norm", "norm before clipping"),
         _draw_train(groups, "orth_loss", "Orthogonality term", "mean ‖P − I‖"),
     ]

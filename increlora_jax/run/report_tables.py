@@ -21,7 +21,7 @@ def show_headline(groups: Sequence[Group]) -> Figures | Table:
     described = [_describe(group) for group in groups]
     names = list(dict.fromkeys(name for own in described for name in own))
     rows = [
-        [group.label, *(own.get(name, NONE) for name in names)]
+        [group.label, *(_in_brackets(own.get(name, NONE)) for name in names)]
         for group, own in zip(groups, described, strict=True)
     ]
     return Table("Headline", ["run", *names], rows)
@@ -30,6 +30,11 @@ def show_headline(groups: Sequence[Group]) -> Figures | Table:
 def _split_remark(words: str) -> tuple[str, str]:
     value, _, remark = words.partition("; ")
     return value, remark
+
+
+def _in_brackets(words: str) -> str:
+    value, remark = _split_remark(words)
+    return f"{value} ({remark})" if remark else value
 
 
 def _describe(group: Group) -> dict[str, str]:
