@@ -34,8 +34,8 @@ def seeds(short_words, tmp_path_factory):
     words = [*short_words[:at], *short_words[at + 2 :]]
     at = words.index("--learning-rate")
     words = [*words[:at], *words[at + 2 :]]
-    train.main([*words, "--seeds", "1,2", "--sweep", "learning_rate=1e-3,1e-2",
-                "--output-dir", str(folder)])  # fmt: skip
+    several = ["--seeds", "1,2", "--sweep", "learning_rate=1e-3,1e-2"]
+    train.main([*words, *several, "--pad-to-max-length", "--output-dir", str(folder)])
     return folder
 
 

@@ -176,6 +176,6 @@ def _format_total(total: float) -> str:
 
 def describe_frame(step: int | None, total: float, budget: float | None) -> str:
     """Return the words for the ranks after a step: "step 120 · total rank 52 of 72"."""
-    place = "before growth" if step is None else f"step {step}"
+    place = "before growth" if step is None else f"step {format_number(step)}"
     goal = "" if budget is None else f" of {format_number(budget)}"
     return f"{place} · total rank {_format_total(total)}{goal}"

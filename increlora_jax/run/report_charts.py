@@ -139,7 +139,7 @@ def budget_of(history: History) -> int | None:
 
 def steps_of(history: History) -> int | None:
     """Return the steps of the whole run, if they are known before its end."""
-    steps: int | None = history.results.get("steps") or history.config["max_steps"]
+    steps: int | None = history.config["max_steps"] or history.results.get("steps")
     return steps
 
 
@@ -212,6 +212,9 @@ def draw_ranks(group: Group) -> HeatMap | None:
         return None
     steps = sorted({growth.step for own in growths for growth in own[1:]})
     frames = [_frame([own[0] for own in growths], None, group)]
+    if not steps and budget_of(group.members[0]) is None:  # ranks that never change
+        label = frames[0].label.rpartition(" · ")[2]
+        frames = [Frame(label, frames[0].values)]
     frames += [_frame([_find_growth(own, step) for own in growths], step, group) for step in steps]
     note = f"Mean of {len(growths)} runs." if len(growths) > 1 else ""
     return HeatMap(f"Rank by layer and module: {group.label}", frames, note)
@@ -281,8 +284,9 @@ def draw_rates(group: Group) -> LineChart | None:
             return LineChart(title, unit, [Line("of the run", logged)])
         return None
     lines = list(_draw_births(history, history.config, steps))
-    own = list_rates(history.config, steps, 0)
-    return LineChart(title, unit, [*lines, Line("of the run and the first slots", own)])
+    label = "of the run and the first slots" if lines else "of the run"
+    own = Line(label, list_rates(history.config, steps, 0))
+    return LineChart(title, unit, [*lines, own])
 
 
 def _draw_births(history: History, config: Mapping[str, Any], steps: int) -> Iterator[Line]:
