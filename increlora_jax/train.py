@@ -6,7 +6,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     run_command()
     raise SystemExit
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from increlora_jax.run.folder import (
     ADAPTER,
     BEST_ADAPTER,
     CHECKPOINTS,
+    REPORT,
     Held,
     check_saved,
     clear,
@@ -33,6 +34,7 @@ from increlora_jax.run.folder import (
     write_results,
 )
 from increlora_jax.run.memory_advice import advise_training
+from increlora_jax.run.report_page import LiveReport
 from increlora_jax.run.results import results_of, results_of_all, summarize
 from increlora_jax.run.saved_run import describe_adapter
 from increlora_jax.run.sweep import Member
@@ -149,6 +151,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
         name = BEST_ADAPTER if is_best else ADAPTER
         _keep(folder / members[index].name / name, run, members[index], state)
 
+    refresh = _report_of(run, folder)
     with ExitStack() as stack:
         bar = stack.enter_context(
             Bar(plan.total_steps, step=progress[0].step, is_silent=not is_first())
@@ -170,9 +173,19 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
             clock=clock,
             stop=stop,
             steps_by_shape=run.batch_at.steps_by_shape,
+            after_evaluation=refresh,
         )
         state, outcomes = Loop(job, state, run.parts.base).run()
-    return _write_results(run, folder, state, outcomes)
+    results = _write_results(run, folder, state, outcomes)
+    refresh()
+    return results
+
+
+def _report_of(run: Run, folder: Path) -> Callable[[], None]:
+    """Return the function that writes the report anew; without --report it does nothing."""
+    if not (run.plan.config.training.report and is_first()):
+        return lambda: None
+    return LiveReport(folder, folder / REPORT).refresh
 
 
 def _open_journal(

@@ -15,8 +15,11 @@ import yaml
 import increlora_jax as il
 from increlora_jax import train
 from increlora_jax.run import report_command as report
-from increlora_jax.run.report_page import write_report
+from increlora_jax.run.command_line import parse_run
+from increlora_jax.run.report_page import LiveReport, write_report
+from increlora_jax.runtime.signals import Preempted
 from tests.run.test_history import FINISHED, GROWTH, STEPS, write
+from tests.training.test_loop import SignalAt
 
 BAD = '<script>alert("&")</script>'
 
@@ -257,3 +260,21 @@ def test_the_command_does_not_hide_the_public_function():
     with pytest.raises(ImportError, match="is a command"):
         importlib.import_module("increlora_jax.report")
     assert il.report.__module__ == "increlora_jax.nn.report"
+
+
+def test_training_writes_the_report_at_every_evaluation(short_run, tmp_path):
+    page = tmp_path / "run" / "report.html"
+    stop = SignalAt(8)
+    with stop.listening(), pytest.raises(Preempted):
+        train.train(parse_run([*short_run, "--report"]), stop)
+    assert "running" in Words(page.read_text()).text
+    train.main([*short_run, "--report"])
+    assert "finished" in Words(page.read_text()).text
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(run, tmp_path, capsys):
+    live = LiveReport(run, tmp_path / "none.html" / "report.html")
+    (tmp_path / "none.html").write_text("a file where a folder has to be")
+    live.refresh()
+    live.refresh()
+    assert capsys.readouterr().err.count("note: --report ends here: ") == 1

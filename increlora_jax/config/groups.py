@@ -249,6 +249,7 @@ class TrainingConfig:
     report_to: list[Tracker] | None = option(
         None, "where else the lines of metrics.jsonl go; each is a package of its own"
     )
+    report: bool = option(False, "write report.html in the run's folder at every evaluation")
     metric_for_best_model: str | None = option(
         None, "metric on dev that the best adapter is chosen by, or loss; default: the task's first"
     )

@@ -36,6 +36,7 @@ FREE = frozenset(
         "remat",
         "scan_layers",
         "attn_implementation",
+        "report",
         "report_to",
         "compilation_cache_dir",
         "init_adapter",

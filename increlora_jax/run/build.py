@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from increlora_jax.config import LARGEST, RunConfig, TaskConfig, TrainingConfig
-from increlora_jax.core.pace import choose_warmup
+from increlora_jax.config import RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
@@ -35,11 +33,11 @@ from increlora_jax.nn.skeleton import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.run.lengths import fit_length, note_tokenizer
 from increlora_jax.run.packing import check_packing
-from increlora_jax.run.recipes import scale
 from increlora_jax.run.start import Start, begin_from, read_start
+from increlora_jax.run.steps import count_steps, settle
 from increlora_jax.run.sweep import Member, members_of, swept_names
 from increlora_jax.run.token_cache import encode_or_load, identify_encoding
-from increlora_jax.tasks.batching import length_buckets, steps_per_epoch
+from increlora_jax.tasks.batching import length_buckets
 from increlora_jax.tasks.best_metric import choose_metric
 from increlora_jax.tasks.kind import Encoded, Kind, TaskData, identify
 from increlora_jax.tasks.registry import load_task
@@ -220,17 +218,15 @@ def plan_run(
             change.
     """
     task, training = config.task, config.training
-    data = data or load_task(task)
-    metric = training.metric_for_best_model, training.greater_is_better
-    data = replace(data, kind=choose_metric(data.kind, *metric))
+    data = _judged(data or load_task(task), training)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     encoded = _encode_early(data, folder, config.task)
     rows = len(encoded.get("train", data.train or ()))
-    epoch_steps, planned = _count_steps(training, rows)
+    epoch_steps, planned = count_steps(training, rows)
     steps = total_steps or planned
-    config = replace(_settle(config, steps), unsaid=frozenset())
+    config = replace(settle(config, steps), unsaid=frozenset())
     spec, model = find_spec(model_config), _abstract(model_config, config, data.kind)
     start, more = _read_start(config, folder, model, spec, data.kind)
     ranks = start.ranks if start else initial_ranks
@@ -243,6 +239,12 @@ def plan_run(
     methods = tuple(build(member.config) for member in members_of(config))
     told = config, members_of(config), data, folder, steps, epoch_steps, methods, layout, can_pack
     return Plan(*told, (*notes, *more), encoded, start=start)
+
+
+def _judged(data: TaskData, training: TrainingConfig) -> TaskData:
+    """Return the data with the metric that adapters are compared by."""
+    name, is_greater = training.metric_for_best_model, training.greater_is_better
+    return replace(data, kind=choose_metric(data.kind, name, is_greater))
 
 
 def _abstract(model_config: "PretrainedConfig", config: RunConfig, kind: Kind) -> nnx.Module:
@@ -307,28 +309,6 @@ def _encode(data: TaskData, folder: Path, task: TaskConfig, name: str, tokenizer
         identify_encoding(task, identify_tokenizer(folder), split, name),
         lambda: data.kind.encode(split, tokenizer, task.max_seq_length, name),
     )
-
-
-def _count_steps(training: TrainingConfig, rows: int) -> tuple[int, int]:
-    """Return the optimizer steps of an epoch and of the run."""
-    batch = training.train_batch_size * training.gradient_accumulation_steps
-    epoch_steps = steps_per_epoch(rows, batch)
-    steps = training.max_steps or ceil(training.num_train_epochs * epoch_steps)
-    if steps > LARGEST:
-        raise InputError(
-            f"--num-train-epochs {training.num_train_epochs} makes {steps} steps, more "
-            f"than the largest possible number, {LARGEST}. Choose less, or --max-steps"
-        )
-    return epoch_steps, steps
-
-
-def _settle(config: RunConfig, steps: int) -> RunConfig:
-    """Set the settings that follow the run's length, except those of its method."""
-    scaled = scale(config.task.task, config.growth.target_rank, steps)
-    config = config.changed({name: scaled[name] for name in scaled if name in config.unsaid})
-    if "warmup_steps" in members_of(config)[0].settings:  # each run has its own
-        return config
-    return config.changed({"warmup_steps": choose_warmup(config.training.warmup_steps, steps)})
 
 
 def _check_frozen(model: nnx.Module, method: Method) -> None:

@@ -29,6 +29,7 @@ BEST_ADAPTER = "adapter-best"
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOCK = ".lock"
+REPORT = "report.html"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 
@@ -241,7 +242,7 @@ def clear(folder: Path, config: RunConfig, *, keeps_checkpoints: bool = False) -
     with _naming(folder):
         for inner in dict.fromkeys(("", *_members_there(folder), *(m.name for m in members))):
             # Settings are removed first: without them, leftovers belong to no run.
-            for name in (CONFIG, RESULTS, METRICS, ADAPTER, BEST_ADAPTER, TRACEBACK):
+            for name in (CONFIG, RESULTS, METRICS, REPORT, ADAPTER, BEST_ADAPTER, TRACEBACK):
                 remove(folder / inner / name)
             if not keeps_checkpoints:
                 clear_checkpoints(folder / inner / CHECKPOINTS)

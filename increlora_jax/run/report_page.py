@@ -26,6 +26,7 @@ from increlora_jax.run.report_tables import (
     show_headline,
     show_speed,
 )
+from increlora_jax.runtime.streams import tell
 
 SUFFIXES = (".html", ".htm")
 
@@ -38,6 +39,28 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
         WriteError: If the file cannot be written. The previous file is unchanged.
     """
     save_page(build_page(read_groups(folders)), output)
+
+
+class LiveReport:
+    """Report of a run that trains, written anew after every evaluation.
+
+    The report is a convenience: if it cannot be written, a note says so once.
+    """
+
+    def __init__(self, folder: Path, output: Path):
+        self._folder = folder
+        self._output = output
+        self._has_failed = False
+
+    def refresh(self) -> None:
+        """Write the report of the run as far as it has come."""
+        if self._has_failed:
+            return
+        try:
+            write_report([self._folder], self._output)
+        except (InputError, WriteError) as error:
+            self._has_failed = True
+            tell(f"note: --report ends here: {error}")
 
 
 def save_page(page: Page, output: Path) -> None:

@@ -1,7 +1,7 @@
 """Choice of the metric on dev by which adapters are compared."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -57,11 +57,19 @@ def choose_metric(
             return {LOSS: told[LOSS], **metrics}
         return {chosen: metrics[chosen], **metrics}
 
-    is_better = kind.is_better
-    if greater_is_better != "auto" or chosen != kind.metrics[0]:
-        is_greater = chosen != LOSS if greater_is_better == "auto" else greater_is_better
-        is_better = larger_is_better if is_greater else smaller_is_better
+    is_better = _compare(kind, chosen, greater_is_better)
     return replace(kind, score=score, metrics=_first(chosen, kind.metrics), is_better=is_better)
+
+
+def _compare(
+    kind: Kind, chosen: str, greater_is_better: bool | Literal["auto"]
+) -> Callable[[float, float], bool]:
+    """Return the comparison of a metric's values, (new, old) → whether the new one is better."""
+    if greater_is_better == "auto":
+        if chosen == kind.metrics[0]:
+            return kind.is_better
+        return smaller_is_better if chosen == LOSS else larger_is_better
+    return larger_is_better if greater_is_better else smaller_is_better
 
 
 def _first(chosen: str, metrics: tuple[str, ...]) -> tuple[str, ...]:

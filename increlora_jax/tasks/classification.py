@@ -73,15 +73,6 @@ def make_kind(
         dropout: Dropout before the classifier; None: the model's own.
         class_weights: The weight of each class in the training loss [num_labels]; None: all 1.
     """
-
-    def score(
-        predictions: Mapping[str, Any], encoded: Mapping[str, Encoded], splits: Mapping[str, Texts]
-    ) -> dict[str, float]:
-        return score_splits(task, predictions, splits)
-
-    def examine(logits: Any, encoded: Encoded, split: Texts) -> dict[str, Any]:
-        return describe_split(task, logits, split)
-
     return Kind(
         task=task.name,
         dev_splits=task.dev_splits,
@@ -97,8 +88,8 @@ def make_kind(
         pack=pack_batch,
         loss=partial(sequence_loss, is_regression=task.is_regression),
         predict=call_model,
-        score=score,
-        examine=examine,
+        score=lambda predictions, encoded, splits: score_splits(task, predictions, splits),
+        examine=lambda logits, encoded, split: describe_split(task, logits, split),
         count=partial(count_split, task),
         metrics=task.metrics,
         is_better=larger_is_better,

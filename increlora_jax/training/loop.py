@@ -66,6 +66,7 @@ class Job:
         bar, clock, stop: of the process.
         steps_by_shape: lists the steps of each known shape of a batch, so that their programs
             compile ahead; default: none are known.
+        after_evaluation: called when the metrics of an evaluation are in the logs; default: not.
     """
 
     trainer: Trainer
@@ -80,6 +81,7 @@ class Job:
     clock: Clock
     stop: Stop
     steps_by_shape: Callable[[], Sequence[Sequence[int]]] = tuple
+    after_evaluation: Callable[[], None] = lambda: None
 
 
 class Loop:
@@ -248,6 +250,7 @@ class Loop:
             metrics = self._job.evaluator.metrics_of_each(state, self._base, self._job.stop)
             self._runs.note_metrics(done, metrics, state)
             self._tell_news(f"step {done}")
+            self._job.after_evaluation()
         self._evaluated = done
 
     def _keep_last(self) -> None:
