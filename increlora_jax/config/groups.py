@@ -247,7 +247,7 @@ class TrainingConfig:
     eval_steps: int | None = option(None, "steps between evaluations; default: an epoch")
     logging_steps: int = option(1, "steps between lines of metrics.jsonl")
     report_to: list[Tracker] | None = option(
-        None, "where else the lines of metrics.jsonl go; each is a package of its own"
+        None, "trackers that also get the lines of metrics.jsonl; each is a package of its own"
     )
     report: bool = option(False, "write report.html in the run's folder at every evaluation")
     metric_for_best_model: str | None = option(

@@ -1,4 +1,4 @@
-"""All settings of a run, and what may change in one that is resumed or trained with others."""
+"""All settings of a run, and those that may differ between runs."""
 
 import os
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Proof of an export: the export is loaded again, and computes the same."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,14 +150,19 @@ def compute_torch(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep transformers silent meanwhile; the parameters that a checkpoint lacks are known here."""
+    """Keep transformers silent meanwhile; the parameters that a checkpoint lacks are known here.
+
+    Warnings about coming versions of PEFT and transformers are not for the user of an export.
+    """
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(before[0])
         if before[1]:

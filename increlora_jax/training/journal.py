@@ -58,7 +58,7 @@ class Journal:
         if is_timed:
             progress.tokens += tokens
             progress.places += int(numbers["places"])
-        if self.is_stopped:  # the others that train with it go on
+        if self.is_stopped:  # other runs of the same program still train
             return
         if numbers["is_finite"]:
             progress.skipped_in_a_row = 0
@@ -93,7 +93,7 @@ class Journal:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the run has stopped early."""
+        """True if the run has stopped early."""
         return self.progress.stopped is not None
 
     def close_at(self, step: int, seconds: float, training_seconds: float) -> Progress:

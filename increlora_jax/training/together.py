@@ -107,7 +107,7 @@ class Together:
 
     @property
     def are_stopped(self) -> bool:
-        """Whether every member has stopped early."""
+        """True if every member has stopped early."""
         return not self._training
 
     def begin(self, state: TrainState, modules: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ class Together:
     def note_metrics(self, done: int, metrics: list[dict[str, float]], state: TrainState) -> None:
         """Note the metrics of each member after `done` steps; keep adapters that are the best.
 
-        If a member stops early, its last adapter is kept now, since its arrays go on changing.
+        If a member stops early, its last adapter is kept now, since later steps change its arrays.
         """
         for index, journal in enumerate(self._journals):
             if journal.is_stopped:
