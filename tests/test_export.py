@@ -174,7 +174,7 @@ def test_nothing_is_needed_of_pytorch(run, form, tmp_path):
     assert ("not compared by PyTorch" in ended.stderr) == (form != "native")
 
 
-PUSH = ["--format", "peft", "--push-to-hub", "me/films"]
+PUSH = ["--format", "native", "--push-to-hub", "me/films"]
 
 
 def push(run, folder, environment):

@@ -232,6 +232,8 @@ class TrainingConfig:
         "once; several settings, or --seeds beside, make every combination"
     )  # fmt: skip
     learning_rate: float = option(1e-3, "peak learning rate")
+    lora_plus_ratio: float = option(1.0, "rate of B over that of A, as in LoRA+")
+    lambda_lr_ratio: float = option(1.0, "rate of lambda over that of A")
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
     warmup_steps: Count = option("auto", "steps of warmup, of the run and of every new slot")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
@@ -309,7 +311,8 @@ class TrainingConfig:
             lambda v: v >= 1,
             "at least 1",
         )
-        positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs"
+        positive = "learning_rate adam_epsilon max_grad_norm num_train_epochs "
+        positive += "lora_plus_ratio lambda_lr_ratio"
         require_each(self, positive, lambda v: v > 0, "positive")
         require_each(
             self,

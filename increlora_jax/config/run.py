@@ -54,7 +54,8 @@ another `scan_layers`. A resumed run is bit for bit the same only if these are u
 
 VARIABLE = (
     "learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "lora_alpha", "reg_orth_coef", "beta1", "beta2",
+    "max_grad_norm", "lora_plus_ratio", "lambda_lr_ratio", "lora_alpha", "reg_orth_coef", "beta1",
+    "beta2",
 )  # fmt: skip
 """Settings that may differ between runs that train together: they change no shape, plan or data."""
 

@@ -65,9 +65,22 @@ def clip_by_global_norm(max_norm: Number) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+class RateRatios(NamedTuple):
+    """Learning rates of an adapter's arrays over that of A.
+
+    Attributes:
+        lam: of λ; default: 1.
+        B: of B, as LoRA+ has it (arXiv 2402.12354); default: 1.
+    """
+
+    lam: Number = 1.0
+    B: Number = 1.0
+
+
 def slot_adamw(
     rate: Callable[[Array, Array], Array],
     *,
+    ratios: RateRatios = RateRatios(),
     b1: Number = 0.9,
     b2: Number = 0.999,
     eps: Number = 1e-8,
@@ -79,23 +92,25 @@ def slot_adamw(
 
     Args:
         rate: (step t [], births b of a leaf) → the learning rate of every entry.
+        ratios: the rates of λ and B over that of A; default: 1.
         b1: β₁; default: 0.9.
         b2: β₂; default: 0.999.
         eps: ε; default: 1e-8.
         weight_decay: the decay; default: 0.
     """
-    rule = _SlotRule(rate, b1, b2, eps, weight_decay)
+    rule = _SlotRule(rate, ratios, b1, b2, eps, weight_decay)
     return optax.GradientTransformationExtraArgs(rule.init, rule.update)
 
 
 class _SlotRule(NamedTuple):
     """AdamW with age k = t − b + 1: m̂ = m/(1 − β₁ᵏ), v̂ = v/(1 − β₂ᵏ).
 
-    Δp = −rate(t, b) · (m̂/(√v̂ + ε) + decay · p). Before birth: no moments, no decay, Δp = 0. An
-    entry that is born again begins with new moments.
+    Δp = −ratio · rate(t, b) · (m̂/(√v̂ + ε) + decay · p), with the ratio of the array. Before birth:
+    no moments, no decay, Δp = 0. An entry that is born again begins with new moments.
     """
 
     rate: Callable[[Array, Array], Array]
+    ratios: RateRatios
     b1: Number
     b2: Number
     eps: Number
@@ -120,16 +135,27 @@ class _SlotRule(NamedTuple):
         mu = jax.tree.map(partial(_average, self.b1), old_mu, gradients)
         nu = jax.tree.map(lambda v, g: _average(self.b2, v, g * g), old_nu, gradients)
         move = partial(self._move, step)
-        return jax.tree.map(move, mu, nu, born, params), SlotAdamState(mu, nu)
+        moves = jax.tree.map(move, mu, nu, born, params, self._ratios_of(params))
+        return moves, SlotAdamState(mu, nu)
 
-    def _move(self, step: Array, m: Array, v: Array, b: Array, p: Array) -> Array:
+    def _ratios_of(self, params: PyTree) -> PyTree[Array]:
+        """Return the ratio of every leaf; of a leaf outside of adapters it is 1."""
+        ratios = jnp.asarray(1.0), jnp.asarray(self.ratios.lam), jnp.asarray(self.ratios.B)
+
+        def of_node(node: PyTree) -> PyTree[Array]:
+            return Adapter(*ratios) if isinstance(node, Adapter) else ratios[0]
+
+        return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, Adapter))
+
+    def _move(self, step: Array, m: Array, v: Array, b: Array, p: Array, ratio: Array) -> Array:
         # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
         age = jnp.where(step >= b, step - b + 1, 1).astype(p.dtype)
         direction = _unbiased(self.b1, m, age) / (
             jnp.sqrt(_unbiased(self.b2, v, age)) + as_dtype(self.eps, p.dtype)
         )
         decay = as_dtype(self.weight_decay, p.dtype) * p
-        return -self.rate(step, b).astype(p.dtype) * (direction + decay)
+        rate = self.rate(step, b).astype(p.dtype) * ratio.astype(p.dtype)
+        return -rate * (direction + decay)
 
 
 def _average(decay: Number, average: Array, new: Array) -> Array:
@@ -165,6 +191,7 @@ def build_optimizer(
     rate: Callable[[Array, Array], Array],
     *,
     max_grad_norm: Number,
+    ratios: RateRatios = RateRatios(),
     b1: Number = 0.9,
     b2: Number = 0.999,
     eps: Number = 1e-8,
@@ -175,6 +202,7 @@ def build_optimizer(
     Args:
         rate: (step t [], births b of a leaf) → the learning rate of every entry.
         max_grad_norm: the norm of all gradients together at most.
+        ratios: the rates of λ and B over that of A; default: 1.
         b1: β₁; default: 0.9.
         b2: β₂; default: 0.999.
         eps: ε; default: 1e-8.
@@ -189,7 +217,7 @@ def build_optimizer(
     return optax.chain(
         clip_by_global_norm(max_grad_norm),
         optax.multi_transform(
-            {"adapter": slot_adamw(rate, **adam), "head": head_adamw(rate, **adam)},
+            {"adapter": slot_adamw(rate, ratios=ratios, **adam), "head": head_adamw(rate, **adam)},
             LABELS,
             mask_compatible_extra_args=True,
         ),

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import TrainingConfig
-from increlora_jax.core.optimizer import build_optimizer
+from increlora_jax.core.optimizer import RateRatios, build_optimizer
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, Shape, rate_at
 from increlora_jax.errors import InputError
@@ -143,6 +143,7 @@ def _optimizer_of(rate: Rate, settings: Settings) -> optax.GradientTransformatio
     return build_optimizer(
         partial(rate, settings),
         max_grad_norm=settings["max_grad_norm"],
+        ratios=RateRatios(settings["lambda_lr_ratio"], settings["lora_plus_ratio"]),
         b1=settings["adam_beta1"],
         b2=settings["adam_beta2"],
         eps=settings["adam_epsilon"],
@@ -156,6 +157,8 @@ def _numbers_of(config: TrainingConfig, total_steps: int) -> dict[str, int | flo
         "learning_rate": float(config.learning_rate),
         "warmup_steps": choose_warmup(config.warmup_steps, total_steps),
         "total_steps": int(total_steps),
+        "lora_plus_ratio": float(config.lora_plus_ratio),
+        "lambda_lr_ratio": float(config.lambda_lr_ratio),
         "max_grad_norm": float(config.max_grad_norm),
         "adam_beta1": float(config.adam_beta1),
         "adam_beta2": float(config.adam_beta2),

@@ -8,6 +8,7 @@ import pytest
 
 from increlora_jax.core.adapter import NEVER, Adapter
 from increlora_jax.core.optimizer import (
+    RateRatios,
     Trainable,
     births,
     build_optimizer,
@@ -65,8 +66,9 @@ def torch():
 class TorchRun:
     """torch.optim.AdamW over entries that join when they are born, clipped over all that have."""
 
-    def __init__(self, torch, params, slots, max_grad_norm):
+    def __init__(self, torch, params, slots, max_grad_norm, ratios):
         self.torch = torch
+        self.ratios = ratios  # of the rate, by leaf
         flat = jax.tree.leaves(params)
         born = jax.tree.map(jnp.broadcast_to, births(params, slots), _shapes(params))
         self.born = [np.asarray(b) for b in jax.tree.leaves(born)]
@@ -85,16 +87,16 @@ class TorchRun:
         for leaf, birth, parameter in alive:
             parameter.grad = self.torch.tensor(flat[leaf][self.born[leaf] == birth])
             if birth == step:
-                self._join(parameter, birth)
+                self._join(parameter, birth, self.ratios[leaf])
         self.torch.nn.utils.clip_grad_norm_([p for _, _, p in alive], self.max_grad_norm)
         for group in self.optimizer.param_groups:
             age, horizon = step - group["birth"], TOTAL - group["birth"]
             factor = age / WARMUP if age < WARMUP else (horizon - age) / (horizon - WARMUP)
-            group["lr"] = LR * factor
+            group["lr"] = LR * factor * group["ratio"]
         self.optimizer.step()
 
-    def _join(self, parameter, birth):
-        group = {"params": [parameter], "birth": int(birth)}
+    def _join(self, parameter, birth, ratio):
+        group = {"params": [parameter], "birth": int(birth), "ratio": ratio}
         if self.optimizer is None:
             self.optimizer = self.torch.optim.AdamW(
                 [group],
@@ -118,11 +120,14 @@ def _shapes(params):
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.7, 1e9])
+@pytest.mark.parametrize("ratios", [RateRatios(), RateRatios(lam=0.25, B=16.0)])
 def test_every_entry_moves_as_under_torch_from_the_step_it_joins(
-    torch, params, slots, max_grad_norm
+    torch, params, slots, max_grad_norm, ratios
 ):
-    optimizer = build_optimizer(rate, max_grad_norm=max_grad_norm, **ADAM)
-    torch_run = TorchRun(torch, params, slots, max_grad_norm)
+    """A group of its own for every array and birth, as LoRA+ has one for B."""
+    optimizer = build_optimizer(rate, max_grad_norm=max_grad_norm, ratios=ratios, **ADAM)
+    by_leaf = [1.0, ratios.lam, ratios.B, 1.0]  # A, λ, B, and the head
+    torch_run = TorchRun(torch, params, slots, max_grad_norm, by_leaf)
     born = births(params, slots)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(TOTAL):

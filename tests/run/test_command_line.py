@@ -39,6 +39,7 @@ VALUES = {
     "beta2": 0.25, "score_window": 13, "reg_orth_coef": 0.75,
     "output_dir": "out", "overwrite_output_dir": True, "seed": 7, "seeds": "3,4",
     "sweep": ["adam_beta1=0.25,0.5", "lora_alpha=8,16"], "learning_rate": 1.5e-05,
+    "lora_plus_ratio": 16.0, "lambda_lr_ratio": 4.0,
     "lr_scheduler_type": "cosine", "warmup_steps": 23, "weight_decay": 0.125, "adam_beta1": 0.8,
     "adam_beta2": 0.9, "adam_epsilon": 1e-07, "max_grad_norm": 2.5, "num_train_epochs": 1.5,
     "max_steps": 29, "train_batch_size": 31, "gradient_accumulation_steps": 2,

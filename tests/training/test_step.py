@@ -407,6 +407,7 @@ VARIANTS = [
     {"learning_rate": 0.05, "weight_decay": 0.1, "adam_beta1": 0.5, "lora_alpha": 4.0},
     {"warmup_steps": 4, "max_grad_norm": 0.5, "adam_epsilon": 1e-2, "adam_beta2": 0.9},
     {"reg_orth_coef": 0.5, "beta1": 0.3, "beta2": 0.6, "lora_alpha": 2.0},
+    {"lora_plus_ratio": 4.0, "lambda_lr_ratio": 2.0},
 ]
 """Together they vary all there is to vary."""
 
