@@ -5,6 +5,7 @@ from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method, Observation, Updated
+from increlora_jax.methods.bitfit import bitfit
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -57,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "Updated",
     "attach",
+    "bitfit",
     "build_trainer",
     "detach",
     "dispatch_synchronously",

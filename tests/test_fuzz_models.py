@@ -133,7 +133,7 @@ def drawn(names):
         st.lists(st.sampled_from(names), min_size=1, max_size=3),
         st.sampled_from(sorted(HOLDERS)),
         st.sampled_from([jnp.float64, jnp.float64, jnp.float64, jnp.bfloat16]),
-        st.sampled_from([*["increlora"] * 4, "lora", "lora", "head", "full"]),
+        st.sampled_from([*["increlora"] * 4, "lora", "lora", "bitfit", "head", "full"]),
         st.sampled_from([*targets[:1] * 12, *targets]),
         st.sampled_from(exclude),
         st.booleans(),

@@ -131,7 +131,7 @@ def test_growth_is_the_same_under_accumulation(short_run, tiny_model, tmp_path):
     np.testing.assert_allclose(*losses, rtol=2e-4)  # float32 sums in another order, 14 steps on
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "head"])
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head"])
 def test_every_method_trains_through_the_same_command(run_once, method):
     folder = run_once("--method", method)
     results = read_results(folder)

@@ -16,6 +16,11 @@ class Entry(NamedTuple):
     reads: tuple[str, ...]
 
     @property
+    def has_adapters(self) -> bool:
+        """True if the method puts adapters on a model."""
+        return "adapter" in self.reads
+
+    @property
     def own_group(self) -> str | None:
         """The group of settings that belongs to this method alone."""
         own = [g for g in self.reads if "." not in g and g not in ("adapter", "growth")]
@@ -26,5 +31,6 @@ METHODS = {
     "increlora": Entry("increlora_jax.methods.increlora:increlora", ("adapter", "growth")),
     "lora": Entry("increlora_jax.methods.lora:lora", ("adapter", "growth.target_rank")),
     "full": Entry("increlora_jax.methods.full:full", ()),
+    "bitfit": Entry("increlora_jax.methods.bitfit:bitfit", ("adapter.modules_to_save",)),
     "head": Entry("increlora_jax.methods.head:head", ("adapter.modules_to_save",)),
 }

@@ -12,6 +12,7 @@ from increlora_jax.nn import linen, skeleton, tree
 from increlora_jax.nn.initial import AdapterArguments, AdapterSettings
 from increlora_jax.nn.kernels import stack_names
 from increlora_jax.nn.linen import AdaptedLinen, LinenModel
+from increlora_jax.nn.paths import list_paths
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.nn.targets import (
     ALL_LINEAR,
@@ -181,6 +182,15 @@ def parameter_selector(model: PyTree, names: Targets) -> IsTrained:
     (True, False)
     """
     return _way(model).parameter_selector(model, names)
+
+
+def list_parameters(model: PyTree) -> list[str]:
+    """List the paths of a model's parameters; the model may be abstract."""
+    if isinstance(model, nnx.Module):
+        nodes = list_paths(model).items()
+        return [path for path, node in nodes if isinstance(node, nnx.Param)]
+    _, arrays = model.take_apart() if isinstance(model, LinenModel) else tree.take_apart(model)
+    return list(arrays)
 
 
 def _way(model: PyTree) -> Way:

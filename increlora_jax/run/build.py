@@ -18,6 +18,7 @@ from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
 from increlora_jax.methods.registry import build_method
+from increlora_jax.methods.table import METHODS
 from increlora_jax.models.fused_attention import check_fused, set_attention
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import (
@@ -263,7 +264,7 @@ def _read_start(
         return None, ()
     if "lora_alpha" in swept_names(config.training.seeds, config.training.sweep):
         raise InputError("--init-adapter keeps its scale, so that --sweep lora_alpha is not for it")
-    if adapter.method in ("head", "full"):
+    if adapter.method in METHODS and not METHODS[adapter.method].has_adapters:
         raise InputError(
             f"--init-adapter is for methods with adapters, and --method is {adapter.method}"
         )

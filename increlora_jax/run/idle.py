@@ -44,7 +44,6 @@ def _unread(config: RunConfig, method: str) -> set[str]:
         for setting in fields(getattr(config, group.name))
     }
     unread = {name for path, name in settings.items() if path not in reads}
-    reads_adapter, reads_growth = (name in reads for name in ("adapter", "growth"))
-    unread |= set() if reads_adapter else {"lora_plus_ratio"}
-    unread |= set() if reads_growth else {"lambda_lr_ratio"}  # otherwise λ does not learn
+    unread |= set() if METHODS[method].has_adapters else {"lora_plus_ratio"}
+    unread |= set() if "growth" in reads else {"lambda_lr_ratio"}  # otherwise λ does not learn
     return (unread | {"method_options"}) - {"method"}

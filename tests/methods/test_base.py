@@ -7,6 +7,7 @@ from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method, Observation, fixed_method
+from increlora_jax.methods.bitfit import bitfit
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -25,6 +26,7 @@ METHODS = {
     "increlora": lambda model: increlora(model, steps=9, **SETTINGS),
     "lora": lambda model: lora(model, **SETTINGS),
     "head": lambda model: head(model, is_trained=trains_head),
+    "bitfit": lambda model: bitfit(model, is_trained=trains_head),
     "full": lambda model: full(),
 }
 
@@ -51,7 +53,7 @@ def test_every_method_fills_in_the_protocol(name):
     assert set(method.probes(own, False)) <= set(own)
 
 
-@pytest.mark.parametrize("name", ["lora", "head", "full"])
+@pytest.mark.parametrize("name", ["lora", "bitfit", "head", "full"])
 def test_methods_of_fixed_shape_change_nothing_and_ask_for_nothing(name):
     method = METHODS[name](MLP())
     state = start(method, steps=9).state
