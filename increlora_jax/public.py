@@ -1,9 +1,17 @@
 """All public names and their origins; `increlora_jax` loads this module at the first use."""
 
-from increlora_jax.config import AdapterConfig, GrowthConfig, RunConfig, TaskConfig, TrainingConfig
+from increlora_jax.config import (
+    AdaLoraConfig,
+    AdapterConfig,
+    GrowthConfig,
+    RunConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.errors import InputError
+from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
 from increlora_jax.methods.bitfit import bitfit
 from increlora_jax.methods.full import full
@@ -32,6 +40,7 @@ from increlora_jax.weights.bundled import TINY_ENCODER
 
 __all__ = [
     "TINY_ENCODER",
+    "AdaLoraConfig",
     "Adapter",
     "AdapterConfig",
     "AdapterParam",
@@ -57,6 +66,7 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "Updated",
+    "adalora",
     "attach",
     "bitfit",
     "build_trainer",

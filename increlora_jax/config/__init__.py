@@ -1,6 +1,7 @@
 """Settings of a run: names, defaults and bounds, checked before anything is loaded."""
 
 from increlora_jax.config.groups import (
+    AdaLoraConfig,
     AdapterConfig,
     GrowthConfig,
     Importance,
@@ -24,6 +25,7 @@ __all__ = [
     "KINDS",
     "LARGEST",
     "VARIABLE",
+    "AdaLoraConfig",
     "AdapterConfig",
     "GrowthConfig",
     "Importance",

@@ -203,6 +203,28 @@ class GrowthConfig:
 
 @list_options
 @dataclass(frozen=True)
+class AdaLoraConfig:
+    """Settings of AdaLoRA, under PEFT's names.
+
+    >>> AdaLoraConfig(init_r=12).tinit
+    'auto'
+    """
+
+    sections: ClassVar[dict[str, str]] = {"init_r": "adalora"}
+
+    init_r: Count = option("auto", "slots of every module at the start; auto: 1.5 * target_rank")
+    tinit: Count = option("auto", "steps before the first pruning; auto: 0.1 of the run")
+    tfinal: Count = option("auto", "last steps, without pruning; auto: 0.4 of the run")
+    delta_t: Count = option("auto", "steps between prunings; auto: 0.002 of the run")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        require_each(self, "init_r delta_t", lambda v: v >= 1, "at least 1")
+        require_each(self, "tinit tfinal", lambda v: v >= 0, "at least 0")
+
+
+@list_options
+@dataclass(frozen=True)
 class TrainingConfig:
     """Settings of steps, optimizer, evaluation and output.
 

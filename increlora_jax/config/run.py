@@ -7,7 +7,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from increlora_jax.config.groups import AdapterConfig, GrowthConfig, TaskConfig, TrainingConfig
+from increlora_jax.config.groups import (
+    AdaLoraConfig,
+    AdapterConfig,
+    GrowthConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from increlora_jax.errors import InputError
 from increlora_jax.methods.table import METHODS
 from increlora_jax.values import Reference, flag_of, require
@@ -68,6 +74,7 @@ class RunConfig:
         task: of the task, its data and the base model.
         adapter: of the method and the places of its adapters.
         growth: of growth.
+        adalora: of AdaLoRA alone.
         training: of steps, optimizer, evaluation and output.
         unsaid: settings without a value of the user, which are fitted to the run and the model.
 
@@ -78,6 +85,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    adalora: AdaLoraConfig = field(default_factory=AdaLoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     unsaid: frozenset[str] = field(default=frozenset(), compare=False)
 

@@ -6,6 +6,7 @@ one takes thousands of kernels a step, which take longer to start than to run.
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import prod
 from typing import TypeVar
 
 import jax
@@ -90,34 +91,37 @@ def _split(stacked: T, count: int) -> list[T]:
     return [jax.tree.unflatten(structure, own) for own in zip(*pieces, strict=True)]
 
 
-def flatten(values: Mapping[Group, Array], names: tuple[str, ...]) -> Array:
+def flatten(values: Mapping[Group, Array], names: tuple[str, ...], *, trailing: int = 0) -> Array:
     """Return one entry for each matrix, in the order of `names`.
 
-    `values` are [members, *stack] by group.
+    `values` are [members, *stack] by group, and may have trailing axes that are kept.
     """
-    together = jnp.concatenate([value.reshape(-1) for value in values.values()])
-    return together[_places(values, names)]
+    shapes = {key: value.shape[: value.ndim - trailing] for key, value in values.items()}
+    rows = [value.reshape(-1, *value.shape[value.ndim - trailing :]) for value in values.values()]
+    return jnp.concatenate(rows)[_places(shapes, names)]
 
 
 def unflatten(
     flat: Array, like: Mapping[Group, Array], names: tuple[str, ...]
 ) -> dict[Group, Array]:
-    """Undo `flatten`, for values of the shapes of `like`."""
-    together = flat[np.argsort(_places(like, names))]
+    """Undo `flatten`, for values of the shapes of `like` and of the trailing axes of `flat`."""
+    shapes = {key: value.shape for key, value in like.items()}
+    together = flat[np.argsort(_places(shapes, names))]
     ends = np.cumsum([value.size for value in like.values()])
     pieces = jnp.split(together, ends[:-1])
     return {
-        key: piece.reshape(value.shape)
+        key: piece.reshape(*value.shape, *flat.shape[1:])
         for (key, value), piece in zip(like.items(), pieces, strict=True)
     }
 
 
-def _places(values: Mapping[Group, Array], names: tuple[str, ...]) -> np.ndarray:
+def _places(shapes: Mapping[Group, tuple[int, ...]], names: tuple[str, ...]) -> np.ndarray:
     """Return the place of each entry of `names` in the order of the groups."""
     places: dict[str, np.ndarray] = {}
     begun = 0
-    for key, value in values.items():
-        each = np.arange(begun, begun + value.size).reshape(len(key), -1)
+    for key, shape in shapes.items():
+        size = prod(shape)
+        each = np.arange(begun, begun + size).reshape(len(key), -1)
         places |= dict(zip(key, each, strict=True))
-        begun += value.size
+        begun += size
     return np.concatenate([places[name] for name in names])

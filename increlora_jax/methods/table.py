@@ -27,10 +27,27 @@ class Entry(NamedTuple):
         return own[0] if own else None
 
 
+_RATIOS = ("training.lora_plus_ratio", "training.lambda_lr_ratio")
+
 METHODS = {
-    "increlora": Entry("increlora_jax.methods.increlora:increlora", ("adapter", "growth")),
-    "lora": Entry("increlora_jax.methods.lora:lora", ("adapter", "growth.target_rank")),
+    "increlora": Entry(
+        "increlora_jax.methods.increlora:increlora", ("adapter", "growth", *_RATIOS)
+    ),
+    "lora": Entry("increlora_jax.methods.lora:lora", ("adapter", "growth.target_rank", _RATIOS[0])),
     "full": Entry("increlora_jax.methods.full:full", ()),
+    "adalora": Entry(
+        "increlora_jax.methods.adalora:adalora",
+        (
+            "adapter",
+            "growth.target_rank",
+            "growth.target_total_rank",
+            "growth.beta1",
+            "growth.beta2",
+            "growth.reg_orth_coef",
+            "adalora",
+            *_RATIOS,
+        ),
+    ),
     "bitfit": Entry("increlora_jax.methods.bitfit:bitfit", ("adapter.modules_to_save",)),
     "head": Entry("increlora_jax.methods.head:head", ("adapter.modules_to_save",)),
 }

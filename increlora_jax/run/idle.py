@@ -9,6 +9,7 @@ _OF_ROUNDS = {
     "target_total_rank", "top_h", "incre_rank_num", "init_warmup", "incre_interval",
     "advance_learn", "restart_warmup", "importance", "beta1", "beta2", "score_window",
 }  # fmt: skip
+_OF_ADAPTERS = ("lora_plus_ratio", "lambda_lr_ratio")
 _OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
 _OF_TEXTS = {"problem_type", "text_column", "label_column", "class_weights", "cls_dropout"}
 _QUESTION_TASKS = ("squad", "squad_v2")
@@ -44,6 +45,5 @@ def _unread(config: RunConfig, method: str) -> set[str]:
         for setting in fields(getattr(config, group.name))
     }
     unread = {name for path, name in settings.items() if path not in reads}
-    unread |= set() if METHODS[method].has_adapters else {"lora_plus_ratio"}
-    unread |= set() if "growth" in reads else {"lambda_lr_ratio"}  # otherwise λ does not learn
+    unread |= {name for name in _OF_ADAPTERS if f"training.{name}" not in reads}
     return (unread | {"method_options"}) - {"method"}
