@@ -151,7 +151,7 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
         name = BEST_ADAPTER if is_best else ADAPTER
         _keep(folder / members[index].name / name, run, members[index], state)
 
-    refresh = _report_of(run, folder)
+    refresh = _report_of(plan, folder)
     with ExitStack() as stack:
         bar = stack.enter_context(
             Bar(plan.total_steps, step=progress[0].step, is_silent=not is_first())
@@ -181,9 +181,9 @@ def _carry_out(run: Run, folder: Path, held: Held, clock: Clock, stop: Stop) -> 
     return results
 
 
-def _report_of(run: Run, folder: Path) -> Callable[[], None]:
+def _report_of(plan: Plan, folder: Path) -> Callable[[], None]:
     """Return the function that writes the report anew; without --report it does nothing."""
-    if not (run.plan.config.training.report and is_first()):
+    if not (plan.config.training.report and is_first()):
         return lambda: None
     return LiveReport(folder, folder / REPORT).refresh
 
@@ -262,6 +262,7 @@ def _start(
 
 def _tell_again(folder: Path, plan: Plan) -> tuple[dict[str, Any], str]:
     results = read_finished(folder, plan.identity)
+    _report_of(plan, folder)()
     return results, f"this run is finished: {summarize(results, folder)}"
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from increlora_jax.config import (
     KINDS,
+    AdaLoraConfig,
     AdapterConfig,
     GrowthConfig,
     RunConfig,
@@ -18,16 +19,21 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods.table import METHODS
 from increlora_jax.values import Reference
 
-GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, TrainingConfig)
+GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, AdaLoraConfig, TrainingConfig)
 
 AT_LEAST_ONE = (
     "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank max_steps "
     "train_batch_size gradient_accumulation_steps eval_batch_size eval_steps logging_steps "
-    "steps_per_execution save_steps save_total_limit keep_period n_best_size max_answer_length"
+    "steps_per_execution save_steps save_total_limit keep_period n_best_size max_answer_length "
+    "early_stopping_patience init_r delta_t"
 )
-POSITIVE = "lora_alpha target_rank learning_rate adam_epsilon max_grad_norm num_train_epochs"
+POSITIVE = (
+    "lora_alpha target_rank learning_rate adam_epsilon max_grad_norm num_train_epochs "
+    "lora_plus_ratio lambda_lr_ratio"
+)
 AT_LEAST_ZERO = (
-    "init_warmup reg_orth_coef warmup_steps weight_decay seed max_skipped_steps doc_stride"
+    "init_warmup reg_orth_coef warmup_steps weight_decay seed max_skipped_steps doc_stride "
+    "early_stopping_threshold tinit tfinal"
 )
 FRACTIONS = "cls_dropout lora_dropout beta1 beta2 adam_beta1 adam_beta2"
 

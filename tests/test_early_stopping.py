@@ -8,6 +8,10 @@ from safetensors.numpy import load_file
 from increlora_jax import evaluate, train
 from increlora_jax.run.command_line import parse_run
 from increlora_jax.run.folder import RESULTS
+from increlora_jax.run.history import read_groups
+from increlora_jax.run.report_charts import steps_of
+from increlora_jax.run.report_page import write_report
+from increlora_jax.run.report_tables import show_headline
 from increlora_jax.runtime.signals import Preempted
 from tests.tiny import without
 from tests.training.test_loop import SignalAt
@@ -42,6 +46,28 @@ def test_a_run_stops_after_so_many_evaluations_without_a_gain(stopped):
     assert [line["step"] for line in read_lines(stopped, "train")] == list(range(6))
 
 
+def test_the_report_says_so_and_draws_the_learning_rate_that_was_used(stopped, tmp_path):
+    write_report([stopped], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "6 of 14 steps, stopped early" in text
+    (history,) = read_groups([stopped])[0].members
+    assert steps_of(history) == read_results(stopped)["total_steps"] == 14
+
+
+def test_patience_that_ends_with_the_run_is_no_early_stop(run_once):
+    words = ["--eval-steps", "7", *BY_LOSS[:2], *NO_GAIN[2:], "--early-stopping-patience", "1"]
+    assert not read_results(run_once(*words))["stopped_early"]
+
+
+def test_the_report_has_the_metrics_of_the_adapter_that_is_kept(run_once, tmp_path):
+    folder = run_once(*BY_LOSS, "--greater-is-better", "--load-best-model-at-end")
+    headline = show_headline(read_groups([folder]))
+    told = {figure.label: figure.value for figure in headline.figures}
+    results = read_results(folder)
+    assert told["loss on dev"] == f"{results['metrics']['loss']:.4f}"
+    assert told["total rank"] == str(results["total_rank"])
+
+
 def test_its_learning_rate_is_that_of_the_whole_run(stopped, run_once):
     whole = read_lines(run_once(*BY_LOSS), "train")
     assert read_lines(stopped, "train") == whole[:6]
@@ -69,7 +95,12 @@ def test_the_best_adapter_becomes_the_last_one_on_request(run_once):
     losses = {line["step"]: line["loss"] for line in read_lines(folder, "dev")}
     assert results["best_step"] == max(losses, key=losses.get) < 14
     assert results["metrics"] == results["best_metrics"]
-    assert results["steps"] == results["best_step"]
+    assert results["adapter_step"] == results["best_step"]
+    assert results["steps"] == results["total_steps"] == 14
+    assert sum(sum(grown.values()) for grown in results["rounds"].values()) == (
+        results["total_rank"] - len(results["ranks"])
+    )
+    assert all(int(step) < results["best_step"] for step in results["rounds"])
     last = tensors_of(folder / "adapter")
     assert all((last[name] == best[name]).all() for name in best)
     for module, rank in results["ranks"].items():

@@ -32,7 +32,7 @@ def test_it_reproduces_the_run_from_disk(finished, capsys, adapter, key):
     assert told["data"] == "run"
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head"])
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head", "adalora"])
 def test_it_reproduces_every_method(run_once, method):
     folder = run_once("--method", method)
     assert evaluate.evaluate(folder) == read(folder)["metrics"]

@@ -144,7 +144,7 @@ def test_a_run_that_trains_is_marked_and_may_be_torn(run, tmp_path, capsys):
     whole = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
     page = Words(make(capsys, tmp_path, folder))
-    assert "running" in page.text
+    assert "unfinished" in page.text
     assert "of 14" in page.text
     assert "Environment" not in page.text
 
@@ -267,7 +267,7 @@ def test_training_writes_the_report_at_every_evaluation(short_run, tmp_path):
     stop = SignalAt(8)
     with stop.listening(), pytest.raises(Preempted):
         train.train(parse_run([*short_run, "--report"]), stop)
-    assert "running" in Words(page.read_text()).text
+    assert "unfinished" in Words(page.read_text()).text
     train.main([*short_run, "--report"])
     assert "finished" in Words(page.read_text()).text
 

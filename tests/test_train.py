@@ -131,15 +131,16 @@ def test_growth_is_the_same_under_accumulation(short_run, tiny_model, tmp_path):
     np.testing.assert_allclose(*losses, rtol=2e-4)  # float32 sums in another order, 14 steps on
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head"])
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "head", "adalora"])
 def test_every_method_trains_through_the_same_command(run_once, method):
     folder = run_once("--method", method)
     results = read_results(folder)
     counts = results["trainable_parameters"]
-    assert results["rank_budget"] is None
-    assert results["rounds"] == {}
-    assert results["total_rank"] == (24 if method == "lora" else 0)
-    assert (counts["active"] > 0) == (method == "lora")
+    has_adapters = method in ("lora", "adalora")
+    assert results["rank_budget"] == (24 if method == "adalora" else None)
+    assert (results["rounds"] == {}) == (method != "adalora")
+    assert results["total_rank"] == (24 if has_adapters else 0)
+    assert (counts["active"] > 0) == has_adapters
     assert counts["head"] > 0
     losses = [line["loss"] for line in read_metrics(folder) if line["split"] == "train"]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])

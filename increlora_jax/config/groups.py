@@ -111,8 +111,8 @@ class AdapterConfig:
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
     method: str = option(
-        "increlora", "increlora, lora of fixed rank, full fine-tuning, the biases or the head on a "
-        "frozen base, or code of your own"
+        "increlora", "increlora, lora of fixed rank, adalora, full fine-tuning, the biases or the "
+        "head on a frozen base, or code of your own"
     )  # fmt: skip
     method_options: list[str] | None = option(None, "settings of a method of your own, as budget=8")
     target_modules: list[str] | None = option(

@@ -34,6 +34,13 @@ def average_entries(
     """Move the averages by one step (AdaLoRA §3.2, eq. 8 to 10).
 
     I = |w · ∂L/∂w|, Ī ← β₁Ī + (1 − β₁)I, Ū ← β₂Ū + (1 − β₂)|I − Ī| with the new Ī.
+
+    Args:
+        adapter: w, the parameters.
+        gradient: ∂L/∂w of the same shapes.
+        before: the averages before the step.
+        beta1: β₁, the decay of Ī.
+        beta2: β₂, the decay of Ū.
     """
     raw = jax.tree.map(lambda w, g: jnp.abs(w * g), adapter, gradient)
     sensitivity = jax.tree.map(lambda old, new: _mix(beta1, old, new), before.sensitivity, raw)
@@ -71,6 +78,13 @@ def cubic_budget(
 
     b(t) = final + (initial − final) · (1 − (t − start) / (end − start))³, rounded down, between
     `start` and `end`; `initial` before, `final` after.
+
+    Args:
+        step: t.
+        initial: the total rank at first.
+        final: the total rank in the end.
+        start: the last step with the first rank.
+        end: the first step with the last rank.
     """
     dtype = jnp.result_type(float)
     whole = [as_dtype(number, dtype) for number in (step, initial, final, start, end)]

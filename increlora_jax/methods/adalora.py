@@ -1,6 +1,6 @@
 """AdaLoRA: ranks shrink from above, slot by slot, to one exact budget (arXiv 2303.10512)."""
 
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,10 @@ def adalora(
 ) -> base.Method:
     """Return AdaLoRA for a model, with its schedule over the steps of the run.
 
-    Every module begins with `config.init_r` slots. Between `tinit` and the last `tfinal` steps the
-    total rank falls by a cubic schedule. Every `delta_t` steps the slots of lowest importance lose
-    their λ, but learn on: a slot may come back. In the last `tfinal` steps the choice is final.
+    Every `delta_t` steps after `tinit`, the slots of lowest importance over a budget that falls by
+    a cubic lose their λ. They learn on and may come back, until the last `tfinal` steps.
 
-    Deviations from PEFT: the gradient is that of the whole step before clipping, and ties leave
-    exactly the budget.
+    Deviations from PEFT: gradients are those before clipping, and ties leave exactly the budget.
 
     Args:
         model: an NNX module, which may be abstract, a `LinenModel` or a pytree of parameters.
@@ -67,33 +65,32 @@ def adalora(
     (2, '1 module of rank 3, total rank 3 → 2 between steps 10 and 60')
     """
     asked = base.read_arguments(**given)
+    if asked.initial_ranks:
+        raise InputError("--init-adapter is not for --method adalora. Choose increlora or lora")
     places = asked.places(model)
     planned = plan_targets(model, **places)
     plan = _plan(planned.sizes, steps, config, asked)
     rules = _Pruning(asked, plan, tuple(dict.fromkeys(map(path_of, planned.sizes))))
-    settings = {
-        **places,
-        "max_rank": plan.init_r,
-        "initial_rank": plan.init_r,
-        "scaling": Scaling(asked.adapter.lora_alpha, "target", plan.init_r + RANK_EPSILON),
-        "dropout": asked.adapter.lora_dropout,
-        "dtype": asked.dtype,
-    }
+    return _method(rules, places, plan.describe() + planned.describe())
+
+
+def _method(rules: "_Pruning", places: dict[str, Any], description: str) -> base.Method:
+    settings, plan = places | rules.adapter_settings(), rules.plan
     return base.fixed_method(
         "adalora",
-        plan.describe() + planned.describe(),
+        description,
         attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
         is_trained=places["is_trained"],
     )._replace(
         rank_budget=plan.budget,
         init=rules.init,
         regularize=mean_orthogonality,
-        regularization=asked.growth.reg_orth_coef,
+        regularization=rules.asked.growth.reg_orth_coef,
         update=rules.update,
         is_finished=lambda total_rank: total_rank <= plan.budget,
         settings=rules.settings,
         chosen=plan.chosen,
-        steps=steps,
+        steps=plan.steps,
     )
 
 
@@ -172,6 +169,17 @@ class _Pruning(NamedTuple):
             "rank_budget": plan.budget,
             "beta1": float(growth.beta1),
             "beta2": float(growth.beta2),
+        }
+
+    def adapter_settings(self) -> dict[str, Any]:
+        """Return the settings of adapters that `attach` takes."""
+        adapter, width = self.asked.adapter, self.plan.init_r
+        return {
+            "max_rank": width,
+            "initial_rank": width,
+            "scaling": Scaling(adapter.lora_alpha, "target", width + RANK_EPSILON),
+            "dropout": adapter.lora_dropout,
+            "dtype": self.asked.dtype,
         }
 
     def init(self, parts: Parts) -> dict[str, EntryAverages]:

@@ -18,6 +18,7 @@ from increlora_jax.run.folder import CHECKPOINTS, Held, check_saved, look_into, 
 from increlora_jax.run.recipes import FOLLOWS_LENGTH
 from increlora_jax.runtime.processes import joined
 from increlora_jax.training.checkpoint import find_sound, read_saved
+from increlora_jax.training.trackers import check_trackers
 from increlora_jax.values import flag_of
 from increlora_jax.weights.folder import name_variables, read_config
 
@@ -28,6 +29,7 @@ def describe_dry_run(config: RunConfig) -> str:
     Raises:
         InputError: If the run could not start.
     """
+    check_trackers(config.training.report_to or ())
     with joined(config.training.distributed):
         plan = plan_run(config)
         folder = Path(config.output_dir)

@@ -14,7 +14,7 @@ from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.run.command_line import read_run
 from increlora_jax.run.sweep import Member, members_of
-from increlora_jax.training.run_log import GROWTH, METRICS_FILE
+from increlora_jax.training.run_log import GROWTH, METRICS_FILE, STOPPED
 
 CONFIG, RESULTS = "config.yaml", "results.json"  # as in `folder`, which imports JAX
 MAX_BYTES = 1 << 29
@@ -37,6 +37,8 @@ _RESULT_KINDS: dict[str, Any] = {
     "train_tokens_per_second": float,
     "padding_share": float | None,
     "steps": int,
+    "total_steps": int,
+    "adapter_step": int,
     "task": str,
     "method": str,
     "model": str,
@@ -80,6 +82,7 @@ class History:
         train: numbers of training steps by name.
         dev: metrics on dev by name.
         growth: ranks before training and after each round; empty for a method without ranks.
+        is_stopped: whether the run has stopped early.
     """
 
     name: str
@@ -88,6 +91,7 @@ class History:
     train: dict[str, Points]
     dev: dict[str, Points]
     growth: tuple[Growth, ...]
+    is_stopped: bool = False
 
     @property
     def last_step(self) -> int:
@@ -160,6 +164,8 @@ def _read_history(folder: Path, member: Member, label: str) -> History:
         step, split = line.pop("step", None), line.pop("split", None)
         if type(step) is not int or not isinstance(split, str):
             raise InputError(f"{where}: has no step or no split. {_MEND}")
+        if split == STOPPED:
+            numbers[STOPPED] = {}
         if split == GROWTH:
             growth.append(_take_growth(where, step, line))
             continue
@@ -175,6 +181,7 @@ def _read_history(folder: Path, member: Member, label: str) -> History:
         numbers["train"],
         numbers["dev"],
         tuple(growth) or _rebuild_growth(results),
+        STOPPED in numbers,
     )
 
 

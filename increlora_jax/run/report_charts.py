@@ -139,7 +139,9 @@ def budget_of(history: History) -> int | None:
 
 def steps_of(history: History) -> int | None:
     """Return the steps of the whole run, if they are known before its end."""
-    steps: int | None = history.config["max_steps"] or history.results.get("steps")
+    results = history.results
+    planned = results.get("total_steps", results.get("steps"))  # older results lack the plan
+    steps: int | None = history.config["max_steps"] or planned
     return steps
 
 

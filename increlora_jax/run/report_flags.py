@@ -19,8 +19,9 @@ def parse_report(argv: Sequence[str] | None = None) -> Namespace:
         InputError: If a flag is unknown or has a wrong value, or a run is given twice.
     """
     chosen = report_parser().parse_flags(argv)
-    for folder in chosen.run:
-        if chosen.run.count(folder) > 1:
+    places = [folder.resolve() for folder in chosen.run]
+    for folder, place in zip(chosen.run, places, strict=True):
+        if places.count(place) > 1:
             raise InputError(f"--run {folder}: given twice. Leave one out")
     return chosen
 

@@ -175,5 +175,5 @@ def _say_subtitle(groups: Sequence[Group]) -> str:
     words = [", ".join(dict.fromkeys(str(c[name]) for c in configs))
              for name in ("task", "method", "model")]  # fmt: skip
     running = sum(group.is_running for group in groups)
-    state = [f"{running} of {len(groups)} running" if len(groups) > 1 else "running"]
+    state = [f"{running} of {len(groups)} unfinished" if len(groups) > 1 else "unfinished"]
     return " · ".join([*words, *(state if running else [])])

@@ -52,13 +52,21 @@ def _describe(group: Group) -> dict[str, str]:
 def _say_state(group: Group) -> str:
     steps = [member.last_step for member in group.members]
     goal = steps_of(group.members[0])
+    of_all = "" if goal is None else f" of {format_number(goal)}"
+    early = sum(member.is_stopped for member in group.members)
+    how = f", {early} stopped early" if early and len(group.members) > 1 else ""
     if group.is_running:
-        of_all = "" if goal is None else f" of {format_number(goal)}"
-        return f"running; step {format_number(min(steps))}{of_all}"
+        return f"unfinished; step {_say_range(steps)}{of_all}{how}"
+    if early:
+        how = how or ", stopped early"
+        return f"finished; {_say_range(steps)}{of_all} steps{how}"
     return f"finished; {format_number(goal or min(steps))} steps"
 
 
 def _last_of(history: History, name: str) -> float | None:
+    """Return a metric of the last adapter, which may be the best one, or of the last evaluation."""
+    if name in (metrics := history.results.get("metrics", {})):
+        return float(metrics[name])
     values = list(history.dev.get(name, {}).values())
     return values[-1] if values else None
 
@@ -83,7 +91,11 @@ def _describe_ranks(group: Group) -> dict[str, str]:
     told = {}
     if history.growth:
         budget = budget_of(history)
-        totals = [member.growth[-1].total_rank for member in group.members if member.growth]
+        totals = [
+            member.results.get("total_rank", member.growth[-1].total_rank)
+            for member in group.members
+            if member.growth
+        ]
         goal = "" if budget is None else f"; of a budget of {format_number(budget)}"
         told["total rank"] = _say_range(totals) + goal
     counts = [member.results.get("trainable_parameters", {}) for member in group.members]
@@ -93,7 +105,7 @@ def _describe_ranks(group: Group) -> dict[str, str]:
                   and (p := member.growth[-1].parameters) is not None]  # fmt: skip
     if active:
         head = counts[0].get("head")
-        beside = f"; and {format_number(head)} of the head" if head else ""
+        beside = f"; and {format_number(head)} trained in full" if head else ""
         told["adapter parameters"] = _say_range(active) + beside
     return told
 

@@ -28,18 +28,23 @@ def results_of(
     plan = run.plan
     saved = saved or {"step": int(state.step), "ranks": None}
     counts = report(run.trainer.parts(state, run.parts.base), saved["ranks"])
+    steps = int(state.step)
+    if outcome.stopped is not None:
+        steps = outcome.stopped - len(outcome.skipped)
     return {
         **_head(plan),
         "metrics": outcome.metrics,
         "best_metrics": outcome.best_metrics,
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped is not None,
-        "steps": saved["step"],
+        "steps": steps,
+        "total_steps": plan.total_steps,
+        "adapter_step": saved["step"],
         "rank_budget": plan.method.rank_budget,
         "total_rank": counts.total_rank,
         "ranks": counts.ranks,
         "full_modules": list(counts.full),
-        "rounds": {str(step): growth for step, growth in outcome.rounds.items()},
+        "rounds": _rounds_of(plan, outcome),
         "skipped_steps": outcome.skipped,
         "trainable_parameters": {
             "active": counts.active,
@@ -48,6 +53,13 @@ def results_of(
         },
         **_tail(plan, outcome),
     }
+
+
+def _rounds_of(plan: Plan, outcome: Outcome) -> dict[str, dict[str, int]]:
+    """Return the growth up to the last adapter, which may be that of an earlier evaluation."""
+    is_best = plan.config.training.load_best_model_at_end
+    end = outcome.best_step if is_best and outcome.best_step is not None else plan.total_steps
+    return {str(step): growth for step, growth in outcome.rounds.items() if step < end}
 
 
 def results_of_all(

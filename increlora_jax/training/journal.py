@@ -86,8 +86,10 @@ class Journal:
         if is_best:
             progress.best_metrics, progress.best_step = metrics, done
         progress.metrics, progress.evaluated = metrics, done
-        if progress.not_better == self._timetable.patience:
+        is_early = done < self._timetable.total_steps
+        if progress.not_better == self._timetable.patience and is_early:
             progress.stopped = done
+            self._log.write_stop(done)
             self._note(f"stops early, {progress.not_better} evaluations after the last gain")
         return is_best
 

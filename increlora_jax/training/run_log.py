@@ -16,6 +16,9 @@ METRICS_FILE = "metrics.jsonl"
 GROWTH = "growth"
 """The split of lines about ranks: of step 0, before it, and of each later change."""
 
+STOPPED = "stopped"
+"""The split of the last line of a run that stops early."""
+
 
 class RunLog:
     """Writer of the numbers of a run to its files; a context manager.
@@ -72,6 +75,10 @@ class RunLog:
     def write_growth(self, step: int, numbers: Mapping[str, int | Mapping[str, float]]) -> None:
         """Write the ranks after a step and the importance behind them, by module."""
         self._write_line(step, GROWTH, numbers)
+
+    def write_stop(self, step: int) -> None:
+        """Write that the run stops early after so many steps."""
+        self._write_line(step, STOPPED, {})
 
     def _write_line(self, step: int, split: str, numbers: Mapping[str, Any]) -> None:
         if self._lines is None:

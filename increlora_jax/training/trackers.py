@@ -72,7 +72,9 @@ def open_trackers(names: Sequence[str], run: Tracked) -> list[Tracker]:
     Raises:
         InputError: If a package is missing, or refuses the run.
     """
-    return [_OPENERS[name](run) for name in dict.fromkeys(names) if name != "none"]
+    chosen = [name for name in dict.fromkeys(names) if name != "none"]
+    own = _identify(run) if {"wandb", "trackio"} & {*chosen} else ""
+    return [_OPENERS[name](run, own) for name in chosen]
 
 
 def import_tracker(name: str) -> ModuleType:
@@ -116,32 +118,32 @@ class _Service:
             tell(f"note: --report-to {self._name} ends here: {error}")
 
 
-def _open_board(run: Tracked) -> Tracker:
+def _open_board(run: Tracked, _: str) -> Tracker:
     import_tracker("tensorboard")
     return Board(run.folder / "tensorboard", run.step)
 
 
-def _open_wandb(run: Tracked) -> Tracker:
+def _open_wandb(run: Tracked, own: str) -> Tracker:
     wandb = import_tracker("wandb")
     options = {
         "project": os.environ.get("WANDB_PROJECT", PROJECT),
         "dir": str(run.folder),
-        "id": _identify(run),
+        "id": own,
         "name": run.name,
         "config": dict(run.settings),
         "resume": "allow",
         "reinit": "create_new",  # several runs may train together
     }
-    with _refusing("wandb", "Log in with `wandb login`, or set WANDB_MODE=offline"):
+    with _refusing("wandb", "Without a network, set WANDB_MODE=offline"):
         started = wandb.init(**options, settings=wandb.Settings(console="off", silent=True))
     return _Service("wandb", started, started.finish)
 
 
-def _open_trackio(run: Tracked) -> Tracker:
+def _open_trackio(run: Tracked, own: str) -> Tracker:
     trackio = import_tracker("trackio")
     options = {
         "project": os.environ.get("TRACKIO_PROJECT", PROJECT),
-        "name": f"{run.name}-{_identify(run)}",
+        "name": f"{run.name}-{own}",
         "config": dict(run.settings),
         "resume": "allow",
         "embed": False,
@@ -157,7 +159,7 @@ def _open_trackio(run: Tracked) -> Tracker:
     return _Service("trackio", started, finish)
 
 
-_OPENERS: dict[str, Callable[[Tracked], Tracker]] = {
+_OPENERS: dict[str, Callable[[Tracked, str], Tracker]] = {
     "tensorboard": _open_board,
     "wandb": _open_wandb,
     "trackio": _open_trackio,
@@ -171,7 +173,8 @@ def _refusing(name: str, remedy: str) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     except Exception as error:
-        raise InputError(f"--report-to {name}: {error}. {remedy}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"--report-to {name}: {reason}. {remedy}") from error
 
 
 def _identify(run: Tracked) -> str:

@@ -6,6 +6,7 @@ from flax import nnx
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
+from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, fixed_method
 from increlora_jax.methods.bitfit import bitfit
 from increlora_jax.methods.full import full
@@ -26,6 +27,7 @@ METHODS = {
     "increlora": lambda model: increlora(model, steps=9, **SETTINGS),
     "lora": lambda model: lora(model, **SETTINGS),
     "head": lambda model: head(model, is_trained=trains_head),
+    "adalora": lambda model: adalora(model, steps=9, **SETTINGS),
     "bitfit": lambda model: bitfit(model, is_trained=trains_head),
     "full": lambda model: full(),
 }
@@ -44,11 +46,9 @@ def test_every_method_fills_in_the_protocol(name):
     assert method.description
     begun = start(method, steps=9)
     own = begun.state.params.adapter
-    adapters, slots = Groups(own).stack((own, begun.state.slots))
-    updated = method.update(observe(1, adapters, slots, begun.state.method, begun.state.settings))
-    assert jax.tree.structure(updated[:3]) == jax.tree.structure(
-        (adapters, slots, begun.state.method)
-    )
+    adapters, slots, inner = Groups(own).stack((own, begun.state.slots, begun.state.method))
+    updated = method.update(observe(1, adapters, slots, inner, begun.state.settings))
+    assert jax.tree.structure(updated[:3]) == jax.tree.structure((adapters, slots, inner))
     assert method.regularize(adapters, slots).shape == ()
     assert set(method.probes(own, False)) <= set(own)
 

@@ -21,7 +21,7 @@ def build(model=None, **adapter):
     )
 
 
-@pytest.mark.parametrize("name", ["increlora", "lora", "full", "bitfit", "head"])
+@pytest.mark.parametrize("name", ["increlora", "lora", "adalora", "full", "bitfit", "head"])
 def test_the_named_method_is_built_from_an_abstract_model(name):
     assert build(method=name).name == name
 
@@ -59,7 +59,7 @@ def test_modules_to_save_replace_the_default(name):
     assert not chosen.is_trained("head.kernel")
 
 
-@pytest.mark.parametrize("name", ["increlora", "lora", "bitfit", "head", "full"])
+@pytest.mark.parametrize("name", ["increlora", "lora", "adalora", "bitfit", "head", "full"])
 def test_modules_to_save_that_are_not_there_are_named(name):
     with pytest.raises(InputError, match="modules_to_save: 'pooler' matches no module"):
         build(method=name, modules_to_save=["pooler"])

@@ -169,12 +169,12 @@ def test_the_headline_is_side_by_side_for_one_run_and_a_table_for_several(tmp_pa
     alone = show_headline(groups_of(running))
     assert isinstance(alone, Figures)
     told = {one.label: (one.value, one.remark) for one in alone.figures}
-    assert told["state"] == ("running", "step 5 of 100")
+    assert told["state"] == ("unfinished", "step 5 of 100")
     assert told["accuracy on dev"] == ("0.5000", "")
     assert told["total rank"] == ("3", "of a budget of 3")
     both = show_headline(groups_of(running, done))
     assert isinstance(both, Table)
-    assert [row[1] for row in both.rows] == ["running (step 5 of 100)", "finished (100 steps)"]
+    assert [row[1] for row in both.rows] == ["unfinished (step 5 of 100)", "finished (100 steps)"]
 
 
 def test_a_run_without_ranks_or_steps_has_a_page(tmp_path):

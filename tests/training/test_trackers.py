@@ -94,6 +94,16 @@ def test_a_resumed_run_is_the_same_one_and_a_new_run_another(tmp_path, read_trac
     assert names[0] == names[1] != names[2]
 
 
+def test_all_trackers_of_a_run_know_it_by_one_name_and_keep_it(tmp_path, read_trackio):
+    for step in (0, 1):
+        with open_log(tmp_path / "run", ["wandb", "trackio"], step) as log:
+            log.write(step, "train", NUMBERS)
+    own = (tmp_path / "run" / "tracker-id").read_text().strip()
+    assert {name for name, _, _ in read_trackio()} == {f"run-{own}"}
+    files = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    assert {file.name for file in files} == {f"run-{own}.wandb"}
+
+
 def test_without_a_name_the_project_is_ours(tmp_path, trackio_folder):
     with open_log(tmp_path / "run", ["trackio"]) as log:
         log.write(0, "train", NUMBERS)
