@@ -142,6 +142,14 @@ def test_each_run_of_a_sweep_stops_where_it_stops_alone(short_words, tmp_path):
     assert steps["1e-9"] == 4 < steps["1e-2"]
 
 
+def test_another_run_that_begins_with_it_hears_of_its_reserve(stopped, short_run, capsys):
+    """Reserve slots have a part in what a run computes, as long as its budget is not spent."""
+    results = read_results(stopped)
+    assert results["total_rank"] < results["rank_budget"]
+    train.main([*short_run, "--init-adapter", str(stopped / "adapter"), "--target-rank", "4"])
+    assert "of them reserve slots of that run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

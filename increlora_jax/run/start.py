@@ -40,11 +40,13 @@ class Start(NamedTuple):
         factors: The update of each module, its columns on the left orthonormal.
         full: Parameters that were trained in full.
         identity: SHA-256 of the files.
+        reserve: Ranks among them that were reserve slots of a run whose budget was not spent.
     """
 
     factors: dict[str, Factors]
     full: dict[str, np.ndarray]
     identity: str
+    reserve: int = 0
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -54,7 +56,9 @@ class Start(NamedTuple):
     def describe(self) -> str:
         """Describe it for the user."""
         head = f", and {len(self.full)} parameters trained in full" if self.full else ""
-        return f"begins with {sum(self.ranks.values())} ranks in {len(self.ranks)} modules{head}"
+        reserve = f", {self.reserve} of them reserve slots of that run" if self.reserve else ""
+        total = sum(self.ranks.values())
+        return f"begins with {total} ranks in {len(self.ranks)} modules{reserve}{head}"
 
 
 def read_start(
@@ -93,9 +97,12 @@ def read_start(
         raise InputError(f"{where}: no adapter is here. Name a folder of PEFT, or a run's adapter/")
     full = {} if ignore_head else found.full
     _check_head(where, model, full)
-    return Start(
-        {path: _trim(factors) for path, factors in found.factors.items()}, full, _identify(own)
-    )
+    factors = {path: _trim(factors) for path, factors in found.factors.items()}
+    reserve = 0
+    if (own / TENSORS).is_file() and not is_peft(own):
+        counted = sum(read_adapter_config(own)["ranks"].values())
+        reserve = max(0, sum(each.rank for each in factors.values()) - counted)
+    return Start(factors, full, _identify(own), reserve)
 
 
 def _check_told(
