@@ -4,6 +4,7 @@ from increlora_jax.config import (
     AdaLoraConfig,
     AdapterConfig,
     GrowthConfig,
+    PatternConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
@@ -18,6 +19,7 @@ from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
 from increlora_jax.methods.lora import lora
+from increlora_jax.methods.lora_pattern import lora_pattern
 from increlora_jax.nn.adapter_files import load_adapter, save_adapter
 from increlora_jax.nn.any_model import attach, parameter_selector, split
 from increlora_jax.nn.attach import detach, merge, unmerge
@@ -55,6 +57,7 @@ __all__ = [
     "Method",
     "Observation",
     "Parts",
+    "PatternConfig",
     "Predictor",
     "RunConfig",
     "Scaling",
@@ -79,6 +82,7 @@ __all__ = [
     "load",
     "load_adapter",
     "lora",
+    "lora_pattern",
     "merge",
     "parameter_selector",
     "prepare",

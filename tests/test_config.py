@@ -8,6 +8,7 @@ from increlora_jax.config import (
     AdaLoraConfig,
     AdapterConfig,
     GrowthConfig,
+    PatternConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
@@ -19,7 +20,9 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods.table import METHODS
 from increlora_jax.values import Reference
 
-GROUPS = (TaskConfig, AdapterConfig, GrowthConfig, AdaLoraConfig, TrainingConfig)
+GROUPS = (
+    TaskConfig, AdapterConfig, GrowthConfig, AdaLoraConfig, PatternConfig, TrainingConfig,
+)  # fmt: skip
 
 AT_LEAST_ONE = (
     "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank max_steps "

@@ -5,6 +5,7 @@ from increlora_jax.config.groups import (
     AdapterConfig,
     GrowthConfig,
     Importance,
+    PatternConfig,
     TaskConfig,
     TrainingConfig,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "AdapterConfig",
     "GrowthConfig",
     "Importance",
+    "PatternConfig",
     "RunConfig",
     "TaskConfig",
     "TrainingConfig",

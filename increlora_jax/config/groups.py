@@ -111,8 +111,8 @@ class AdapterConfig:
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
     method: str = option(
-        "increlora", "increlora, lora of fixed rank, adalora, full fine-tuning, the biases or the "
-        "head on a frozen base, or code of your own"
+        "increlora", "increlora, lora of one rank, lora-pattern, adalora, full fine-tuning, the "
+        "biases or the head on a frozen base, or code of your own"
     )  # fmt: skip
     method_options: list[str] | None = option(None, "settings of a method of your own, as budget=8")
     target_modules: list[str] | None = option(
@@ -221,6 +221,22 @@ class AdaLoraConfig:
         """Check the bounds."""
         require_each(self, "init_r delta_t", lambda v: v >= 1, "at least 1")
         require_each(self, "tinit tfinal", lambda v: v >= 0, "at least 0")
+
+
+@list_options
+@dataclass(frozen=True)
+class PatternConfig:
+    """The ranks of `--method lora-pattern`.
+
+    >>> PatternConfig(["query=4", "value=0"]).rank_pattern
+    ['query=4', 'value=0']
+    """
+
+    sections: ClassVar[dict[str, str]] = {"rank_pattern": "lora-pattern"}
+
+    rank_pattern: list[str] | None = option(
+        None, "a run's results.json, whose ranks are taken, or NAME=RANK of every module"
+    )
 
 
 @list_options

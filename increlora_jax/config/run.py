@@ -11,6 +11,7 @@ from increlora_jax.config.groups import (
     AdaLoraConfig,
     AdapterConfig,
     GrowthConfig,
+    PatternConfig,
     TaskConfig,
     TrainingConfig,
 )
@@ -75,6 +76,7 @@ class RunConfig:
         adapter: of the method and the places of its adapters.
         growth: of growth.
         adalora: of AdaLoRA alone.
+        pattern: of lora-pattern alone.
         training: of steps, optimizer, evaluation and output.
         unsaid: settings without a value of the user, which are fitted to the run and the model.
 
@@ -86,6 +88,7 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     adalora: AdaLoraConfig = field(default_factory=AdaLoraConfig)
+    pattern: PatternConfig = field(default_factory=PatternConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     unsaid: frozenset[str] = field(default=frozenset(), compare=False)
 

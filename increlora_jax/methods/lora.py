@@ -77,7 +77,7 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
         "initial_rank": rank,
         "scaling": _scaling_of(adapter, rank),
         "dropout": adapter.lora_dropout,
-        "start": _start,
+        "start": start_at_zero,
     }
 
 
@@ -88,10 +88,18 @@ def _scaling_of(adapter: AdapterConfig, rank: int) -> Scaling:
     return Scaling(adapter.lora_alpha, "target", rank)
 
 
-def _start(
+def start_at_zero(
     rngs: nnx.Rngs, shape: tuple[int, ...], max_rank: int, initial_rank: int, dtype: DTypeLike
 ) -> tuple[Adapter, Slots]:
-    """Draw A, and put B to 0 and λ to 1, for good."""
+    """Draw A, and put B to 0 and λ to 1, for good.
+
+    Args:
+        rngs: the random streams; `params` is used.
+        shape: (*stack, inputs, outputs).
+        max_rank: slots of the buffer.
+        initial_rank: active slots.
+        dtype: of the adapter.
+    """
     adapter, slots = start_small(rngs, shape, max_rank, initial_rank, dtype)
     bound = shape[-2] ** -0.5
     A = jax.random.uniform(rngs.params(), adapter.A.shape, dtype, -bound, bound)

@@ -34,6 +34,10 @@ METHODS = {
         "increlora_jax.methods.increlora:increlora", ("adapter", "growth", *_RATIOS)
     ),
     "lora": Entry("increlora_jax.methods.lora:lora", ("adapter", "growth.target_rank", _RATIOS[0])),
+    "lora-pattern": Entry(
+        "increlora_jax.methods.lora_pattern:lora_pattern",
+        ("adapter", "growth.target_rank", "pattern", _RATIOS[0]),
+    ),
     "full": Entry("increlora_jax.methods.full:full", ()),
     "adalora": Entry(
         "increlora_jax.methods.adalora:adalora",

@@ -34,6 +34,7 @@ from increlora_jax.nn.skeleton import Parts, Skeleton, split
 from increlora_jax.quantization import QuantizedKernel
 from increlora_jax.run.lengths import fit_length, note_tokenizer
 from increlora_jax.run.packing import check_packing
+from increlora_jax.run.rank_pattern import resolve_pattern
 from increlora_jax.run.start import Start, begin_from, read_start
 from increlora_jax.run.steps import count_steps, settle
 from increlora_jax.run.sweep import Member, members_of, swept_names
@@ -222,7 +223,9 @@ def plan_run(
     data = _judged(data or load_task(task), training)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
-    config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
+    config, notes = fit_length(
+        resolve_pattern(config), model_config, may_cut=total_steps is not None
+    )
     encoded = _encode_early(data, folder, config.task)
     rows = len(encoded.get("train", data.train or ()))
     epoch_steps, planned = count_steps(training, rows)

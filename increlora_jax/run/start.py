@@ -98,11 +98,15 @@ def read_start(
     full = {} if ignore_head else found.full
     _check_head(where, model, full)
     factors = {path: _trim(factors) for path, factors in found.factors.items()}
-    reserve = 0
-    if (own / TENSORS).is_file() and not is_peft(own):
-        counted = sum(read_adapter_config(own)["ranks"].values())
-        reserve = max(0, sum(each.rank for each in factors.values()) - counted)
-    return Start(factors, full, _identify(own), reserve)
+    return Start(factors, full, _identify(own), _count_reserve(own, factors))
+
+
+def _count_reserve(folder: Path, factors: Mapping[str, Factors]) -> int:
+    """Count the ranks of an adapter of ours that its run did not count."""
+    if is_peft(folder):
+        return 0
+    counted = sum(read_adapter_config(folder)["ranks"].values())
+    return max(0, sum(own.rank for own in factors.values()) - counted)
 
 
 def _check_told(
