@@ -223,14 +223,12 @@ def plan_run(
     data = _judged(data or load_task(task), training)
     folder = resolve_model(task.model, task.model_revision, task.model_subfolder)
     model_config = read_config(folder)
-    config, notes = fit_length(
-        resolve_pattern(config), model_config, may_cut=total_steps is not None
-    )
+    config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     encoded = _encode_early(data, folder, config.task)
     rows = len(encoded.get("train", data.train or ()))
     epoch_steps, planned = count_steps(training, rows)
     steps = total_steps or planned
-    config = replace(settle(config, steps), unsaid=frozenset())
+    config = replace(settle(resolve_pattern(config), steps), unsaid=frozenset())
     spec, model = find_spec(model_config), _abstract(model_config, config, data.kind)
     start, more = _read_start(config, folder, model, spec, data.kind)
     ranks = start.ranks if start else initial_ranks
