@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -84,11 +83,20 @@ def import_tracker(name: str) -> ModuleType:
         InputError: If it is not installed.
     """
     try:
-        return import_module(PACKAGES[name])
+        if name == "tensorboard":
+            import tensorboardX
+
+            return tensorboardX
+        if name == "wandb":
+            import wandb
+
+            return wandb
+        import trackio
     except ImportError:
         raise InputError(
             f"--report-to {name} needs {PACKAGES[name]}: pip install 'increlora_jax[{name}]'"
         ) from None
+    return trackio
 
 
 class _Service:
