@@ -377,8 +377,10 @@ def lower(words, settings, *, is_scored):
     [(method, "rank") for method in METHODS]
     + [(method, rule) for method in ("increlora", "lora") for rule in ("target", "rsqrt")],
 )
-def test_runs_of_other_numbers_are_the_same_program(short_words, method, scaling):
+def test_runs_of_other_numbers_are_the_same_program(short_words, run_once, method, scaling):
     words = [*short_words, "--pad-to-max-length", "--method", method, "--scaling", scaling]
+    if method == "lora-pattern":
+        words += ["--rank-pattern", str(run_once() / "results.json")]
     for is_scored in (False, True) if method == "increlora" else (False,):
         first, other = (
             lower(words, WIDTHS | numbers, is_scored=is_scored) for numbers in ({}, OTHER_NUMBERS)
