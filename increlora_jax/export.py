@@ -29,6 +29,7 @@ from increlora_jax.interop.proof import (
     has_torch,
 )
 from increlora_jax.nn.adapter_files import save_adapter
+from increlora_jax.nn.bottleneck import is_bottleneck
 from increlora_jax.nn.factors import factors_of
 from increlora_jax.run.compaction import compact
 from increlora_jax.run.export_flags import parse_export
@@ -95,6 +96,7 @@ def export(chosen: Namespace, words: str) -> dict[str, Any]:
     is_native = chosen.format == "native"
     trained = load_trained(chosen.run, **options, changes={} if is_native else EXACT)
     use_compilation_cache(trained.plan.config.training.compilation_cache_dir)
+    _check_form(trained, chosen.format)
     for note in (*trained.notes, *([] if is_native else _note_quantized(trained))):
         say(f"note: {note}")
     if chosen.rank_budget is not None or chosen.energy is not None:
@@ -118,6 +120,14 @@ def export(chosen: Namespace, words: str) -> dict[str, Any]:
         "differences": {one.reader: one.largest for one in found},
         "ranks": {path: own.rank for path, own in factors_of(trained.model.parts).items()},
     }
+
+
+def _check_form(trained: Trained, form: str) -> None:
+    if form != "native" and any(map(is_bottleneck, trained.model.parts.head)):
+        raise InputError(
+            f"--format {form}: bottlenecks are layers of their own, for which it has no place. "
+            "Export by --format native, or use the run itself"
+        )
 
 
 def _note_quantized(trained: Trained) -> list[str]:

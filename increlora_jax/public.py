@@ -1,10 +1,11 @@
 """All public names and their origins; `increlora_jax` loads this module at the first use."""
 
 from increlora_jax.config import (
-    AdaLoraConfig,
     AdapterConfig,
+    BottleneckConfig,
     GrowthConfig,
     PatternConfig,
+    PruningConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
@@ -15,6 +16,10 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
 from increlora_jax.methods.bitfit import bitfit
+from increlora_jax.methods.bottleneck import houlsby, pfeiffer
+from increlora_jax.methods.dora import dora
+from increlora_jax.methods.elalora import elalora
+from increlora_jax.methods.flexlora import flexlora
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -42,10 +47,10 @@ from increlora_jax.weights.bundled import TINY_ENCODER
 
 __all__ = [
     "TINY_ENCODER",
-    "AdaLoraConfig",
     "Adapter",
     "AdapterConfig",
     "AdapterParam",
+    "BottleneckConfig",
     "Evidence",
     "Gradients",
     "GrowthConfig",
@@ -59,6 +64,7 @@ __all__ = [
     "Parts",
     "PatternConfig",
     "Predictor",
+    "PruningConfig",
     "RunConfig",
     "Scaling",
     "Skeleton",
@@ -75,8 +81,12 @@ __all__ = [
     "build_trainer",
     "detach",
     "dispatch_synchronously",
+    "dora",
+    "elalora",
+    "flexlora",
     "full",
     "head",
+    "houlsby",
     "increlora",
     "keep_freed_memory",
     "load",
@@ -85,6 +95,7 @@ __all__ = [
     "lora_pattern",
     "merge",
     "parameter_selector",
+    "pfeiffer",
     "prepare",
     "report",
     "return_freed_memory",

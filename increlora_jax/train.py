@@ -19,6 +19,7 @@ from increlora_jax.nn.report import report
 from increlora_jax.run.build import Plan, Run, plan_run, prepare_run
 from increlora_jax.run.command_line import parse_command
 from increlora_jax.run.dry_run import describe_chosen, describe_dry_run
+from increlora_jax.run.first_values import begin_by_init
 from increlora_jax.run.folder import (
     ADAPTER,
     BEST_ADAPTER,
@@ -118,7 +119,7 @@ def _train(config: RunConfig, stop: Stop, clock: Clock) -> tuple[dict[str, Any],
     for note in describe_chosen(asked, plan):
         say(f"note: {note}")
     with clock.phase("loading"):
-        run = prepare_run(plan)
+        run = begin_by_init(prepare_run(plan))
     with clock.phase("data"):
         _announce(run)
     with _claimed(folder, plan, held), stop.deferred():

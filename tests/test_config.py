@@ -5,10 +5,11 @@ import pytest
 
 from increlora_jax.config import (
     KINDS,
-    AdaLoraConfig,
     AdapterConfig,
+    BottleneckConfig,
     GrowthConfig,
     PatternConfig,
+    PruningConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
@@ -21,14 +22,16 @@ from increlora_jax.methods.table import METHODS
 from increlora_jax.values import Reference
 
 GROUPS = (
-    TaskConfig, AdapterConfig, GrowthConfig, AdaLoraConfig, PatternConfig, TrainingConfig,
+    TaskConfig, AdapterConfig, GrowthConfig, PruningConfig, PatternConfig,
+    BottleneckConfig, TrainingConfig,
 )  # fmt: skip
 
 AT_LEAST_ONE = (
     "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank max_steps "
     "train_batch_size gradient_accumulation_steps eval_batch_size eval_steps logging_steps "
     "steps_per_execution save_steps save_total_limit keep_period n_best_size max_answer_length "
-    "early_stopping_patience init_r delta_t"
+    "early_stopping_patience init_r delta_t prune_interval swap_ranks swap_depth "
+    "adapter_size init_batches"
 )
 POSITIVE = (
     "lora_alpha target_rank learning_rate adam_epsilon max_grad_norm num_train_epochs "

@@ -1,11 +1,12 @@
 """Settings of a run: names, defaults and bounds, checked before anything is loaded."""
 
 from increlora_jax.config.groups import (
-    AdaLoraConfig,
     AdapterConfig,
+    BottleneckConfig,
     GrowthConfig,
     Importance,
     PatternConfig,
+    PruningConfig,
     TaskConfig,
     TrainingConfig,
 )
@@ -26,11 +27,12 @@ __all__ = [
     "KINDS",
     "LARGEST",
     "VARIABLE",
-    "AdaLoraConfig",
     "AdapterConfig",
+    "BottleneckConfig",
     "GrowthConfig",
     "Importance",
     "PatternConfig",
+    "PruningConfig",
     "RunConfig",
     "TaskConfig",
     "TrainingConfig",

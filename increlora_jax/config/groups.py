@@ -111,8 +111,9 @@ class AdapterConfig:
     sections: ClassVar[dict[str, str]] = {"method": "method"}
 
     method: str = option(
-        "increlora", "increlora, lora of one rank, lora-pattern, adalora, full fine-tuning, the "
-        "biases or the head on a frozen base, or code of your own"
+        "increlora", "increlora, adalora, elalora or flexlora of ranks that change; lora, dora or "
+        "lora-pattern of fixed ones; houlsby or pfeiffer bottlenecks; full fine-tuning, the "
+        "biases (bitfit) or the head on a frozen base; or code of your own"
     )  # fmt: skip
     method_options: list[str] | None = option(None, "settings of a method of your own, as budget=8")
     target_modules: list[str] | None = option(
@@ -122,6 +123,16 @@ class AdapterConfig:
     modules_to_save: list[str] | None = option(
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
+    init: Literal["default", "pissa", "eva", "gora"] = option(
+        "default", "how adapters begin: drawn, or from singular vectors of the kernels (pissa), "
+        "of the inputs of the first batches (eva), or from the first gradients (gora)"
+    )  # fmt: skip
+    init_batches: int = option(8, "batches that eva and gora look at")
+    match_budget: str | None = option(
+        None, "number of adapter parameters to come near, as 0.3M; sets --target-rank, "
+        "--target-total-rank or --adapter-size"
+    )  # fmt: skip
+    match_budget_of: str | None = option(None, "a run whose number of them is the budget")
     init_adapter: str | None = option(None, "PEFT folder or adapter to begin with")
     ignore_head: bool = option(False, "whether its head is left out")
     lora_alpha: float = option(16.0, "alpha of the scale s = alpha/r")
@@ -134,6 +145,7 @@ class AdapterConfig:
         """Check the bounds."""
         require_each(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         require_each(self, "lora_alpha", lambda v: v > 0, "positive")
+        require_each(self, "init_batches", lambda v: v >= 1, "at least 1")
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             object.__setattr__(self, name, split_names(getattr(self, name)))
 
@@ -172,6 +184,9 @@ class GrowthConfig:
     )
     beta1: float = option(0.85, "decay of the average importance")
     beta2: float = option(0.85, "decay of its uncertainty")
+    prune_interval: int | None = option(
+        None, "steps between prunings, after which ranks grow back where they matter; default: none"
+    )
     score_window: Count | None = option(
         None, "steps scored up to a round, or auto for few; default: all that averages remember"
     )
@@ -181,7 +196,8 @@ class GrowthConfig:
         """Check the bounds."""
         require_each(
             self,
-            "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank",
+            "initial_rank top_h incre_rank_num incre_interval score_window target_total_rank "
+            "prune_interval",
             lambda v: v >= 1,
             "at least 1",
         )
@@ -203,23 +219,30 @@ class GrowthConfig:
 
 @list_options
 @dataclass(frozen=True)
-class AdaLoraConfig:
-    """Settings of AdaLoRA, under PEFT's names.
+class PruningConfig:
+    """Settings of methods that prune slots, adalora, elalora and flexlora, under PEFT's names.
 
-    >>> AdaLoraConfig(init_r=12).tinit
+    >>> PruningConfig(init_r=12).tinit
     'auto'
     """
 
-    sections: ClassVar[dict[str, str]] = {"init_r": "adalora"}
+    sections: ClassVar[dict[str, str]] = {"init_r": "adalora, elalora, flexlora"}
 
-    init_r: Count = option("auto", "slots of every module at the start; auto: 1.5 * target_rank")
+    init_r: Count = option("auto", "adalora: slots of a module at first; auto: 1.5 * target_rank")
     tinit: Count = option("auto", "steps before the first pruning; auto: 0.1 of the run")
     tfinal: Count = option("auto", "last steps, without pruning; auto: 0.4 of the run")
-    delta_t: Count = option("auto", "steps between prunings; auto: 0.002 of the run")
+    delta_t: Count = option(
+        "auto", "steps between prunings; auto: 0.002 of the run, of elalora and flexlora 0.02"
+    )
+    swap_ranks: int = option(4, "elalora, flexlora: slots that change their module in a round")
+    swap_depth: int = option(2, "elalora: slots that a module loses or gains in a round at most")
+    keep_moments: bool = option(
+        True, "elalora, flexlora: keep Adam's moments in a round; the published code does not"
+    )
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        require_each(self, "init_r delta_t", lambda v: v >= 1, "at least 1")
+        require_each(self, "init_r delta_t swap_ranks swap_depth", lambda v: v >= 1, "at least 1")
         require_each(self, "tinit tfinal", lambda v: v >= 0, "at least 0")
 
 
@@ -237,6 +260,24 @@ class PatternConfig:
     rank_pattern: list[str] | None = option(
         None, "a run's results.json, whose ranks are taken, or NAME=RANK of every module"
     )
+
+
+@list_options
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Settings of `--method houlsby` and `pfeiffer`.
+
+    >>> BottleneckConfig(adapter_size=8).adapter_size
+    8
+    """
+
+    sections: ClassVar[dict[str, str]] = {"adapter_size": "houlsby, pfeiffer"}
+
+    adapter_size: int = option(16, "inner width of a bottleneck")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        require_each(self, "adapter_size", lambda v: v >= 1, "at least 1")
 
 
 @list_options

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from increlora_jax.config.groups import (
-    AdaLoraConfig,
     AdapterConfig,
+    BottleneckConfig,
     GrowthConfig,
     PatternConfig,
+    PruningConfig,
     TaskConfig,
     TrainingConfig,
 )
@@ -75,8 +76,9 @@ class RunConfig:
         task: of the task, its data and the base model.
         adapter: of the method and the places of its adapters.
         growth: of growth.
-        adalora: of AdaLoRA alone.
-        pattern: of lora-pattern alone.
+        pruning: of adalora, elalora and flexlora.
+        pattern: of lora-pattern.
+        bottleneck: of houlsby and pfeiffer.
         training: of steps, optimizer, evaluation and output.
         unsaid: settings without a value of the user, which are fitted to the run and the model.
 
@@ -87,8 +89,9 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
-    adalora: AdaLoraConfig = field(default_factory=AdaLoraConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
     pattern: PatternConfig = field(default_factory=PatternConfig)
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     unsaid: frozenset[str] = field(default=frozenset(), compare=False)
 

@@ -99,9 +99,9 @@ def grow(
     Returns:
         The parameters and the slots after the round.
     """
-    activated = _first(slots.reserve, grant)
+    activated = first_slots(slots.reserve, grant)
     active, waiting = slots.active | activated, slots.reserve & ~activated
-    opened = _first(~(active | waiting), grant)
+    opened = first_slots(~(active | waiting), grant)
     learning = opened if is_advance_learning else activated
     entry = RESERVE_LAMBDA if is_advance_learning else 0.0
     grown = slots._replace(
@@ -124,11 +124,11 @@ def open_reserve(
         step: from 0 []; slots that learn in advance are born at the next one.
         is_advance_learning: whether a reserve learns in advance.
     """
-    opened = _first(~(slots.active | slots.reserve), count)
+    opened = first_slots(~(slots.active | slots.reserve), count)
     born = jnp.where(opened & is_advance_learning, step + 1, slots.matrix_born)
     return slots._replace(reserve=slots.reserve | opened, matrix_born=born)
 
 
-def _first(mask: Bool[Array, "*stack slots"], count: Array) -> Bool[Array, "*stack slots"]:
+def first_slots(mask: Bool[Array, "*stack slots"], count: Array) -> Bool[Array, "*stack slots"]:
     """Return the first `count` true entries of a mask, in slot order."""
     return mask & (jnp.cumsum(mask, axis=-1) <= count[..., None])

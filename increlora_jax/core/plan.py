@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from increlora_jax.core.pace import Auto, Pace, choose_pace
 from increlora_jax.errors import InputError
@@ -12,6 +12,10 @@ SLOT_MULTIPLE = 8
 
 DEFAULT_WIDTH = 32
 """The default cap on a buffer is max(32, 4 · target_rank) slots, since width costs time."""
+
+
+PRUNE_ENDS = 0.5
+"""Share of a run's steps after which no slot is pruned."""
 
 
 class GrowthPlan(NamedTuple):
@@ -25,6 +29,7 @@ class GrowthPlan(NamedTuple):
         pace: the settings of rounds.
         rounds: the steps at which ranks grow until the budget is spent.
         max_ranks: buffer width S by module, at most min(in, out).
+        prune_end: the step from which no slot is pruned; default: 0.
     """
 
     steps: int
@@ -34,6 +39,7 @@ class GrowthPlan(NamedTuple):
     pace: Pace
     rounds: tuple[int, ...]
     max_ranks: dict[str, int]
+    prune_end: int = 0
 
     def describe(self) -> str:
         """Return the plan in one paragraph for the user."""
@@ -43,11 +49,12 @@ class GrowthPlan(NamedTuple):
         if not self.rounds:
             return f"{head}; total rank {self.initial_total} throughout"
         first, last = self.rounds[0], self.rounds[-1]
+        pruned = f", slots may be pruned until step {self.prune_end}" if self.prune_end else ""
         whole = ", every module in each" if self.pace.top_h >= self.modules > 1 else ""
         return (
             f"{head}; total rank {self.initial_total} → {self.budget} in {len(self.rounds)} "
             f"rounds{whole}, steps {first} to {last}, then {self.steps - 1 - last} steps at full "
-            "budget"
+            f"budget{pruned}"
         )
 
 
@@ -63,6 +70,7 @@ def plan_growth(
     incre_interval: int | Auto,
     incre_rank_num: int,
     max_rank: int | Literal["auto", "exact"],
+    prunes: bool = False,
 ) -> GrowthPlan:
     """Return the plan: the rounds that spend the budget, and the buffers that they need.
 
@@ -77,36 +85,52 @@ def plan_growth(
         incre_interval: steps between rounds, or "auto".
         incre_rank_num: slots that a module gets in a round.
         max_rank: slots of a buffer; "exact": the most that growth could fill; "auto": capped.
+        prunes: whether slots are pruned; default: False.
 
     Raises:
         InputError: a budget, a rank or rounds that cannot be; names the flag to change.
     """
     ranks = dict.fromkeys(sizes, initial_rank) if isinstance(initial_rank, int) else initial_rank
-    modules, initial_total = len(sizes), sum(ranks.values())
-    budget = target_total_rank or round(target_rank * modules)
+    budget = target_total_rank or round(target_rank * len(sizes))
     _check_ranks(sizes, ranks, budget, max_rank)
-    grants = ceil((budget - initial_total) / incre_rank_num)
     wanted = {"top_h": top_h, "init_warmup": init_warmup, "incre_interval": incre_interval}
-    pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
-    plan = _lay_out(GrowthPlan(steps, modules, initial_total, budget, pace, (), {}), grants)
-    width = _buffer_width(_most_slots(plan, ranks, incre_rank_num), target_rank, max_rank)
+    totals = sum(ranks.values()), budget
+    plan = _lay_out(wanted, steps, len(sizes), totals, incre_rank_num, prunes=prunes)
+    width = buffer_width(_most_slots(plan, ranks, incre_rank_num), target_rank, max_rank)
     return _with_buffers(plan, {name: min(width, *size) for name, size in sizes.items()})
 
 
-def _lay_out(plan: GrowthPlan, grants: int) -> GrowthPlan:
-    """Return the plan with the rounds that make the grants."""
-    possible = plan.pace.rounds(plan.steps)
-    needed = ceil(grants / min(plan.pace.top_h, plan.modules))
+def _lay_out(
+    wanted: dict[str, Any],
+    steps: int,
+    modules: int,
+    totals: tuple[int, int],
+    incre_rank_num: int,
+    *,
+    prunes: bool,
+) -> GrowthPlan:
+    """Return the plan with its pace, the rounds that spend the budget, and the last pruning."""
+    initial_total, budget = totals
+    grants = ceil((budget - initial_total) / incre_rank_num)
+    pace = choose_pace(steps=steps, modules=modules, grants=grants, **wanted)
+    plan = GrowthPlan(steps, modules, initial_total, budget, pace, (), {})
+    possible = pace.rounds(steps)
+    needed = ceil(grants / min(pace.top_h, modules))
     if needed > len(possible):
         raise InputError(_too_few_rounds(plan, needed, len(possible)))
-    return plan._replace(rounds=tuple(possible[:needed]))
+    # A round must follow the last pruning, to grow its slots back.
+    end = min(int(PRUNE_ENDS * steps), steps - pace.incre_interval) if prunes and needed else 0
+    return plan._replace(rounds=tuple(possible[:needed]), prune_end=end)
 
 
 def _most_slots(plan: GrowthPlan, ranks: Mapping[str, int], incre_rank_num: int) -> int:
     """Count the slots that a module could fill: initial + rounds · growth + reserve."""
     rounds, largest = len(plan.rounds), max(ranks.values())
     others = plan.initial_total - largest
-    most = min(largest + rounds * incre_rank_num, plan.budget - others)
+    others = plan.modules - 1 if plan.prune_end else others  # which may lose all slots but one
+    most = plan.budget - others
+    if not plan.prune_end:
+        most = min(largest + rounds * incre_rank_num, most)
     return most + (incre_rank_num if rounds else 0)
 
 
@@ -120,7 +144,8 @@ def _with_buffers(plan: GrowthPlan, max_ranks: dict[str, int]) -> GrowthPlan:
     return plan._replace(max_ranks=max_ranks)
 
 
-def _buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
+def buffer_width(most: int, target_rank: float, max_rank: int | str) -> int:
+    """Return the slots of a buffer, of which a run could fill `most`."""
     if isinstance(max_rank, int):
         return max_rank
     cap = most if max_rank == "exact" else max(DEFAULT_WIDTH, ceil(4 * target_rank))

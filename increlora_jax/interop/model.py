@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from increlora_jax.models.registry import find_spec
 from increlora_jax.models.spec import Head
+from increlora_jax.nn.dora import is_magnitude
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.weights.folder import read_config
 from increlora_jax.weights.table import WeightTable
@@ -55,7 +56,14 @@ class TrainedModel(NamedTuple):
         """The parameters that the base model's files lack, or have with other values."""
         frozen = self.parts.frozen()
         drawn = {path: frozen[path] for path in self.drawn if path in frozen}
-        return {**self.parts.head, **drawn}
+        learned = {path: v for path, v in self.parts.head.items() if not is_magnitude(path)}
+        return {**learned, **drawn}
+
+    @property
+    def magnitudes(self) -> dict[str, np.ndarray]:
+        """DoRA's lengths of the columns of kernels, by the path of the layer."""
+        found = {path: v for path, v in self.parts.head.items() if is_magnitude(path)}
+        return {path.rpartition(".")[0]: np.asarray(value) for path, value in found.items()}
 
     def own_on_disk(self) -> dict[str, np.ndarray]:
         """Return these parameters by their keys and shapes on disk."""

@@ -23,6 +23,9 @@ TASK = "increlora_jax.json"
 HEAD = "head.safetensors"
 """File of the parameters trained in full, if they are kept apart."""
 
+LENGTHS = "lora_magnitude_vector"
+"""Name of DoRA's lengths of the columns of a kernel."""
+
 Layout = Literal["portable", "compact"]
 
 _PREFIX = "base_model.model."
@@ -62,8 +65,7 @@ def write_peft(
         factors = {path: _widen(own, widest) for path, own in factors.items()}
     else:
         factors = {path: own for path, own in factors.items() if own.rank}
-    tensors = {f"{_PREFIX}{path}.lora_A.weight": own.left.T for path, own in factors.items()}
-    tensors |= {f"{_PREFIX}{path}.lora_B.weight": own.right.T for path, own in factors.items()}
+    tensors = _name_tensors(model, factors)
     full = model.own_on_disk()
     if is_head_apart and full:
         write_tensors(full, folder / HEAD)
@@ -75,6 +77,15 @@ def write_peft(
     own = {**model.task, "identity": dict(model.identity)}
     for name, content in ((CONFIG, config), (TASK, own)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_tensors(model: TrainedModel, factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    """Return the arrays of the adapters by their keys."""
+    tensors = {f"{_PREFIX}{path}.lora_A.weight": own.left.T for path, own in factors.items()}
+    tensors |= {f"{_PREFIX}{path}.lora_B.weight": own.right.T for path, own in factors.items()}
+    for path, lengths in model.magnitudes.items():
+        tensors[f"{_PREFIX}{_name(model.table, path)}.{LENGTHS}"] = lengths
+    return tensors
 
 
 def _widen(factors: Factors, rank: int) -> Factors:
@@ -107,7 +118,7 @@ def _describe(
         # GPT-2's layers keep [inputs, outputs].
         "fan_in_fan_out": not any(place.is_transposed for place in places),
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": bool(model.magnitudes),
         "init_lora_weights": True,
         "layers_to_transform": None,
         "layers_pattern": None,

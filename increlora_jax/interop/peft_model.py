@@ -10,8 +10,9 @@ from flax import nnx
 
 from increlora_jax.core.adapter import Adapter, Scaling
 from increlora_jax.errors import InputError
-from increlora_jax.interop.peft_reading import PeftAdapter
+from increlora_jax.interop.peft_reading import LENGTHS, PeftAdapter
 from increlora_jax.nn.any_model import attach
+from increlora_jax.nn.dora import MAGNITUDE, add_magnitudes, is_magnitude
 from increlora_jax.nn.factors import Factors, active_slots
 from increlora_jax.nn.skeleton import Parts, Skeleton, split
 from increlora_jax.weights.folder import name_variables
@@ -24,10 +25,12 @@ class Found(NamedTuple):
     Attributes:
         factors: The update of every adapted module.
         full: Parameters that were trained in full.
+        magnitudes: DoRA's lengths of the columns of kernels, by the path of the layer.
     """
 
     factors: dict[str, Factors]
     full: dict[str, np.ndarray]
+    magnitudes: dict[str, np.ndarray] = {}  # noqa: RUF012  # nothing changes the default
 
 
 def find_paths(model: nnx.Module, table: WeightTable, adapter: PeftAdapter) -> Found:
@@ -40,17 +43,20 @@ def find_paths(model: nnx.Module, table: WeightTable, adapter: PeftAdapter) -> F
     places = {path: table.find_place(path) for path in variables}
     paths = {place.key: path for path, place in places.items()}
     shapes = {path: variable.get_value().shape for path, variable in variables.items()}
-    factors, full = {}, {}
+    factors, full, magnitudes = {}, {}, {}
     for name, own in adapter.factors.items():
         path = _find(paths, table, f"{name}.weight", name)
         _check(name, (own.left.shape[0], own.right.shape[1]), shapes[path])
         factors[path.removesuffix(".kernel")] = own
+        if (lengths := adapter.magnitudes.get(name)) is not None:
+            _check(f"{name}.{LENGTHS}", lengths.shape, shapes[path][1:])
+            magnitudes[path.removesuffix(".kernel")] = lengths
     for key, value in adapter.full.items():
         path = _find(paths, table, key, key)
         array = value.T if places[path].is_transposed else value
         _check(key, array.shape, shapes[path])
         full[path] = np.ascontiguousarray(array)
-    return Found(factors, full)
+    return Found(factors, full, magnitudes)
 
 
 def _find(paths: Mapping[str, str], table: WeightTable, key: str, name: str) -> str:
@@ -83,7 +89,12 @@ def attach_found(model: nnx.Module, found: Found) -> tuple[Skeleton, Parts]:
     if targets:
         attach(model, targets, max_rank=widest, scaling=Scaling(1.0, "target", 1.0),
                is_trained=lambda path: path in found.full)  # fmt: skip
-    skeleton, parts = split(model, lambda path: path in found.full)
+    if found.magnitudes:
+        add_magnitudes(model)
+        variables = name_variables(model, nnx.Param)
+        for path, lengths in found.magnitudes.items():
+            variables[f"{path}.{MAGNITUDE}"].set_value(jnp.asarray(lengths))
+    skeleton, parts = split(model, lambda path: path in found.full or is_magnitude(path))
     ranks = {path: own.rank for path, own in found.factors.items()}
     return skeleton, parts._replace(
         adapters={path: widen(own, widest) for path, own in found.factors.items()},

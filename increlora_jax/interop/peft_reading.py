@@ -1,4 +1,4 @@
-"""LoRA folders of PEFT as factors: LoRA, its rank-stabilised form, and AdaLoRA."""
+"""LoRA folders of PEFT as factors: LoRA, its rank-stabilised form, DoRA and AdaLoRA."""
 
 import math
 import re
@@ -12,15 +12,15 @@ from increlora_jax.errors import InputError
 from increlora_jax.files.json_object import read_json_object
 from increlora_jax.files.kinds import check_keys
 from increlora_jax.files.tensors import open_tensors, read_claims
-from increlora_jax.interop.peft_files import CONFIG, HEAD, TENSORS
+from increlora_jax.interop.peft_files import CONFIG, HEAD, LENGTHS, TENSORS
 from increlora_jax.nn.factors import Factors
 from increlora_jax.weights.stored_tensor import FLOAT_DTYPES
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+?)\.(lora_[A-Z]\w*)(?:\.default)?(?:\.weight)?")
+_LENGTHS = re.compile(rf"(?:base_model\.model\.)?(.+?)\.{LENGTHS}(?:\.default)?(?:\.weight)?")
 _SAVED = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.modules_to_save(?:\.default)?)?\.(\w+)")
 
 _REFUSED = {
-    "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
     "lora_bias": "a LoRA with biases of its own",
@@ -58,11 +58,13 @@ class PeftAdapter(NamedTuple):
         config: The content of its `adapter_config.json`.
         factors: The update of every adapted module, its scale in it.
         full: Parameters that were trained in full, by their keys and shapes on disk.
+        magnitudes: DoRA's lengths of the columns of kernels; empty without DoRA.
     """
 
     config: dict[str, Any]
     factors: dict[str, Factors]
     full: dict[str, np.ndarray]
+    magnitudes: dict[str, np.ndarray] = {}  # noqa: RUF012  # nothing changes the default
 
 
 def is_peft(folder: Path) -> bool:
@@ -85,16 +87,23 @@ def read_peft(folder: Path) -> PeftAdapter:
     if (folder / HEAD).is_file():  # as `write_peft` keeps a head apart
         tensors |= _read_tensors(folder / HEAD)
     parts: dict[str, dict[str, np.ndarray]] = {}
-    full = {}
+    full, magnitudes = {}, {}
     for key, value in tensors.items():
         if "lora_embedding_" in key:
             raise InputError(f"{folder}: {key} adapts an embedding, which is not read. Merge it")
-        if match := _KEY.fullmatch(key):
+        if match := _LENGTHS.fullmatch(key):
+            magnitudes[match[1]] = value.reshape(-1)
+        elif match := _KEY.fullmatch(key):
             parts.setdefault(match[1], {})[match[2]] = value
         elif ".original_module." not in key and (match := _SAVED.fullmatch(key)):
             full[f"{match[1]}.{match[2]}"] = value
     factors = {path: _factors(folder / TENSORS, path, own, config) for path, own in parts.items()}
-    return PeftAdapter(config, factors, full)
+    if magnitudes.keys() != (factors.keys() if config.get("use_dora") else set()):
+        raise InputError(
+            f"{folder}: use_dora is {bool(config.get('use_dora'))}, and {len(magnitudes)} of "
+            f"{len(factors)} modules have a {LENGTHS}. Save the adapter again"
+        )
+    return PeftAdapter(config, factors, full, magnitudes)
 
 
 def _check_kind(file: Path, config: Mapping[str, Any]) -> None:

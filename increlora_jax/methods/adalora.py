@@ -2,18 +2,16 @@
 
 from typing import Any, NamedTuple, Unpack
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from increlora_jax.config import AdaLoraConfig
+from increlora_jax.config import PruningConfig
 from increlora_jax.core.adapter import RANK_EPSILON, Adapter, Scaling, Slots
 from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Group, flatten, unflatten
 from increlora_jax.core.triplets import (
     EntryAverages,
-    average_entries,
     cubic_budget,
     init_averages,
     keep_highest,
@@ -21,6 +19,7 @@ from increlora_jax.core.triplets import (
 )
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
+from increlora_jax.methods.sensitivity import move_averages
 from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.kernels import path_of
 from increlora_jax.nn.skeleton import Parts
@@ -36,7 +35,7 @@ def adalora(
     model: PyTree,
     *,
     steps: int,
-    config: AdaLoraConfig = AdaLoraConfig(),
+    config: PruningConfig = PruningConfig(),
     **given: Unpack[base.Arguments],
 ) -> base.Method:
     """Return AdaLoRA for a model, with its schedule over the steps of the run.
@@ -120,7 +119,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    sizes: dict[str, tuple[int, int]], steps: int, config: AdaLoraConfig, asked: base.Asked
+    sizes: dict[str, tuple[int, int]], steps: int, config: PruningConfig, asked: base.Asked
 ) -> _Plan:
     """Choose the numbers that are `auto`; check that all fit together."""
     target = asked.growth.target_rank
@@ -189,7 +188,7 @@ class _Pruning(NamedTuple):
         """Move the averages; at the due steps, choose the slots that keep their λ."""
         step, settings = seen.step, seen.settings
         end = settings["total_steps"] - settings["tfinal"]
-        state = self._average(seen, moves=step < end)
+        state = move_averages(seen, moves=step < end)
         is_due = (step > settings["tinit"]) & (step % settings["delta_t"] == 0) & (step < end)
         is_due, is_final = is_due | (step == end), step >= end
         kept = self._choose(seen, state, end)
@@ -201,19 +200,6 @@ class _Pruning(NamedTuple):
             )
         ranks = flatten({key: own.rank for key, own in slots.items()}, self.paths)
         return base.Updated(adapters, slots, state, {"rank": ranks})
-
-    def _average(
-        self, seen: base.Observation, *, moves: Bool[Array, ""]
-    ) -> dict[Group, EntryAverages]:
-        """Return the averages, moved by the gradient of the loss with its orthogonality."""
-        pull = jax.grad(lambda adapters: mean_orthogonality(adapters, seen.slots))(seen.adapters)
-        weight, state = seen.settings["reg_orth_coef"], {}
-        for key, before in seen.state.items():
-            gradient = jax.tree.map(lambda g, p: g + weight * p, seen.gradients[key], pull[key])
-            decays = seen.settings["beta1"], seen.settings["beta2"]
-            after = average_entries(seen.moved[key], gradient, before, *decays)
-            state[key] = jax.tree.map(lambda n, o: jnp.where(moves, n, o), after, before)
-        return state
 
     def _choose(
         self, seen: base.Observation, state: dict[Group, EntryAverages], end: Number

@@ -1,5 +1,7 @@
 """IncreLoRA: ranks grow where importance says so, under one exact budget (paper §3)."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Unpack
 
@@ -24,6 +26,7 @@ from increlora_jax.core.importance import (
 )
 from increlora_jax.core.plan import GrowthPlan, plan_growth
 from increlora_jax.core.probe import DenseProbe, Probe, ScoreProbe, SlotProbe
+from increlora_jax.core.pruning import choose_losses, find_weakest, prune
 from increlora_jax.core.regularizer import mean_orthogonality
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Group, flatten, unflatten
@@ -31,6 +34,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods import base
 from increlora_jax.methods.code import load_code
 from increlora_jax.nn.any_model import attach, plan_targets
+from increlora_jax.nn.initial import INIT_STD
 from increlora_jax.nn.kernels import path_of
 from increlora_jax.nn.skeleton import Parts
 
@@ -137,6 +141,7 @@ def _plan(
         incre_interval=growth.incre_interval,
         incre_rank_num=growth.incre_rank_num,
         max_rank=growth.max_rank_rule,
+        prunes=growth.prune_interval is not None,
     )
 
 
@@ -166,8 +171,10 @@ class _Growth(NamedTuple):
         """The numbers of growth, by flag."""
         config = self.config
         is_exact = config.score_window is None
+        pruning = {"prune_interval": config.prune_interval, "prune_end": self.plan.prune_end}
         return {
             **self.plan.pace._asdict(),
+            **({name: n for name, n in pruning.items() if n} if self.plan.prune_end else {}),
             "rank_budget": self.plan.budget,
             "incre_rank_num": config.incre_rank_num,
             "first_reserve": config.incre_rank_num if self.plan.rounds else 0,
@@ -201,8 +208,8 @@ class _Growth(NamedTuple):
         return total_rank >= self.plan.budget
 
     def is_scored(self, step: int, is_finished: bool) -> bool:
-        """Return true for the last `window` steps up to a round, until the budget is spent."""
-        if is_finished or not self.plan.rounds:
+        """Return true for the last `window` steps up to a round or a pruning, while one is due."""
+        if not self.plan.rounds or (is_finished and step >= self.plan.prune_end):
             return False
         return bool(_is_near_round(step, self.settings | {"score_window": self.window}))
 
@@ -225,19 +232,24 @@ class _Growth(NamedTuple):
         """Move the averages, grow if this step is a round, and open the first reserve at step 0."""
         step, slots, state, settings = seen.step, seen.slots, seen.state, seen.settings
         total = self._ranks(slots).sum()
-        grants = jnp.zeros(self.plan.modules, jnp.int32)
+        grants = losses = jnp.zeros(self.plan.modules, jnp.int32)
         info = {}
         if seen.evidence is not None:
             raw = self._raw_importance(seen, seen.evidence)
             moved = update_importance(raw, state, settings["beta1"], settings["beta2"])
             # A step outside the window may be scored: the host may be unsure, or another run that
             # trains with this one may want it.
-            moves = (total < settings["rank_budget"]) & _is_near_round(step, settings)
+            is_open = (total < settings["rank_budget"]) | (step < settings.get("prune_end", 0))
+            moves = is_open & _is_near_round(step, settings)
             state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, state)
             importance = state.sensitivity * state.uncertainty if self.function.is_smoothed else raw
             grants = self._grants(seen, importance, total)
+            losses = self._losses(seen, importance)
             info = {"importance": raw, **state._asdict()}
         adapters, slots = self._grow(seen, grants)
+        if self.plan.prune_end:
+            adapters, slots = self._prune(seen, adapters, slots, losses)
+        slots = self._advance(slots, settings)
         info["rank"] = self._ranks(slots)
         return base.Updated(adapters, slots, state, info)
 
@@ -287,18 +299,65 @@ class _Growth(NamedTuple):
             adapters[key], slots[key] = grow(
                 adapters[key], opened, grant, step, is_advance_learning=is_ahead
             )
-        advancing = (self._ranks(slots).sum() < settings["rank_budget"]) & is_ahead
-        return adapters, {
+        return adapters, slots
+
+    def _losses(
+        self, seen: base.Observation, importance: Float[Array, " modules"]
+    ) -> Int[Array, " modules"]:
+        """Count the slots that each module loses: none but in a pruning at full budget."""
+        settings, step, ranks = seen.settings, seen.step, self._ranks(seen.slots)
+        if not self.plan.prune_end:
+            return jnp.zeros_like(ranks)
+        is_due = (step > settings["init_warmup"]) & (step % settings["prune_interval"] == 0)
+        is_due &= (step < settings["prune_end"]) & (ranks.sum() >= settings["rank_budget"])
+        pace = {name: settings[name] for name in ("top_h", "incre_rank_num")}
+        return jnp.where(is_due, choose_losses(importance, ranks, **pace), 0)
+
+    def _prune(
+        self,
+        seen: base.Observation,
+        adapters: base.Adapters,
+        slots: base.SlotsOf,
+        losses: Int[Array, " modules"],
+    ) -> tuple[base.Adapters, base.SlotsOf]:
+        """Turn the weakest slots dormant and draw them anew; see that every reserve is whole."""
+        like = {key: own.is_advancing for key, own in slots.items()}
+        is_ahead, whole = self.config.advance_learn, seen.settings["incre_rank_num"]
+        wanted = jnp.where(losses.sum() > 0, whole, 0)
+        adapters, slots = dict(adapters), dict(slots)
+        for index, (key, count) in enumerate(unflatten(losses, like, self.paths).items()):
+            pruned = find_weakest(adapters[key], slots[key], count)
+            own, left = prune(adapters[key], slots[key], pruned)
+            drawn = jax.random.fold_in(seen.key, index)
+            adapters[key] = jax.lax.cond(pruned.any(), _draw_anew, lambda own, *_: own,
+                                         own, pruned, drawn)  # fmt: skip
+            missing = jnp.maximum(wanted - left.reserve.sum(-1, dtype=jnp.int32), 0)
+            slots[key] = open_reserve(left, missing, seen.step, is_advance_learning=is_ahead)
+        return adapters, slots
+
+    def _advance(self, slots: base.SlotsOf, settings: base.Settings) -> base.SlotsOf:
+        """Let the reserve learn in advance until the budget is spent."""
+        advancing = (self._ranks(slots).sum() < settings["rank_budget"]) & self.config.advance_learn
+        return {
             key: own._replace(is_advancing=jnp.full_like(own.is_advancing, advancing))
             for key, own in slots.items()
         }
 
 
-def _is_near_round(step: Number, settings: base.Settings) -> Bool[Array, ""] | bool:
-    """Return whether a round is less than `score_window` steps away."""
-    return is_near_round(
-        step,
-        warmup=settings["init_warmup"],
-        interval=settings["incre_interval"],
-        window=settings["score_window"],
+def _draw_anew(adapter: Adapter, pruned: Bool[Array, "*stack slots"], key: Array) -> Adapter:
+    """Draw A and B of pruned slots as at the start."""
+    keys = jax.random.split(key)
+    A = INIT_STD * jax.random.normal(keys[0], adapter.A.shape, adapter.A.dtype)
+    B = INIT_STD * jax.random.normal(keys[1], adapter.B.shape, adapter.B.dtype)
+    return adapter._replace(
+        A=jnp.where(pruned[..., None, :], A, adapter.A),
+        B=jnp.where(pruned[..., :, None], B, adapter.B),
     )
+
+
+def _is_near_round(step: Number, settings: base.Settings) -> Bool[Array, ""] | bool:
+    """Return whether a round or a pruning is less than `score_window` steps away."""
+    intervals = [settings[n] for n in ("incre_interval", "prune_interval") if n in settings]
+    given = {"warmup": settings["init_warmup"], "window": settings["score_window"]}
+    near = [is_near_round(step, interval=interval, **given) for interval in intervals]
+    return functools.reduce(operator.or_, near)

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from increlora_jax.config import AdapterConfig, GrowthConfig
 from increlora_jax.core.adapter import NEVER, Adapter, Scaling, Slots
+from increlora_jax.core.first_values import WIDTHS
 from increlora_jax.errors import InputError
 from increlora_jax.methods import base
 from increlora_jax.nn.any_model import attach, plan_targets
@@ -46,11 +47,13 @@ def lora(
     asked = base.read_arguments(**given)
     places = asked.places(model)
     planned = plan_targets(model, **places)
-    _check_rank(planned.sizes, int(asked.growth.target_rank))
     settings = places | _settings(asked.adapter, asked.growth) | {"dtype": asked.dtype}
+    rank = settings["initial_rank"]
+    _check_rank(planned.sizes, rank)
+    settings["max_rank"] = widen(planned.sizes, dict.fromkeys(planned.sizes, rank), asked.adapter)
     return base.fixed_method(
         "lora",
-        f"{len(planned.sizes)} modules of rank {settings['max_rank']}{planned.describe()}",
+        f"{len(planned.sizes)} modules of rank {rank}{planned.describe()}",
         attach=lambda model, rngs: attach(model, rngs=rngs, **settings),
         is_trained=places["is_trained"],
     )
@@ -65,6 +68,29 @@ def _check_rank(sizes: Mapping[str, tuple[int, int]], rank: int) -> None:
             )
 
 
+def widen(
+    sizes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], adapter: AdapterConfig
+) -> dict[str, int]:
+    """Return the slots of every buffer, which `--init` may need more of than the rank.
+
+    Args:
+        sizes: (in, out) of every module.
+        ranks: of every module.
+        adapter: the configuration.
+
+    Raises:
+        InputError: a kernel too small for PiSSA's slots.
+    """
+    widths = {name: WIDTHS[adapter.init] * rank for name, rank in ranks.items()}
+    small = [name for name, width in widths.items() if width > min(sizes[name])]
+    if small and adapter.init == "pissa":
+        raise InputError(
+            f"--init pissa needs {widths[small[0]]} slots, more than {small[0]} can have. Lower "
+            "--target-rank, or leave it out with --exclude-modules"
+        )
+    return {name: min(width, *sizes[name]) for name, width in widths.items()}
+
+
 def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
     """Return what `attach` is given of the adapters."""
     rank = int(growth.target_rank)
@@ -73,7 +99,6 @@ def _settings(adapter: AdapterConfig, growth: GrowthConfig) -> dict[str, Any]:
             f"--target-rank {growth.target_rank} must be whole for --method lora. Round it"
         )
     return {
-        "max_rank": rank,
         "initial_rank": rank,
         "scaling": _scaling_of(adapter, rank),
         "dropout": adapter.lora_dropout,

@@ -11,7 +11,7 @@ from increlora_jax.config import PatternConfig
 from increlora_jax.core.adapter import Adapter, Slots
 from increlora_jax.errors import InputError, suggest
 from increlora_jax.methods import base
-from increlora_jax.methods.lora import start_at_zero
+from increlora_jax.methods.lora import start_at_zero, widen
 from increlora_jax.nn.any_model import attach, plan_targets
 
 
@@ -47,7 +47,7 @@ def lora_pattern(
     places = asked.places(model)
     planned = plan_targets(model, **places)
     ranks = _read_ranks(config.rank_pattern or [], planned.sizes)
-    settings = places | _settings(asked, ranks)
+    settings = places | _settings(asked, ranks, planned.sizes)
     return base.fixed_method(
         "lora-pattern",
         _describe(ranks) + planned.describe(),
@@ -56,11 +56,14 @@ def lora_pattern(
     )
 
 
-def _settings(asked: base.Asked, ranks: dict[str, int]) -> dict[str, Any]:
-    """Return what `attach` is given of the adapters."""
+def _settings(
+    asked: base.Asked, ranks: dict[str, int], sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Return what `attach` is given of the adapters; only PiSSA needs more slots than ranks."""
+    is_wider = asked.adapter.init == "pissa"
     return {
         "targets": list(ranks),
-        "max_rank": ranks,
+        "max_rank": widen(sizes, ranks, asked.adapter) if is_wider else ranks,
         "scaling": asked.adapter.scaling_rule(asked.growth.target_rank),
         "dropout": asked.adapter.lora_dropout,
         "dtype": asked.dtype,

@@ -43,11 +43,7 @@ def build_method(
     name = config.adapter.method
     given: dict[str, Any] = {
         "steps": steps,
-        "adapter": replace(
-            config.adapter,
-            target_modules=config.adapter.target_modules or [default_targets],
-            modules_to_save=config.adapter.modules_to_save or default_modules_to_save,
-        ),
+        "adapter": fill_places(config.adapter, default_targets, default_modules_to_save),
         "growth": config.growth,
     }
     if initial_ranks:
@@ -55,6 +51,17 @@ def build_method(
     if ":" in name:
         return _build_from_outside(name, model, config.adapter, given)
     return _build_from_table(name, model, config, given)
+
+
+def fill_places(
+    adapter: AdapterConfig, default_targets: str, default_modules_to_save: list[str]
+) -> AdapterConfig:
+    """Return the settings with the default places where the user names none."""
+    return replace(
+        adapter,
+        target_modules=adapter.target_modules or [default_targets],
+        modules_to_save=adapter.modules_to_save or default_modules_to_save,
+    )
 
 
 def _build_from_table(name: str, model: PyTree, config: RunConfig, given: dict[str, Any]) -> Method:

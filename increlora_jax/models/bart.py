@@ -196,6 +196,10 @@ BART = ModelSpec(
         r"model\.(encoder|decoder)\.layers\.\d+\."
         r"((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
     ),
+    sublayer_ends=(
+        r"model\.(encoder|decoder)\.layers\.\d+\.((self_attn|encoder_attn)\.out_proj|fc2)"
+    ),
+    layer_ends=r"model\.(encoder|decoder)\.layers\.\d+\.final_layer_norm",
     modules_to_save={
         "sequence_classification": ("classification_head",),
         "question_answering": ("qa_outputs",),

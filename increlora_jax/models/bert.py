@@ -349,6 +349,8 @@ BERT = ModelSpec(
         r"bert\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
+    sublayer_ends=r"bert\.encoder\.layer\.\d+\.(attention\.)?output\.dense",
+    layer_ends=r"bert\.encoder\.layer\.\d+\.output\.LayerNorm",
     modules_to_save={
         "sequence_classification": ("pooler", "classifier"),
         "question_answering": ("qa_outputs",),

@@ -177,6 +177,8 @@ DEBERTA = ModelSpec(
         r"deberta\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)_proj|(attention\.output|intermediate|output)\.dense)"
     ),
+    sublayer_ends=r"deberta\.encoder\.layer\.\d+\.(attention\.)?output\.dense",
+    layer_ends=r"deberta\.encoder\.layer\.\d+\.output\.LayerNorm",
     modules_to_save={
         "sequence_classification": ("pooler", "classifier"),
         "question_answering": ("qa_outputs",),

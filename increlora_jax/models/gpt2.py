@@ -213,6 +213,8 @@ GPT2 = ModelSpec(
     },
     weights=GPT2_WEIGHTS,
     target_modules=r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)",
+    sublayer_ends=r"transformer\.h\.\d+\.(attn|mlp)\.c_proj",
+    layer_ends=r"transformer\.h\.\d+\.mlp\.c_proj",
     modules_to_save={
         "sequence_classification": ("score",),
         "question_answering": ("qa_outputs",),

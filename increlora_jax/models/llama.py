@@ -331,6 +331,8 @@ LLAMA = ModelSpec(
         r"(model|transformer)\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     ),
+    sublayer_ends=r"(model|transformer)\.layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj)",
+    layer_ends=r"(model|transformer)\.layers\.\d+\.mlp\.down_proj",
     modules_to_save={
         "sequence_classification": ("score",),
         "question_answering": ("qa_outputs",),

@@ -180,6 +180,8 @@ ROBERTA = ModelSpec(
         r"roberta\.encoder\.layer\.\d+\."
         r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
     ),
+    sublayer_ends=r"roberta\.encoder\.layer\.\d+\.(attention\.)?output\.dense",
+    layer_ends=r"roberta\.encoder\.layer\.\d+\.output\.LayerNorm",
     modules_to_save={
         "sequence_classification": ("classifier",),
         "question_answering": ("qa_outputs",),

@@ -35,6 +35,8 @@ class ModelSpec:
             (None: the configuration's own rate).
         weights: Names on disk of the parameters of the model and of all its heads.
         target_modules: Regex of the dense layers that are adapted by default.
+        sublayer_ends: Regex of the dense layers that end an attention or a feed-forward part.
+        layer_ends: Regex of the modules that end a layer, its norm or its last dense layer.
         modules_to_save: For each head the names of the modules that are trained in full.
         shardings: Regexes; exactly one matches a whole parameter path. Each maps to the
             mesh axes (`fsdp`, `tensor` or none) that divide the parameter's axes; further axes are
@@ -46,6 +48,8 @@ class ModelSpec:
     heads: Mapping[Head, Callable[..., nnx.Module]]
     weights: WeightTable
     target_modules: str
+    sublayer_ends: str
+    layer_ends: str
     modules_to_save: Mapping[Head, tuple[str, ...]]
     shardings: Mapping[str, tuple[str | None, ...]]
     max_length: Callable[[Any], int | None]

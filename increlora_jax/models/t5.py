@@ -191,6 +191,11 @@ T5 = ModelSpec(
         r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d\."
         r"((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
     ),
+    sublayer_ends=(
+        r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d\."
+        r"((SelfAttention|EncDecAttention)\.o|DenseReluDense\.wo)"
+    ),
+    layer_ends=(r"(transformer\.)?(encoder|decoder)\.block\.\d+\.layer\.\d\.DenseReluDense\.wo"),
     modules_to_save={
         "sequence_classification": ("classification_head",),
         "question_answering": ("qa_outputs",),

@@ -34,14 +34,7 @@ def _effective_kernel(layer: "AdaptedLayer", kernel: Kernel) -> Array | None:
     """Compute W + ΔW for a read beside the layer's own call; None of a merged layer."""
     held = vars(layer)
     is_merged = held.get("adapter") is None or held.get("original") is not None
-    return None if is_merged else _add_delta(layer, kernel)
-
-
-def _add_delta(layer: "AdaptedLayer", kernel: Kernel) -> Array:
-    update, probe = layer.adapter.update, layer.adapter.probe
-    if isinstance(probe, ScoreProbe):
-        probe = ScoreProbe.of(_refuse_second_use, probe.value)
-    return effective_weight(as_dense(kernel), layer.kernel_axes(), update, probe)
+    return None if is_merged else layer.sum_kernel(kernel)
 
 
 def _refuse_second_use(gradient: Array, update: Update) -> Array:
@@ -60,6 +53,7 @@ class AdaptedLayer(EffectiveModule):
     """
 
     plain: ClassVar[type[nnx.Module]]
+    added: ClassVar[tuple[str, ...]] = ("adapter", "original")  # to what the plain layer has
     kernel = EffectiveParameter("kernel", _effective_kernel)
     dtype: DTypeLike | None
     adapter: LowRankAdapter
@@ -76,7 +70,7 @@ class AdaptedLayer(EffectiveModule):
     def unwrap(self) -> nnx.Module:
         """Return the plain layer of Flax, with the kernel as it is now."""
         layer = copy_as(self.plain, self)
-        for name in ("adapter", "original"):
+        for name in self.added:
             delattr(layer, name)
         return layer
 
@@ -90,8 +84,15 @@ class AdaptedLayer(EffectiveModule):
             raise InputError("this layer is merged already. Call unmerge first")
         stored, own = self._stored, self._stored.copy()
         # In the adapter's precision: a bf16 kernel is rounded once, after the sum.
-        own.set_value(_add_delta(self, stored.get_value()))
+        own.set_value(self.sum_kernel(stored.get_value()))
         self.original, self.kernel = stored, own
+
+    def sum_kernel(self, kernel: Kernel) -> Array:
+        """Compute W + ΔW."""
+        update, probe = self.adapter.update, self.adapter.probe
+        if isinstance(probe, ScoreProbe):
+            probe = ScoreProbe.of(_refuse_second_use, probe.value)
+        return effective_weight(as_dense(kernel), self.kernel_axes(), update, probe)
 
     def unmerge(self) -> None:
         """Put the original kernel back, bit for bit."""
@@ -218,7 +219,9 @@ ADAPTED_TYPES: dict[type[nnx.Module], type[AdaptedLayer]] = {
 
 LAYER_TYPES = tuple(ADAPTED_TYPES)
 _OWN_NAMES = {name for name, value in vars(AdaptedLayer).items() if inspect.isroutine(value)}
-_OWN_NAMES = {"adapter", "original", "plain"} | {n for n in _OWN_NAMES if not n.startswith("__")}
+_OWN_NAMES = {"adapter", "original", "plain", "added"} | {
+    n for n in _OWN_NAMES if not n.startswith("__")
+}
 
 
 _PRODUCTS = ("dot_general", "dot_general_cls", "promote_dtype", "einsum_op")

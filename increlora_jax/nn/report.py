@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from increlora_jax.core.adapter import Adapter, Slots
+from increlora_jax.nn.bottleneck import is_bottleneck
+from increlora_jax.nn.dora import is_magnitude
 from increlora_jax.nn.kernels import path_of, stack_names
 from increlora_jax.nn.skeleton import Parts
 
@@ -20,6 +22,7 @@ class TrainableReport(NamedTuple):
         active: parameters in active slots.
         buffer: parameters in all slots.
         head: parameters that learn in full.
+        added: those of them that the method has added to the model.
         base: frozen parameters.
         ranks: the rank of every module by name.
         full: modules whose buffer has no slot to grow into.
@@ -28,6 +31,7 @@ class TrainableReport(NamedTuple):
     active: int
     buffer: int
     head: int
+    added: int
     base: int
     ranks: dict[str, int]
     full: tuple[str, ...]
@@ -70,6 +74,7 @@ def report(parts: Parts, ranks: Mapping[str, int] | None = None) -> TrainableRep
         active=sum(rank * sizes[path_of(name)] for name, rank in ranks.items()),
         buffer=_count(parts.adapters),
         head=_count(parts.head),
+        added=_count({path: value for path, value in parts.head.items() if _is_added(path)}),
         base=sum(map(prod, _shapes((parts.base, parts.statistics)))),
         ranks=ranks,
         full=tuple(name for name, rank in ranks.items() if rank == widths[path_of(name)]),
@@ -92,6 +97,10 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
 def slot_sizes(adapters: Mapping[str, Adapter]) -> dict[str, int]:
     """Return the parameters of one slot of every adapter: a column of A, a row of B and λ."""
     return {path: own.A.shape[-2] + own.B.shape[-1] + 1 for path, own in adapters.items()}
+
+
+def _is_added(path: str) -> bool:
+    return is_bottleneck(path) or is_magnitude(path)
 
 
 def _counted(slots: Slots) -> np.ndarray:

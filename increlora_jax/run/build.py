@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from increlora_jax.config import RunConfig, TaskConfig, TrainingConfig
 from increlora_jax.core.stacking import Groups
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method
-from increlora_jax.methods.registry import build_method
 from increlora_jax.methods.table import METHODS
 from increlora_jax.models.fused_attention import check_fused, set_attention
 from increlora_jax.models.layer_loop import set_scanned
@@ -30,8 +29,10 @@ from increlora_jax.models.registry import (
 from increlora_jax.models.repeated_layer import set_remat
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.attach import adapters_of
+from increlora_jax.nn.bottleneck import BOTTLENECK
+from increlora_jax.nn.dora import MAGNITUDE
 from increlora_jax.nn.skeleton import Parts, Skeleton, split
-from increlora_jax.quantization import QuantizedKernel
+from increlora_jax.run.budget import check_frozen, default_places, match_budget, method_builder
 from increlora_jax.run.lengths import fit_length, note_tokenizer
 from increlora_jax.run.packing import check_packing
 from increlora_jax.run.rank_pattern import resolve_pattern
@@ -58,6 +59,10 @@ from increlora_jax.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+ADDED: Mapping[str, Axes] = {rf".*\.({BOTTLENECK}\..+|{MAGNITUDE})": ()}
+"""Rule for the parameters that methods add to a model: every device has them whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,22 +230,22 @@ def plan_run(
     model_config = read_config(folder)
     config, notes = fit_length(config, model_config, may_cut=total_steps is not None)
     encoded = _encode_early(data, folder, config.task)
-    rows = len(encoded.get("train", data.train or ()))
-    epoch_steps, planned = count_steps(training, rows)
+    epoch_steps, planned = count_steps(training, len(encoded.get("train", data.train or ())))
     steps = total_steps or planned
-    config = replace(settle(resolve_pattern(config), steps), unsaid=frozenset())
     spec, model = find_spec(model_config), _abstract(model_config, config, data.kind)
+    places = default_places(config.adapter.method, spec, data.kind.head)
+    config, picked = match_budget(config, model, places)
+    config = replace(settle(resolve_pattern(config), steps), unsaid=frozenset())
     start, more = _read_start(config, folder, model, spec, data.kind)
-    ranks = start.ranks if start else initial_ranks
-    build = _method_builder(model, spec, data.kind, steps, ranks)
+    build = method_builder(model, places, steps, start.ranks if start else initial_ranks)
     method = build(config)
     config = config.changed(method.chosen)
-    _check_frozen(model, method)
-    layout = _lay_out(model, spec.shardings, training)
+    check_frozen(model, method)
+    layout = _lay_out(model, {**spec.shardings, **ADDED}, training)
     can_pack = check_packing(model, layout, config, data.kind)
     methods = tuple(build(member.config) for member in members_of(config))
     told = config, members_of(config), data, folder, steps, epoch_steps, methods, layout, can_pack
-    return Plan(*told, (*notes, *more), encoded, start=start)
+    return Plan(*told, (*notes, *picked, *more), encoded, start=start)
 
 
 def _judged(data: TaskData, training: TrainingConfig) -> TaskData:
@@ -279,23 +284,6 @@ def _read_start(
     return start, (f"the run {start.describe()}, of {adapter.init_adapter}",)
 
 
-def _method_builder(
-    model: nnx.Module,
-    spec: ModelSpec,
-    kind: Kind,
-    steps: int,
-    initial_ranks: Mapping[str, int] | None,
-) -> Callable[[RunConfig], Method]:
-    return partial(
-        build_method,
-        model,
-        steps=steps,
-        default_targets=spec.target_modules,
-        default_modules_to_save=list(spec.modules_to_save[kind.head]),
-        initial_ranks=initial_ranks,
-    )
-
-
 def _encode_early(data: TaskData, folder: Path, task: TaskConfig) -> dict[str, Encoded]:
     """Encode every split, if the number of rows, and thus of steps, depends on the encoding."""
     if data.kind.is_one_row:
@@ -311,16 +299,6 @@ def _encode(data: TaskData, folder: Path, task: TaskConfig, name: str, tokenizer
         identify_encoding(task, identify_tokenizer(folder), split, name),
         lambda: data.kind.encode(split, tokenizer, task.max_seq_length, name),
     )
-
-
-def _check_frozen(model: nnx.Module, method: Method) -> None:
-    """Check that no quantized parameter is trained."""
-    for path, parameter in name_variables(model, nnx.Param).items():
-        if isinstance(parameter.get_value(), QuantizedKernel) and method.is_trained(path):
-            raise InputError(
-                f"--quantize-base is for frozen layers, and {path} is trained in full. "
-                "Choose another --method than full, or other --modules-to-save"
-            )
 
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
@@ -427,9 +405,11 @@ def _start_again(parts: Parts, plan: Plan, seed: int, drawn: Mapping[str, jax.Ar
         )
     kind = plan.data.kind
     model = abstract_model(read_config(plan.folder), head=kind.head, **kind.head_options)
-    adapters = adapters_of(plan.method.attach(model, nnx.Rngs(seed)))
+    attached = plan.method.attach(model, nnx.Rngs(seed))
+    added = {name: v.get_value() for name, v in name_variables(attached, nnx.Param).items()}
+    added = {n: v for n, v in added.items() if n in parts.head and isinstance(v, jax.Array)}
     new = {name: value.astype(parts.head[name].dtype) for name, value in drawn.items()}
     return parts._replace(
-        adapters={path: adapter.parameters for path, adapter in adapters.items()},
-        head={**parts.head, **new},
+        adapters={path: own.parameters for path, own in adapters_of(attached).items()},
+        head={**parts.head, **added, **new},
     )

@@ -8,6 +8,7 @@ from increlora_jax.methods.table import METHODS
 _OF_ROUNDS = {
     "target_total_rank", "top_h", "incre_rank_num", "init_warmup", "incre_interval",
     "advance_learn", "restart_warmup", "importance", "beta1", "beta2", "score_window",
+    "prune_interval",
 }  # fmt: skip
 _OF_ADAPTERS = ("lora_plus_ratio", "lambda_lr_ratio")
 _OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}

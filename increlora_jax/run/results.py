@@ -50,6 +50,7 @@ def results_of(
             "active": counts.active,
             "buffer": counts.buffer,
             "head": counts.head,
+            "added": counts.added,
         },
         **_tail(plan, outcome),
     }

@@ -20,6 +20,8 @@ from increlora_jax.interop.peft_files import TASK
 from increlora_jax.interop.peft_model import Found, find_paths
 from increlora_jax.interop.peft_reading import is_peft, read_peft
 from increlora_jax.nn.adapter_files import TENSORS, read_adapter_config
+from increlora_jax.nn.bottleneck import is_bottleneck
+from increlora_jax.nn.dora import is_magnitude
 from increlora_jax.nn.factors import Factors, active_slots, decompose, factors_of
 from increlora_jax.nn.rules import make_rules
 from increlora_jax.nn.skeleton import Parts
@@ -96,6 +98,7 @@ def read_start(
     else:
         raise InputError(f"{where}: no adapter is here. Name a folder of PEFT, or a run's adapter/")
     full = {} if ignore_head else found.full
+    _check_plain(where, found)
     _check_head(where, model, full)
     factors = {path: _trim(factors) for path, factors in found.factors.items()}
     return Start(factors, full, _identify(own), _count_reserve(own, factors))
@@ -156,7 +159,18 @@ def _read_own(folder: Path, identity: Mapping[str, str], *, ignore_head: bool) -
         rules=make_rules(scaling, {}),
     )
     full = {key: value for key, value in tensors.items() if key not in fields}
-    return Found(factors_of(parts), full)
+    lengths = {key: value for key, value in full.items() if is_magnitude(key)}
+    return Found(factors_of(parts), full, lengths)
+
+
+def _check_plain(where: str, found: Found) -> None:
+    """Check that there is nothing but updates of low rank and parameters of the model's own."""
+    kind = "bottlenecks" if any(map(is_bottleneck, found.full)) else "DoRA's lengths"
+    if found.magnitudes or kind == "bottlenecks":
+        raise InputError(
+            f"{where} has {kind}, which can be neither grown nor mixed with other adapters. Name "
+            "an adapter of low rank alone"
+        )
 
 
 def _check_head(where: str, model: nnx.Module, full: Mapping[str, np.ndarray]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from increlora_jax.core.adapter import NEVER, Scaling, effective_lambda, effective_update
-from increlora_jax.core.pruning import prune, restore
+from increlora_jax.core.pruning import choose_losses, find_weakest, prune, restore
 
 IN, SLOTS, OUT = 3, 4, 2
 STEP = jnp.asarray(9)
@@ -49,3 +49,26 @@ def test_a_slot_on_trial_is_applied_with_its_own_lambda_and_not_counted(
     again = restore(tried, jnp.broadcast_to(mask(1), slots.reserve.shape), STEP)
     assert np.all(again.rank == 3)
     np.testing.assert_array_equal(again.lambda_born, slots.lambda_born)
+
+
+def test_the_least_important_modules_lose_slots_but_one_stays():
+    importance = jnp.array([5.0, 1.0, 2.0, 0.5, 3.0])
+    ranks = jnp.array([4, 1, 2, 3, 5])
+    losses = choose_losses(importance, ranks, top_h=3, incre_rank_num=2)
+    assert losses.tolist() == [0, 0, 1, 2, 2]
+    none = choose_losses(importance, jnp.ones(5, int), top_h=3, incre_rank_num=2)
+    assert none.tolist() == [0] * 5
+
+
+def test_the_weakest_slots_are_those_of_the_smallest_update(make_adapter, make_slots):
+    adapter = make_adapter(IN, SLOTS, OUT, seed=3)
+    sizes = [
+        np.linalg.norm(adapter.lam[k] * np.outer(adapter.A[:, k], adapter.B[k]))
+        for k in range(SLOTS)
+    ]
+    for letters in ("aaaa", "adaa", "rraa"):
+        slots = make_slots(letters)
+        order = sorted(np.flatnonzero(slots.active), key=lambda k: sizes[k])
+        for count in range(3):
+            found = find_weakest(adapter, slots, jnp.asarray(count))
+            assert np.flatnonzero(found).tolist() == sorted(order[:count])

@@ -100,7 +100,7 @@ def prepare(weights, **changes):
     method = il.adalora(
         weights,
         steps=STEPS,
-        config=il.AdaLoraConfig(**(SCHEDULE | changes)),
+        config=il.PruningConfig(**(SCHEDULE | changes)),
         adapter=il.AdapterConfig(lora_alpha=8.0),
         growth=growth,
         dtype=jnp.float64,

@@ -9,6 +9,10 @@ from increlora_jax.errors import InputError
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, fixed_method
 from increlora_jax.methods.bitfit import bitfit
+from increlora_jax.methods.bottleneck import houlsby, pfeiffer
+from increlora_jax.methods.dora import dora
+from increlora_jax.methods.elalora import elalora
+from increlora_jax.methods.flexlora import flexlora
 from increlora_jax.methods.full import full
 from increlora_jax.methods.head import head
 from increlora_jax.methods.increlora import increlora
@@ -29,6 +33,11 @@ METHODS = {
     "head": lambda model: head(model, is_trained=trains_head),
     "adalora": lambda model: adalora(model, steps=9, **SETTINGS),
     "bitfit": lambda model: bitfit(model, is_trained=trains_head),
+    "dora": lambda model: dora(model, **SETTINGS),
+    "elalora": lambda model: elalora(model, steps=9, **SETTINGS),
+    "flexlora": lambda model: flexlora(model, steps=9, **SETTINGS),
+    "houlsby": lambda model: houlsby(model, targets=r"layers\.\d", is_trained=trains_head),
+    "pfeiffer": lambda model: pfeiffer(model, targets=r"layers\.\d", is_trained=trains_head),
     "full": lambda model: full(),
 }
 
@@ -53,7 +62,7 @@ def test_every_method_fills_in_the_protocol(name):
     assert set(method.probes(own, False)) <= set(own)
 
 
-@pytest.mark.parametrize("name", ["lora", "bitfit", "head", "full"])
+@pytest.mark.parametrize("name", ["lora", "dora", "houlsby", "pfeiffer", "bitfit", "head", "full"])
 def test_methods_of_fixed_shape_change_nothing_and_ask_for_nothing(name):
     method = METHODS[name](MLP())
     state = start(method, steps=9).state

@@ -11,6 +11,7 @@ import pytest
 from transformers import GPT2Config
 
 from increlora_jax.errors import InputError
+from increlora_jax.methods.table import METHODS
 from increlora_jax.run import token_cache
 from increlora_jax.run.build import plan_run, prepare_run
 from increlora_jax.run.command_line import parse_run
@@ -202,7 +203,7 @@ def test_growth_follows_the_length_of_a_run_on_own_data(own_data, tiny_model):
     assert plan.method.rank_budget == 24
 
 
-@pytest.mark.parametrize("method", ["increlora", "lora", "adalora", "full", "bitfit", "head"])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"lora-pattern"}))
 def test_every_method_has_the_same_warmup_on_own_data(own_data, tiny_model, method):
     words = [*own_data, "--model", str(tiny_model), "--method", method, "--max-steps", "100"]
     assert plan_run(parse_run(words)).config.training.warmup_steps == 6

@@ -177,7 +177,7 @@ def test_another_label_set_begins_with_a_new_head(run_once, short_words, tmp_pat
     ("change", "said"),
     [
         ({"peft_type": "VERA"}, "peft_type is VERA"),
-        ({"use_dora": True}, "use_dora is set. DoRA"),
+        ({"use_dora": True}, "use_dora is True, and 0 of"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"init_lora_weights": "pissa"}, "changes the base model too"),
         ({"r": "2"}, "r is"),
