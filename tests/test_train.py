@@ -47,7 +47,7 @@ def test_a_run_leaves_what_the_readme_promises(finished, tiny_model):
     assert grown == results["ranks"]
     assert list(results["rounds"]) == ["2", "4", "6"]
     assert results["step_compilations"] == 2  # one length bucket: scored, and not scored
-    assert set(results["trainable_parameters"]) == {"active", "buffer", "head"}
+    assert set(results["trainable_parameters"]) == {"active", "added", "buffer", "head"}
     assert results["seconds"] > results["seconds_to_first_step"] > 0
     assert results["train_tokens_per_second"] > 0
     assert results["data"]["train"] == {
