@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from increlora_jax.core.adapter import Adapter, Slots
+from increlora_jax.core.adapter import NEVER, Adapter, Slots
 from increlora_jax.nn.bottleneck import is_bottleneck
 from increlora_jax.nn.dora import is_magnitude
 from increlora_jax.nn.kernels import path_of, stack_names
@@ -68,11 +68,11 @@ def report(parts: Parts, ranks: Mapping[str, int] | None = None) -> TrainableRep
     (1, 11, 44, 24)
     """
     ranks = ranks_of(parts.slots) if ranks is None else dict(ranks)
-    sizes = slot_sizes(parts.adapters)
+    sizes = slot_sizes(parts.adapters, parts.slots)
     widths = {path: held.active.shape[-1] for path, held in parts.slots.items()}
     return TrainableReport(
         active=sum(rank * sizes[path_of(name)] for name, rank in ranks.items()),
-        buffer=_count(parts.adapters),
+        buffer=sum(own.lam.size * sizes[path] for path, own in parts.adapters.items()),
         head=_count(parts.head),
         added=_count({path: value for path, value in parts.head.items() if _is_added(path)}),
         base=sum(map(prod, _shapes((parts.base, parts.statistics)))),
@@ -94,9 +94,16 @@ def ranks_of(slots: dict[str, Slots]) -> dict[str, int]:
     }
 
 
-def slot_sizes(adapters: Mapping[str, Adapter]) -> dict[str, int]:
-    """Return the parameters of one slot of every adapter: a column of A, a row of B and λ."""
-    return {path: own.A.shape[-2] + own.B.shape[-1] + 1 for path, own in adapters.items()}
+def slot_sizes(adapters: Mapping[str, Adapter], slots: Mapping[str, Slots]) -> dict[str, int]:
+    """Return the parameters of one slot of every adapter: a column of A, a row of B, and λ.
+
+    A λ that is never born, as LoRA's, is none; waits for the device.
+    """
+    births = jax.device_get({path: own.lambda_born for path, own in slots.items()})
+    return {
+        path: own.A.shape[-2] + own.B.shape[-1] + int((births[path] != NEVER).any())
+        for path, own in adapters.items()
+    }
 
 
 def _is_added(path: str) -> bool:

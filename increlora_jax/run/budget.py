@@ -118,7 +118,8 @@ def _find_cost(name: str, setting: str, model: nnx.Module, adapter: AdapterConfi
         widths = find_places(model, chosen.targets, chosen.exclude).values()
         return _Cost(len(widths), sum(widths), sum(2 * width + 1 for width in widths))
     sizes = plan_targets(model, **chosen._asdict()).sizes.values()
-    each = sum(inputs + outputs + 1 for inputs, outputs in sizes)
+    has_lambda = "training.lambda_lr_ratio" in METHODS[name].reads
+    each = sum(inputs + outputs + has_lambda for inputs, outputs in sizes)
     if setting == "target_total_rank":
         return _Cost(len(sizes), 0, each / len(sizes))
     lengths = sum(outputs for _, outputs in sizes) if name == "dora" else 0

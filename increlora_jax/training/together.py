@@ -114,7 +114,7 @@ class Together:
         """Note the ranks, in module order, that growth is counted from."""
         for index, journal in enumerate(self._journals):
             own = pick(state, index)
-            ranks, sizes = ranks_of(own.slots), slot_sizes(own.params.adapter)
+            ranks, sizes = ranks_of(own.slots), slot_sizes(own.params.adapter, own.slots)
             journal.begin(
                 {name: ranks[name] for name in modules},
                 {name: sizes[path_of(name)] for name in modules},

@@ -1,6 +1,7 @@
 import pytest
 from flax import nnx
 
+import increlora_jax as il
 from increlora_jax.nn.report import report
 from increlora_jax.nn.skeleton import split
 
@@ -36,6 +37,24 @@ def test_description_gives_all_counts_and_the_share_that_learns(counted):
         "trainable parameters: 78 in 5 active slots (146 in buffers) + 14 in full, over a frozen "
         f"base of 125 ({learning / everything:.2%})"
     )
+
+
+@pytest.mark.parametrize("make", [il.lora, il.dora])
+def test_a_lambda_that_never_learns_is_no_parameter(make):
+    method = make(Two(), targets=["a"], growth=il.GrowthConfig(target_rank=3))
+    _, parts = split(method.attach(Two(), nnx.Rngs(0)), method.is_trained)
+    counts = report(parts)
+    assert counts.active == counts.buffer == 3 * (10 + 7)
+    assert counts.added == (7 if make is il.dora else 0)
+
+
+def test_bottlenecks_are_added_parameters_beside_the_head():
+    config = il.BottleneckConfig(adapter_size=4)
+    method = il.pfeiffer(Two(), targets=["a"], config=config, is_trained=lambda p: "head." in p)
+    _, parts = split(method.attach(Two(), nnx.Rngs(0)), method.is_trained)
+    counts = report(parts)
+    assert counts.added == 2 * 7 * 4 + 7 + 4
+    assert counts.head == counts.added + 6 * 2 + 2
 
 
 def test_a_model_without_adapters_is_all_base():
