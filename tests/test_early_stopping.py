@@ -122,6 +122,7 @@ def test_a_stop_in_between_changes_nothing(stopped, short_run, tmp_path):
     assert read_results(again)["steps"] == 6
 
 
+@pytest.mark.slow
 def test_each_run_of_a_sweep_stops_where_it_stops_alone(short_words, tmp_path):
     """A rate of next to nothing gains next to nothing; the other run goes on."""
     words = [*without(short_words, "--learning-rate"), *BY_LOSS, "--lora-dropout", "0"]

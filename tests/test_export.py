@@ -62,6 +62,7 @@ def test_a_truncated_adapter_is_the_best_of_its_rank_and_has_narrow_buffers(run,
     assert sum(read_adapter_config(tmp_path / "out")["ranks"].values()) == 5
 
 
+@pytest.mark.slow
 def test_a_truncated_adapter_is_exported_to_everything_else(run, tmp_path):
     small = export(run, tmp_path / "small", "--format", "native", "--rank-budget", "5")
     for form in ("peft", "merged", "native"):

@@ -70,6 +70,7 @@ def increlora(
     places = asked.places(model)
     planned = plan_targets(model, **places)
     plan = _plan(planned.sizes, steps, asked.growth, asked.initial_ranks)
+    _check_prunings(plan, asked.growth.prune_interval)
     rules = _Growth(asked.growth, plan, asked.adapter, planned.describe(), function)
     settings = {**places, **rules.adapter_settings(), "dtype": asked.dtype}
     return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), places["is_trained"])
@@ -143,6 +144,18 @@ def _plan(
         max_rank=growth.max_rank_rule,
         prunes=growth.prune_interval is not None,
     )
+
+
+def _check_prunings(plan: GrowthPlan, interval: int | None) -> None:
+    """Check that slots are pruned at all, if they are to be."""
+    if interval is None or not plan.rounds:
+        return
+    if not any(step % interval == 0 for step in range(plan.rounds[-1] + 1, plan.prune_end)):
+        raise InputError(
+            f"--prune-interval {interval}: no multiple of it is a step after {plan.rounds[-1]}, "
+            f"where the budget is spent, and before {plan.prune_end}. Lower it, or grow earlier by "
+            "--incre-interval"
+        )
 
 
 class _Growth(NamedTuple):

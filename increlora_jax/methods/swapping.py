@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from increlora_jax.config import AdapterConfig, PruningConfig
+from increlora_jax.config import AdapterConfig, GrowthConfig, PruningConfig
 from increlora_jax.core.adapter import RANK_EPSILON, Adapter, Scaling, Slots
 from increlora_jax.core.exchange import Exchange, falling_count, open_slots
 from increlora_jax.core.plan import buffer_width
@@ -137,17 +137,28 @@ def _plan(
             f"--tinit {tinit} and --tfinal {tfinal} leave none of {steps} steps to prune in. "
             "Lower them"
         )
+    if tinit + delta_t >= steps - tfinal:
+        raise InputError(
+            f"--delta-t {delta_t}: no round is between steps {tinit} and {steps - tfinal}. Lower it"
+        )
     most = min(rank + (steps - tinit - tfinal) // delta_t * rule.depth, rank * len(sizes))
-    width = buffer_width(most, rank, asked.growth.max_rank_rule)
-    smallest = min(min(size) for size in sizes.values())
-    narrow = next(name for name, size in sizes.items() if min(size) == smallest)
-    if rank > smallest or (isinstance(asked.growth.max_rank_rule, int) and width > smallest):
-        flag = f"--max-rank {width}" if width > smallest >= rank else f"--target-rank {rank}"
-        raise InputError(f"{flag} exceeds the kernel of {narrow}. Lower it, or --exclude-modules")
+    width = _choose_width(sizes, rank, most, asked.growth)
+    return _Plan(len(sizes), rank, width, tinit, tfinal, delta_t, steps, config)
+
+
+def _choose_width(
+    sizes: dict[str, tuple[int, int]], rank: int, most: int, growth: GrowthConfig
+) -> int:
+    """Return the slots of every buffer; one number, so that slots of all modules compare."""
+    width = buffer_width(most, rank, growth.max_rank_rule)
+    name, smallest = min(((n, min(size)) for n, size in sizes.items()), key=lambda one: one[1])
+    is_given = isinstance(growth.max_rank_rule, int)
+    if rank > smallest or (is_given and width > smallest):
+        flag = f"--target-rank {rank}" if rank > smallest else f"--max-rank {width}"
+        raise InputError(f"{flag} exceeds the kernel of {name}. Lower it, or --exclude-modules")
     if width < rank:
         raise InputError(f"--max-rank {width} is below --target-rank {rank}. Raise it")
-    width = min(width, smallest)
-    return _Plan(len(sizes), rank, width, tinit, tfinal, delta_t, steps, config)
+    return min(width, smallest)
 
 
 class _Rounds(NamedTuple):

@@ -194,6 +194,7 @@ def test_moments_of_all_slots_begin_again_where_asked(make):
     [
         ({}, {"target_rank": 2.5}, r"--target-rank 2.5 must be whole for --method"),
         ({"tinit": 40, "tfinal": 20}, {}, "--tinit 40 and --tfinal 20 leave none of 60 steps"),
+        ({"delta_t": 40}, {}, "--delta-t 40: no round is between steps 5 and 45. Lower it"),
         ({}, {"target_rank": 8}, "--target-rank 8 exceeds the kernel of m0. Lower it"),
         ({}, {"max_rank": "16"}, "--max-rank 16 exceeds the kernel of m0. Lower it"),
         ({}, {"max_rank": "2"}, "--max-rank 2 is below --target-rank 3. Raise it"),
@@ -209,3 +210,10 @@ def test_a_change_of_rank_leaves_the_scale_of_a_module(make):
     _, parts = il.split(build(make).attach(WEIGHTS, None), lambda path: False)
     scales = [parts.rules.scaling(jnp.int32(rank), jnp.float32) for rank in (1, 3, 6)]
     np.testing.assert_allclose(scales, 16 / 3, rtol=1e-5)
+
+
+def test_prunings_that_never_come_are_refused():
+    growth = il.GrowthConfig(top_h=6, init_warmup=2, incre_interval=2, prune_interval=31)
+    with pytest.raises(InputError, match=r"--prune-interval 31: no multiple .* after 4, .* 30"):
+        il.increlora(WEIGHTS, steps=60, growth=growth)
+    assert il.increlora(WEIGHTS, steps=64, growth=growth).steps == 64
