@@ -136,6 +136,7 @@ def test_a_stop_in_between_changes_nothing(ran, short_run, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_seeds_together_lose_the_same_as_alone(ran, short_words, tmp_path):
     words, _ = ran
     for seed in ("7", "8"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from increlora_jax.config import AdapterConfig, RunConfig, TaskConfig, TrainingConfig
@@ -53,6 +54,7 @@ def test_a_batch_that_no_memory_holds_is_said_in_a_line(short_run):
     assert "No checkpoint was saved: add --overwrite-output-dir" in said
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_no_memory_holds_is_said_in_a_line(run_once, toy_data, tmp_path):
     finished = shutil.copytree(run_once("--method", "head"), tmp_path / "run")
     data = shutil.copytree(toy_data, tmp_path / "large")

@@ -119,6 +119,7 @@ def wait_for_lines(processes, path, count):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_the_run_goes_on(together, alone):
     """SIGTERM, then the same command again: it ends like a run of one process."""
     folder = together.folder / "stopped"
