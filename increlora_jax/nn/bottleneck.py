@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
-import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -121,7 +120,7 @@ def _features(path: str, module: Any) -> int:
     for name in _FEATURES:
         held = getattr(module, name, None)
         if isinstance(held, nnx.Variable):
-            return int(jax.tree.leaves(held.get_value())[0].shape[-1])
+            return int(held.get_value().shape[-1])
     raise InputError(
         f"target_modules: {path}, a {type(module).__name__}, does not say how wide its output is. "
         "Name layers with a kernel or a scale"
