@@ -56,7 +56,16 @@ def build_method(
 def fill_places(
     adapter: AdapterConfig, default_targets: str, default_modules_to_save: list[str]
 ) -> AdapterConfig:
-    """Return the settings with the default places where the user names none."""
+    """Return the settings with the default places where the user names none.
+
+    Raises:
+        InputError: the model has no default places for this method.
+    """
+    if not (adapter.target_modules or default_targets):
+        raise InputError(
+            f"--method {adapter.method}: the model does not say which of its layers are followed. "
+            "Name them by --target-modules"
+        )
     return replace(
         adapter,
         target_modules=adapter.target_modules or [default_targets],

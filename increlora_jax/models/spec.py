@@ -35,21 +35,23 @@ class ModelSpec:
             (None: the configuration's own rate).
         weights: Names on disk of the parameters of the model and of all its heads.
         target_modules: Regex of the dense layers that are adapted by default.
-        sublayer_ends: Regex of the dense layers that end an attention or a feed-forward part.
-        layer_ends: Regex of the modules that end a layer, its norm or its last dense layer.
         modules_to_save: For each head the names of the modules that are trained in full.
         shardings: Regexes; exactly one matches a whole parameter path. Each maps to the
             mesh axes (`fsdp`, `tensor` or none) that divide the parameter's axes; further axes are
             whole. `tensor` divides the outputs of a layer that makes heads or an inner width, and
             the inputs of the next. `fsdp` divides the other axis.
         max_length: From the configuration to the number of positions; None if there is no limit.
+        sublayer_ends: Regex of the dense layers that end an attention or a feed-forward part, for
+            `--method houlsby`. Default: unknown.
+        layer_ends: Regex of the modules that end a layer, its norm or its last dense layer, for
+            `--method pfeiffer`. Default: unknown.
     """
 
     heads: Mapping[Head, Callable[..., nnx.Module]]
     weights: WeightTable
     target_modules: str
-    sublayer_ends: str
-    layer_ends: str
     modules_to_save: Mapping[Head, tuple[str, ...]]
     shardings: Mapping[str, tuple[str | None, ...]]
     max_length: Callable[[Any], int | None]
+    sublayer_ends: str = ""
+    layer_ends: str = ""
