@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import jax
@@ -56,6 +57,19 @@ def _own_caches(tmp_path_factory):
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(seconds))
         use_compilation_cache(None)
         yield
+
+
+_MODULES = count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """Empty JAX's caches after every 30 files of tests.
+
+    Its fast path holds 8,192 programs in a process, and then keeps no new ones. Tests count them.
+    """
+    if next(_MODULES) % 30 == 0:
+        jax.clear_caches()
 
 
 def _folder_of(variable: str, what: str) -> Path:
