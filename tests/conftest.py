@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from itertools import count
+from itertools import count as count_up
 from pathlib import Path
 
 import jax
@@ -59,7 +59,7 @@ def _own_caches(tmp_path_factory):
         yield
 
 
-_MODULES = count(1)
+_MODULES = count_up(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
