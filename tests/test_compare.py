@@ -109,7 +109,6 @@ def test_the_table_has_means_and_paired_differences(compare, lines, tmp_path, mo
 def test_a_small_study_is_carried_out_once(tmp_path):
     own = tmp_path / "compare"
     shutil.copytree(HERE, own, ignore=shutil.ignore_patterns("results"))
-    (own / "results").mkdir()
     words = [sys.executable, str(own / "run.py"), "methods", "--quick", "--only", "lora",
              "increlora", "--output-dir", str(tmp_path / "runs")]  # fmt: skip
     first = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -66,8 +66,10 @@ def read_lines(study: str) -> list[dict[str, Any]]:
 
 
 def results_of(study: str) -> Path:
-    """Return the file of a study's results."""
-    return HERE / "results" / f"{study}.jsonl"
+    """Return the file of a study's results, in a folder that exists."""
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{study}.jsonl"
 
 
 def say(line: str) -> None:
