@@ -12,6 +12,7 @@ from increlora_jax.config import (
 )
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.core.importance import Evidence, ImportanceFunction
+from increlora_jax.core.slotwise import slotwise
 from increlora_jax.errors import InputError
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
@@ -100,6 +101,7 @@ __all__ = [
     "report",
     "return_freed_memory",
     "save_adapter",
+    "slotwise",
     "split",
     "unmerge",
 ]

@@ -21,10 +21,11 @@ class Job:
 
     Attributes:
         study: Its name.
+        model: The hub id of the base model; None if the command gives the model.
         task: The word for `--task`.
         told: The task's folder, metric, steps and length.
         rank: LoRA's rank at the budget.
-        budget: Adapter parameters.
+        budget: Adapter parameters; None if the rank itself is the budget.
         rows: Rows of the training file; 0 for all.
         variant: Its name.
         flags: The variant's own flags.
@@ -35,10 +36,11 @@ class Job:
     """
 
     study: str
+    model: str | None
     task: str
     told: Mapping[str, Any]
     rank: int
-    budget: int
+    budget: int | None
     rows: int
     variant: str
     flags: Mapping[str, Any]
@@ -52,6 +54,7 @@ class Job:
         """Return all that it is known by; a finished key is never trained again."""
         return {
             "study": self.study,
+            "model": self.model,
             "task": self.task,
             "rank": self.rank,
             "rows": self.rows,
@@ -65,15 +68,19 @@ class Job:
     @property
     def folder(self) -> str:
         """Return the name of its folder."""
+        model = [self.model.split("/")[-1]] if self.model else []
         words = [self.task, self.rank, self.rows or "all", self.variant.replace(" ", "-")]
-        return "-".join(map(str, words))
+        return "-".join(map(str, [*model, *words]))
 
     def words(self) -> list[str]:
         """Return the flags of its method."""
         given = {"method": "increlora", **self.common, **self.flags}
         has_size = given["method"] not in ("bitfit", "head", "full", "lora-pattern")
-        flags = [*given.items(), *([("match-budget", self.budget)] if has_size else [])]
-        return [word for name, value in flags for word in _spell(name, value)]
+        if has_size and self.budget is None:
+            given["target-rank"] = self.rank
+        elif has_size:
+            given["match-budget"] = self.budget
+        return [word for name, value in given.items() for word in _spell(name, value)]
 
 
 def _spell(name: str, value: Any) -> list[str]:
@@ -101,11 +108,15 @@ def plan_jobs(name: str, *, is_quick: bool) -> list[Job]:
     if is_quick:
         study = study | content["quick"]
     known = study["tasks"] if is_quick else _tasks(content, study)
+    models = [None] if is_quick else study.get("models", [None])
+    rows = study["rows"]
+    lengths = rows if isinstance(rows, dict) else dict.fromkeys(rows)
     return [
         Job(
             study=name + ("-quick" if is_quick else ""),
+            model=model,
             task=task,
-            told=known[task],
+            told=known[task] | ({"steps": steps} if steps else {}),
             rank=rank,
             budget=budget,
             rows=rows,
@@ -116,9 +127,10 @@ def plan_jobs(name: str, *, is_quick: bool) -> list[Job]:
             grid={flag: tuple(values) for flag, values in study["grid"].items()},
             common=study["flags"],
         )
+        for model in models
         for task in known
         for rank, budget in study["budgets"].items()
-        for rows in study["rows"]
+        for rows, steps in lengths.items()
         for variant, flags in study["variants"].items()
     ]
 

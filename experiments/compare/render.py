@@ -14,6 +14,9 @@ import matplotlib.pyplot as plt  # after the choice of the backend
 
 CONFIDENCE = 0.95
 
+PLACE = ("model", "task", "rank", "rows", "steps")
+"""Fields that every variant of one table shares."""
+
 Line = Mapping[str, Any]
 
 
@@ -29,7 +32,7 @@ def render(jobs: Sequence[Job], lines: Sequence[Line]) -> None:
     baseline = (content["defaults"] | content["studies"][name])["baseline"]
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in held:
-        groups.setdefault((line["task"], line["rank"], line["rows"]), []).append(line)
+        groups.setdefault(tuple(line[name] for name in PLACE), []).append(line)
     text = "\n".join(_table(place, group, baseline) for place, group in groups.items())
     missing = len(found) - len(held)
     if missing:
@@ -43,17 +46,21 @@ def _newest(job: Job, lines: Sequence[Line]) -> Line | None:
 
 
 def _table(place: tuple[Any, ...], group: Sequence[Line], baseline: str) -> str:
-    task, rank, rows = place
-    where = "" if rows == 0 else f", {rows} rows"
     base = next((line["values"] for line in group if line["variant"] == baseline), None)
     metric = group[0]["metric"]
     head = [
-        f"**{task}**, budget of LoRA's rank {rank}{where}, {metric} on dev\n",
+        f"**{_name(place)}**, {metric} on dev\n",
         f"| variant | mean ± sd | minus {baseline}, {CONFIDENCE:.0%} interval | chosen "
         "| parameters | training, s |",
         "|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(_row(line, base, baseline) for line in group), ""])
+
+
+def _name(place: tuple[Any, ...]) -> str:
+    model, task, rank, rows, steps = place
+    words = [model, task, f"rank {rank}", f"{rows} rows" if rows else None]
+    return ", ".join([*filter(None, words), *([f"{steps} steps"] if steps else [])])
 
 
 def _row(line: Line, base: Sequence[float] | None, baseline: str) -> str:
@@ -80,13 +87,13 @@ def _draw(groups: Mapping[tuple[Any, ...], Sequence[Line]], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, ((task, rank, rows), group) in zip(axes[0], groups.items(), strict=True):
+    for axis, (place_of_group, group) in zip(axes[0], groups.items(), strict=True):
         names = [line["variant"] for line in group]
         for place, line in enumerate(group):
             axis.plot(line["values"], [place] * len(line["values"]), "o", color="#9aa5b1", ms=4)
             axis.plot([mean(line["values"])], [place], "|", color="#1f4e79", ms=14, mew=2)
         axis.set_yticks(range(len(names)), names)
-        axis.set_title(f"{task}, rank {rank}" + (f", {rows} rows" if rows else ""), fontsize=10)
+        axis.set_title(_name(place_of_group), fontsize=10)
         axis.set_xlabel(group[0]["metric"])
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].invert_yaxis()

@@ -43,7 +43,8 @@ def train(options: argparse.Namespace, jobs: list[Job]) -> None:
     Raises:
         SystemExit: If model or data is not given.
     """
-    if not options.quick and not (options.model and options.data_dir):
+    has_model = all(job.model or options.model for job in jobs)
+    if not options.quick and not (has_model and options.data_dir):
         raise SystemExit("--model and --data-dir are needed, or --quick")
     chosen = jobs if options.job is None else [jobs[options.job]]
     for job in chosen:
@@ -52,7 +53,9 @@ def train(options: argparse.Namespace, jobs: list[Job]) -> None:
             continue
         say(f"{job.folder} …")
         data = None if options.quick else options.data_dir
-        line = carry_out(job, model=options.model, data=data, output=options.output_dir)
+        line = carry_out(
+            job, model=job.model or options.model, data=data, output=options.output_dir
+        )
         with results_of(job.study).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         say(f"  {line['metric']} {line['values']}, {line['seconds']:.0f} s")

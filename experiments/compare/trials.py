@@ -12,18 +12,18 @@ from typing import Any
 
 from plan import Job
 
-HELD_OUT = 1000
+HELD_OUT = 500
 """Rows of the training file that variants are tuned on at most; a tenth of a smaller file."""
 
 QUICK_MODEL = "tiny"
 
 
-def carry_out(job: Job, *, model: str, data: Path | None, output: Path) -> dict[str, Any]:
+def carry_out(job: Job, *, model: str | None, data: Path | None, output: Path) -> dict[str, Any]:
     """Train and report a job; a run that was stopped continues.
 
     Args:
         job: The job.
-        model: A model's folder or hub id; the demo has its own.
+        model: A model's folder or hub id, unless the job has one; the demo has its own.
         data: The folder of GLUE's folders; None for the demo.
         output: The folder of all runs.
 
@@ -35,7 +35,7 @@ def carry_out(job: Job, *, model: str, data: Path | None, output: Path) -> dict[
     tuned_on, reported_on = _prepare(job, data, output)
     words = ["--task", job.task, *job.words(), *_pattern(job, output)]
     if data is not None:
-        words += ["--model", model, "--data-dir", str(tuned_on)]
+        words += ["--model", job.model or model, "--data-dir", str(tuned_on)]
         words += (
             ["--max-seq-length", str(job.told["max-seq-length"])] if "steps" in job.told else []
         )

@@ -27,6 +27,7 @@ Importance = Literal[
     "sensitivity", "lambda_gradient", "gradient_norm", "magnitude", "random", "uniform"
 ]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
+OptimizerName = Literal["adamw", "lion", "adafactor", "muon", "sgd"]
 ScheduleShape = Literal["linear", "cosine", "constant_with_warmup"]
 
 Count = int | Auto
@@ -291,7 +292,7 @@ class TrainingConfig:
 
     sections: ClassVar[dict[str, str]] = {
         "output_dir": "output, seeds and sweeps",
-        "learning_rate": "optimizer and steps",
+        "optimizer": "optimizer and steps",
         "eval_batch_size": "evaluation and logging",
         "resume": "checkpoints and resuming",
         "steps_per_execution": "speed, memory and devices",
@@ -310,14 +311,15 @@ class TrainingConfig:
         None, "values of a setting, as learning_rate=5e-4,1e-3: a run for each, all trained at "
         "once; several settings, or --seeds beside, make every combination"
     )  # fmt: skip
+    optimizer: OptimizerName = option("adamw", "optimizer of everything trainable")
     learning_rate: float = option(1e-3, "peak learning rate")
     lora_plus_ratio: float = option(1.0, "rate of B over that of A, as in LoRA+")
     lambda_lr_ratio: float = option(1.0, "rate of lambda over that of A")
     lr_scheduler_type: ScheduleShape = option("linear", "shape after the warmup")
     warmup_steps: Count = option("auto", "steps of warmup, of the run and of every new slot")
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    adam_beta1: float = option(0.9, "AdamW's beta1")
-    adam_beta2: float = option(0.999, "AdamW's beta2")
+    weight_decay: float = option(0.0, "decoupled weight decay")
+    adam_beta1: float = option(0.9, "beta1 of AdamW and Lion")
+    adam_beta2: float = option(0.999, "beta2 of AdamW and Lion")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     max_grad_norm: float = option(1.0, "clip by the global norm of everything trainable")
     num_train_epochs: float = option(3.0, "passes over the training data")

@@ -135,17 +135,8 @@ class _SlotRule(NamedTuple):
         mu = jax.tree.map(partial(_average, self.b1), old_mu, gradients)
         nu = jax.tree.map(lambda v, g: _average(self.b2, v, g * g), old_nu, gradients)
         move = partial(self._move, step)
-        moves = jax.tree.map(move, mu, nu, born, params, self._ratios_of(params))
+        moves = jax.tree.map(move, mu, nu, born, params, _ratios_of(self.ratios, params))
         return moves, SlotAdamState(mu, nu)
-
-    def _ratios_of(self, params: PyTree) -> PyTree[Array]:
-        """Return the ratio of every leaf; of a leaf outside of adapters it is 1."""
-        ratios = jnp.asarray(1.0), jnp.asarray(self.ratios.lam), jnp.asarray(self.ratios.B)
-
-        def of_node(node: PyTree) -> PyTree[Array]:
-            return Adapter(*ratios) if isinstance(node, Adapter) else ratios[0]
-
-        return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, Adapter))
 
     def _move(self, step: Array, m: Array, v: Array, b: Array, p: Array, ratio: Array) -> Array:
         # An unborn entry has rate 0; age 1 only keeps its bias correction finite.
@@ -156,6 +147,39 @@ class _SlotRule(NamedTuple):
         decay = as_dtype(self.weight_decay, p.dtype) * p
         rate = self.rate(step, b).astype(p.dtype) * ratio.astype(p.dtype)
         return -rate * (direction + decay)
+
+
+def move_by_rate(
+    rate: Callable[[Array, Array], Array], ratios: RateRatios, weight_decay: Number
+) -> optax.GradientTransformationExtraArgs:
+    """Make Δp = −ratio · rate(t, b) · (u + decay · p) of directions u; 0 before birth b."""
+
+    def update(
+        updates: PyTree,
+        state: optax.EmptyState,
+        params: PyTree = None,
+        *,
+        step: Array,
+        born: PyTree,
+        **_: PyTree,
+    ) -> tuple[PyTree, optax.EmptyState]:
+        def move(u: Array, b: Array, p: Array, ratio: Array) -> Array:
+            own = rate(step, b).astype(p.dtype) * ratio.astype(p.dtype)
+            return -own * (u + as_dtype(weight_decay, p.dtype) * p)
+
+        return jax.tree.map(move, updates, born, params, _ratios_of(ratios, params)), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _ratios_of(ratios: RateRatios, params: PyTree) -> PyTree[Array]:
+    """Return the ratio of every leaf; of a leaf outside of adapters it is 1."""
+    of_adapter = Adapter(*map(jnp.asarray, (1.0, ratios.lam, ratios.B)))
+
+    def of_node(node: PyTree) -> PyTree[Array]:
+        return of_adapter if isinstance(node, Adapter) else of_adapter.A
+
+    return jax.tree.map(of_node, params, is_leaf=lambda node: isinstance(node, Adapter))
 
 
 def _average(decay: Number, average: Array, new: Array) -> Array:

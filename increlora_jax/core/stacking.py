@@ -52,22 +52,32 @@ class Groups:
             shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(own))
             found[shapes, kinds and kinds[name]].append(name)
         self.keys: tuple[Group, ...] = tuple(map(tuple, found.values()))
-        self._names = frozenset(arrays)
 
     def stack(self, tree: T) -> T:
         """Stack the modules of each group, wherever in `tree` a dictionary has all of them."""
-        return _map_dicts(self._stack, self._names, tree)
+        return stack_dicts(self.keys, tree)
 
     def unstack(self, tree: T) -> T:
         """Undo `stack`."""
-        return _map_dicts(by_name, frozenset(self.keys), tree)
+        return unstack_dicts(self.keys, tree)
 
     def stack_away(self, modules: dict[str, T]) -> dict[Group, T]:
         """Stack the modules of a dictionary and empty it, so that few arrays exist twice."""
         return {key: _stack([modules.pop(name) for name in key]) for key in self.keys}
 
-    def _stack(self, modules: Mapping[str, T]) -> dict[Group, T]:
-        return {key: _stack([modules[name] for name in key]) for key in self.keys}
+
+def unstack_dicts(keys: tuple[Group, ...], tree: T) -> T:
+    """Take apart every dictionary of `tree` that has these groups."""
+    return _map_dicts(by_name, frozenset(keys), tree)
+
+
+def stack_dicts(keys: tuple[Group, ...], tree: T) -> T:
+    """Stack every dictionary of `tree` that has all modules of these groups."""
+
+    def stack(modules: Mapping[str, PyTree]) -> dict[Group, PyTree]:
+        return {key: _stack([modules[name] for name in key]) for key in keys}
+
+    return _map_dicts(stack, frozenset(name for key in keys for name in key), tree)
 
 
 def _map_dicts(function: Callable[..., PyTree], keys: frozenset[Hashable], tree: T) -> T:
@@ -84,6 +94,8 @@ def _stack(trees: Sequence[T]) -> T:
 def _split(stacked: T, count: int) -> list[T]:
     """Take a stack apart. The gradient of a split is one concatenation, of slices it is a sum."""
     leaves, structure = jax.tree.flatten(stacked)
+    if not leaves:
+        return [stacked] * count
     pieces = [
         [jax.lax.squeeze(piece, (0,)) for piece in jax.lax.split(leaf, (1,) * count)]
         for leaf in leaves

@@ -11,6 +11,8 @@ _OF_ROUNDS = {
     "prune_interval",
 }  # fmt: skip
 _OF_ADAPTERS = ("lora_plus_ratio", "lambda_lr_ratio")
+_OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+_UNREAD_BY = {"lion": ("adam_epsilon",), "adafactor": _OF_ADAM, "sgd": _OF_ADAM}
 _OF_QUESTIONS = {"doc_stride", "n_best_size", "max_answer_length", "null_score_diff_threshold"}
 _OF_TEXTS = {"problem_type", "text_column", "label_column", "class_weights", "cls_dropout"}
 _QUESTION_TASKS = ("squad", "squad_v2")
@@ -27,6 +29,8 @@ def idle_settings(config: RunConfig) -> dict[str, str]:
     if task == "squad":
         others = {*others, "null_score_diff_threshold"}
     idle |= dict.fromkeys(others, f"--task {task}")
+    optimizer = config.training.optimizer
+    idle |= dict.fromkeys(_UNREAD_BY.get(optimizer, ()), f"--optimizer {optimizer}")
     if config.training.early_stopping_patience is None:
         idle["early_stopping_threshold"] = "no --early-stopping-patience"
     if config.training.max_steps is not None:

@@ -4,6 +4,7 @@ A loop calls `Trainer.value_and_grad` and `Trainer.update`, or `Trainer.step` if
 loss. At the end, `Trainer.merge` returns a plain model.
 """
 
+import warnings
 from functools import partial
 
 import jax.numpy as jnp
@@ -13,16 +14,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import TrainingConfig
-from increlora_jax.core.optimizer import RateRatios, build_optimizer
+from increlora_jax.core.named_optimizers import Betas, build_named_optimizer
+from increlora_jax.core.optimizer import RateRatios
 from increlora_jax.core.pace import choose_warmup
 from increlora_jax.core.schedule import SHAPES, Shape, rate_at
+from increlora_jax.core.slotwise import find_kind, slotwise, whole
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Method, Settings
 from increlora_jax.nn.any_model import split
 from increlora_jax.nn.rules import Rules
-from increlora_jax.nn.skeleton import Skeleton
+from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Base, Loss, Rate, Trainer, no_loss
+
+OF_OPTIMIZER = (
+    "optimizer", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "lora_plus_ratio", "lambda_lr_ratio",
+)  # fmt: skip
+"""Settings of the optimizer, which another one replaces."""
 
 
 def prepare(
@@ -32,6 +41,7 @@ def prepare(
     *,
     total_steps: int,
     loss: Loss = no_loss,
+    optimizer: optax.GradientTransformation | None = None,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
     is_called_once: bool = False,
@@ -40,10 +50,11 @@ def prepare(
 
     Args:
         model: an NNX module, which is changed in place, a `LinenModel`, or a pytree of parameters.
-        method: the method for this model, as `il.increlora` or `il.lora` returns it.
+        method: the method for this model, as `il.increlora` returns it.
         config: learning rate, warmup and other settings of the optimizer; default: its defaults.
         total_steps: optimizer steps of the run.
         loss: (model, batch) → (sum of the losses [], sum of their weights []); default: none.
+        optimizer: any optax transformation, in the configuration's place; see `il.slotwise`.
         seed: of all random numbers; default 0.
         dtype: of the settings that are not whole, and of learning rates; default float32.
         is_called_once: whether a loss calls each adapted NNX layer once, which saves memory.
@@ -56,23 +67,51 @@ def prepare(
 
     >>> import increlora_jax as il, jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 4))}
-    >>> trainer, state, base = il.prepare(params, il.lora(params), total_steps=10)
-    >>> int(state.total_rank), sorted(base)
-    (2, ['w'])
+    >>> sorted(il.prepare(params, il.lora(params), total_steps=10)[-1])
+    ['w']
     """
-    _check_steps(method, total_steps)
-    model = method.attach(model, nnx.Rngs(seed))
-    skeleton, parts = split(model, method.is_trained, is_called_once=is_called_once)
+    skeleton, parts = _adapt(model, method, total_steps, seed, is_called_once)
     trainer = build_trainer(skeleton, method, loss, config, total_steps=total_steps, dtype=dtype)
+    trainer = _with_optimizer(trainer, optimizer, config)
     return trainer, trainer.init(parts, seed), parts.base
 
 
-def _check_steps(method: Method, total_steps: int) -> None:
+def _with_optimizer(
+    trainer: Trainer, optimizer: optax.GradientTransformation | None, config: TrainingConfig
+) -> Trainer:
+    """Return a trainer whose parameters are moved by a transformation of the user's own, if any."""
+    if optimizer is None:
+        return trainer
+    usual = TrainingConfig()
+    told = [name for name in OF_OPTIMIZER if getattr(config, name) != getattr(usual, name)]
+    if told:
+        raise InputError(
+            f"prepare: {', '.join(told)} of the configuration would have no effect beside "
+            "optimizer=…. Leave them out, and give the optimizer its own"
+        )
+    kind = find_kind(optimizer)
+    own = slotwise(optimizer) if kind == "slotwise" else whole(optimizer)
+    if kind == "mixing":
+        warnings.warn(
+            "prepare: optimizer=… mixes the entries of a matrix or of several. Slots born later "
+            "share its counts and schedules. Wrap the parts of a chain that do not, as "
+            "il.slotwise(optax.adamw(1e-3))",
+            stacklevel=3,
+        )
+    return trainer._replace(optimizer=lambda settings: own, rate=None)
+
+
+def _adapt(
+    model: PyTree, method: Method, total_steps: int, seed: int, is_called_once: bool
+) -> tuple[Skeleton, Parts]:
+    """Attach a method that is planned for these steps, and take the model apart."""
     if method.steps not in (None, total_steps):
         raise InputError(
             f"total_steps={total_steps}, but {method.name}'s growth was planned for {method.steps} "
             "steps. Give both the same number"
         )
+    own = method.attach(model, nnx.Rngs(seed))
+    return split(own, method.is_trained, is_called_once=is_called_once)
 
 
 def build_trainer(
@@ -113,7 +152,7 @@ def build_trainer(
     }
     accumulation = config.gradient_accumulation_steps
     rate = partial(_rate_of, SHAPES[config.lr_scheduler_type], method.restart_warmup, dtype)
-    optimizer = partial(_optimizer_of, rate)
+    optimizer = partial(_optimizer_of, config.optimizer, rate)
     return Trainer(skeleton, method, loss, rate, optimizer, accumulation, settings, dtype)
 
 
@@ -138,15 +177,16 @@ def _rate_of(
     )
 
 
-def _optimizer_of(rate: Rate, settings: Settings) -> optax.GradientTransformationExtraArgs:
+def _optimizer_of(
+    name: str, rate: Rate, settings: Settings
+) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer of a state's settings."""
-    return build_optimizer(
+    return build_named_optimizer(
+        name,
         partial(rate, settings),
         max_grad_norm=settings["max_grad_norm"],
         ratios=RateRatios(settings["lambda_lr_ratio"], settings["lora_plus_ratio"]),
-        b1=settings["adam_beta1"],
-        b2=settings["adam_beta2"],
-        eps=settings["adam_epsilon"],
+        betas=Betas(*(settings[name] for name in ("adam_beta1", "adam_beta2", "adam_epsilon"))),
         weight_decay=settings["weight_decay"],
     )
 

@@ -80,7 +80,8 @@ class Trainer(NamedTuple):
         skeleton: the model without its arrays.
         method: the way of fine-tuning.
         loss: (model, batch) → (sum of the losses [], sum of their weights []).
-        rate: (settings, step [], step of birth [...]) → learning rate [...].
+        rate: (settings, step [], step of birth [...]) → learning rate [...]; None if the optimizer
+            is the user's own.
         optimizer: settings → the optimizer.
         accumulation: micro-batches of an optimizer step.
         settings: the numbers of the configuration, by flag. A state holds them as arrays, so that
@@ -100,7 +101,7 @@ class Trainer(NamedTuple):
     skeleton: Skeleton
     method: Method
     loss: Loss
-    rate: Rate
+    rate: Rate | None
     optimizer: Callable[[Settings], optax.GradientTransformationExtraArgs]
     accumulation: int
     settings: Mapping[str, int | float]
@@ -204,7 +205,7 @@ class Trainer(NamedTuple):
         born = births(state.params, state.slots)
         total = mask_unborn(total, born, state.step)
         norm = optax.tree.norm(total)
-        when = {"step": state.step, "born": born}
+        when = {"step": state.step, "born": born, "value": gradients.loss}
         updates, opt_state = self.optimizer(settings).update(
             total, state.opt_state, state.params, **when
         )
@@ -228,9 +229,10 @@ class Trainer(NamedTuple):
             "grad_norm": norm,
             "is_finite": is_finite,
             "total_rank": kept.total_rank,
-            "learning_rate": self.rate(settings, state.step, jnp.zeros((), jnp.int32)),
             **updated.info,
         }
+        if self.rate is not None:
+            info["learning_rate"] = self.rate(settings, state.step, jnp.zeros((), jnp.int32))
         return kept, info
 
     def predict(self, state: TrainState, base: Base, call: Callable[[PyTree], T]) -> T:
