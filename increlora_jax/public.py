@@ -14,6 +14,7 @@ from increlora_jax.core.adapter import Adapter, Scaling, Slots
 from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.core.slotwise import slotwise
 from increlora_jax.errors import InputError
+from increlora_jax.interop.growth import growth, ranks_of, settle
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
 from increlora_jax.methods.bitfit import bitfit
@@ -86,6 +87,7 @@ __all__ = [
     "elalora",
     "flexlora",
     "full",
+    "growth",
     "head",
     "houlsby",
     "increlora",
@@ -98,9 +100,11 @@ __all__ = [
     "parameter_selector",
     "pfeiffer",
     "prepare",
+    "ranks_of",
     "report",
     "return_freed_memory",
     "save_adapter",
+    "settle",
     "slotwise",
     "split",
     "unmerge",

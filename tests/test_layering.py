@@ -26,13 +26,17 @@ ALLOWED = {
     "models": ("models", "weights", "files", "dropout", "quantization", "errors"),
     "generation": ("generation", "errors"),
     "tasks": ("tasks", "config", "runtime", "errors"),
+    # Trainers of others get methods and steps; nothing of these imports it.
     "interop": (
         "interop",
+        "training",
+        "methods",
         "tasks",
         "models",
         "weights",
         "nn",
         "core",
+        "config",
         "files",
         "errors",
     ),

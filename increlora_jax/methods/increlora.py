@@ -66,7 +66,7 @@ def increlora(
     2
     """
     asked = base.read_arguments(**given)
-    function = _choose_importance(importance, asked.growth.importance)
+    function = choose_importance(importance, asked.growth.importance)
     places = asked.places(model)
     planned = plan_targets(model, **places)
     plan = _plan(planned.sizes, steps, asked.growth, asked.initial_ranks)
@@ -76,7 +76,7 @@ def increlora(
     return _method(rules, lambda m, rngs: attach(m, rngs=rngs, **settings), places["is_trained"])
 
 
-def _choose_importance(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
+def choose_importance(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
     """Return the given score, or the named one. A name `package.module:name` is imported.
 
     Raises:

@@ -1,0 +1,327 @@
+"""Growth as an optax transformation, for the training loops of other people.
+
+A host's loop sees an ordinary transformation of `nnx.LoRAParam`s. Masks, births and averages are in
+its state, and with it in the host's checkpoints. The model applies every slot with the λ that it
+has; the transformation moves λ so that this is what a trainer's masks would give.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+from increlora_jax.config import GrowthConfig, TrainingConfig
+from increlora_jax.core.adapter import Adapter, Scaling, Slots, effective_lambda
+from increlora_jax.core.importance import Evidence, ImportanceFunction
+from increlora_jax.core.optimizer import Trainable
+from increlora_jax.core.probe import SlotProbe
+from increlora_jax.errors import InputError
+from increlora_jax.methods.base import Arguments, Method
+from increlora_jax.methods.increlora import choose_importance, increlora
+from increlora_jax.nn.attach import adapters_of
+from increlora_jax.nn.kernels import stack_names
+from increlora_jax.nn.low_rank import LowRankAdapter
+from increlora_jax.training.prepare import prepare
+from increlora_jax.training.state import TrainState
+from increlora_jax.training.step import Gradients, Trainer
+
+Path = tuple[str, ...]
+Place = tuple[str, str]
+"""The name of an adapter, and its array."""
+
+_DEFAULT_SCORE = "lambda_gradient"
+_VALUES = ("value", "raw_value")
+
+AS_IT_IS = Scaling(1.0, "target", 1.0)
+"""The rule of a model whose λ already holds the scale."""
+
+
+class GrowthState(NamedTuple):
+    """State of the transformation.
+
+    Attributes:
+        state: the state of a trainer without parameters; its key is one of numbers.
+    """
+
+    state: TrainState
+
+
+def growth(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    steps: int,
+    config: TrainingConfig = TrainingConfig(),
+    importance: ImportanceFunction | None = None,
+    seed: int = 0,
+    **given: Unpack[Arguments],
+) -> optax.GradientTransformationExtraArgs:
+    """Attach growing adapters to a model, in place; return the transformation that grows them.
+
+    The score is read from the gradient of λ. `il.settle` writes the ranks into the trained model.
+
+    Args:
+        model: an NNX module, which the host trains.
+        optimizer: any optax transformation; default: the AdamW of `config`.
+        steps: optimizer steps of the run.
+        config: settings of that AdamW; default: its defaults.
+        importance: a score without a dense gradient; default: `lambda_gradient`.
+        seed: of all random numbers; default 0.
+        **given: as of `il.increlora`.
+
+    Returns:
+        A transformation of the model's `nnx.LoRAParam`s. It may get other parameters, too.
+
+    Raises:
+        InputError: a score of a dense gradient, or an error of `il.increlora`.
+
+    >>> import increlora_jax as il
+    >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    >>> settings = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
+    >>> grow = il.growth(model, optax.adamw(1e-3), steps=100, growth=settings)
+    >>> il.ranks_of(nnx.Optimizer(model, grow, wrt=nnx.LoRAParam))
+    {'layers.0': 1}
+    """
+    score = _choose_score(importance, given.get("growth", GrowthConfig()).importance)
+    method = increlora(model, steps=steps, importance=score, **given)
+    trainer, first = _prepare(model, method, optimizer, config, seed, given.get("dtype"))
+    return _open(model, _Rule(trainer, first, _leaves_of(model)))
+
+
+def _prepare(
+    model: nnx.Module,
+    method: Method,
+    optimizer: optax.GradientTransformation | None,
+    config: TrainingConfig,
+    seed: int,
+    dtype: DTypeLike | None,
+) -> tuple[Trainer, TrainState]:
+    assert method.steps is not None
+    own: Any = {"seed": seed, "dtype": jnp.float32 if dtype is None else dtype}
+    trainer, state, _ = prepare(
+        model, method, config, total_steps=method.steps, optimizer=optimizer, **own
+    )
+    return trainer, state
+
+
+def _choose_score(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
+    """Return a score that needs no dense gradient; the default of the configuration needs one."""
+    chosen = choose_importance(given, _DEFAULT_SCORE if name == GrowthConfig.importance else name)
+    if chosen.evidence is Evidence.DENSE:
+        raise InputError(
+            f"growth: the score {name if given is None else 'given'} reads a dense gradient, which "
+            f"an optimizer does not get. Take {_DEFAULT_SCORE}, or train with il.prepare"
+        )
+    return chosen
+
+
+def _leaves_of(model: nnx.Module) -> dict[Path, Place]:
+    """Return the place of every array of an adapter by the path of its variable."""
+    names = {id(adapter): name for name, adapter in adapters_of(model).items()}
+    return {
+        (*map(str, path), field): (names[id(module)], field)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, LowRankAdapter)
+        for field in Adapter._fields
+    }
+
+
+def _open(model: nnx.Module, rule: "_Rule") -> optax.GradientTransformationExtraArgs:
+    """Let a model apply all slots with the λ that they have, which the rule moves."""
+    for adapter in adapters_of(model).values():
+        _set(adapter, "active", jnp.ones_like(adapter.slots.active))
+        adapter.scaling = AS_IT_IS
+    return optax.GradientTransformationExtraArgs(rule.init, rule.update)
+
+
+def _set(adapter: LowRankAdapter, field: str, value: Array) -> None:
+    getattr(adapter, field).set_value(value)
+
+
+class _Rule(NamedTuple):
+    """The transformation: a trainer's update, with λ seen as s · λ̂ by the host."""
+
+    trainer: Trainer
+    first: TrainState
+    leaves: Mapping[Path, Place]
+
+    def init(self, params: PyTree) -> GrowthState:
+        held = self._read(params)
+        optimizer = self.trainer.optimizer(self.trainer.settings)
+        return _pack(self.first._replace(opt_state=optimizer.init(held)))
+
+    def update(
+        self, updates: PyTree, packed: GrowthState, params: PyTree = None, **_: PyTree
+    ) -> tuple[PyTree, GrowthState]:
+        if params is None:
+            raise ValueError("growth needs the parameters: update(gradients, state, params)")
+        state = _unpack(packed)
+        seen, found = self._read(params), self._read(updates)
+        scales = self._scales(state)
+        held = {n: _hide(own, state.slots[n], scales[n]) for n, own in seen.adapter.items()}
+        gradients = {
+            name: own._replace(lam=own.lam * scales[name][..., None])
+            for name, own in found.adapter.items()
+        }
+        probes = self.trainer.method.probes(held, False)
+        new, _info = self.trainer.update(
+            state._replace(params=Trainable(held, seen.head)),
+            Gradients(
+                jnp.zeros(()),
+                Trainable(gradients, found.head),
+                {name: SlotProbe(gradients[name].lam) for name in probes},
+            ),
+        )
+        scales = self._scales(new)
+        moved = {
+            name: own._replace(lam=effective_lambda(own, new.slots[name]) * scales[name][..., None])
+            for name, own in new.params.adapter.items()
+        }
+        shown = Trainable(moved, new.params.head)
+        moves = jax.tree.map(jnp.subtract, shown, seen)
+        return self._write(moves, params), _pack(new)
+
+    def _scales(self, state: TrainState) -> dict[str, Array]:
+        """Return s of every module at its present rank."""
+        rules = self.trainer.skeleton.rules
+        assert rules is not None
+        scaling = rules.scaling.given(state.settings)
+        return {
+            name: scaling(own.rank, self.first.params.adapter[name].lam.dtype)
+            for name, own in state.slots.items()
+        }
+
+    def _read(self, tree: PyTree) -> Trainable:
+        """Return a host's tree of parameters as adapters by name and other arrays by path."""
+        held = {_path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        if missing := sorted(".".join(path) for path in self.leaves.keys() - held.keys()):
+            raise InputError(
+                f"growth: the optimizer does not get {missing[0]}. Give it all of the model's "
+                "nnx.LoRAParam, as nnx.Optimizer(model, …, wrt=nnx.LoRAParam) does"
+            )
+        adapters: dict[str, dict[str, Array]] = {}
+        for path, (name, field) in self.leaves.items():
+            adapters.setdefault(name, {})[field] = held[path]
+        head = {".".join(path): leaf for path, leaf in held.items() if path not in self.leaves}
+        return Trainable({name: Adapter(**own) for name, own in adapters.items()}, head)
+
+    def _write(self, moves: Trainable, like: PyTree) -> PyTree:
+        """Return moves in the form of a host's tree."""
+
+        def find(keys: tuple[Any, ...], leaf: Array) -> Array:
+            path = _path_of(keys)
+            if path not in self.leaves:
+                return moves.head[".".join(path)].astype(leaf.dtype)
+            name, field = self.leaves[path]
+            return getattr(moves.adapter[name], field)
+
+        return jax.tree_util.tree_map_with_path(find, like)
+
+
+def _path_of(keys: tuple[Any, ...]) -> Path:
+    """Return the path of a leaf as words, without the attribute of a variable's value."""
+    words = [_word_of(key) for key in keys]
+    return tuple(words[:-1] if words and words[-1] in _VALUES else words)
+
+
+def _word_of(key: Any) -> str:
+    """Return the word, number or name of a key of JAX's paths."""
+    return str(next((getattr(key, n) for n in ("key", "idx", "name") if hasattr(key, n)), key))
+
+
+def _hide(adapter: Adapter, slots: Slots, scale: Array) -> Adapter:
+    """Return an adapter with its own λ in place of the λ that the host sees, s · λ̂."""
+    own = jnp.where(slots.active, adapter.lam / scale[..., None], 0.0)
+    return adapter._replace(lam=own.astype(adapter.lam.dtype))
+
+
+def _pack(state: TrainState) -> GrowthState:
+    """Return a state without parameters, in arrays that every checkpoint can hold."""
+    key = jax.random.key_data(state.key)
+    return GrowthState(state._replace(params=Trainable({}, {}), key=key))
+
+
+def _unpack(packed: GrowthState) -> TrainState:
+    return packed.state._replace(key=jax.random.wrap_key_data(packed.state.key))
+
+
+def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
+    """Return the present rank of every module; waits for the device.
+
+    Args:
+        optimizer: a host's optimizer, or its state, with a transformation of `il.growth` inside.
+
+    Raises:
+        InputError: there is none inside.
+
+    >>> import increlora_jax as il
+    >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    >>> settings = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
+    >>> grow = il.growth(model, steps=100, growth=settings)
+    >>> il.ranks_of(grow.init(nnx.state(model, nnx.LoRAParam)))
+    {'layers.0': 1}
+    """
+    return {
+        name: int(rank)
+        for path, slots in _find_state(optimizer).slots.items()
+        for name, rank in zip(
+            stack_names(path, slots.is_advancing.shape),
+            np.asarray(slots.rank).reshape(-1),
+            strict=True,
+        )
+    }
+
+
+def settle(model: nnx.Module, optimizer: nnx.Optimizer[Any] | PyTree) -> nnx.Module:
+    """Write the masks of a transformation into its model, in place: reports and files need them.
+
+    The model computes the same, without the slots in reserve. Its scale s is 1, and λ holds it.
+
+    Args:
+        model: the model that `il.growth` was given.
+        optimizer: the host's optimizer, or its state.
+
+    Returns:
+        The same module.
+
+    Raises:
+        InputError: there is no such transformation inside, or it is of another model.
+
+    >>> import increlora_jax as il
+    >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    >>> settings = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
+    >>> grow = il.growth(model, steps=100, growth=settings)
+    >>> settled = il.settle(model, nnx.Optimizer(model, grow, wrt=nnx.LoRAParam))
+    >>> int(settled.layers[0].adapter.slots.rank)
+    1
+    """
+    held, adapters = _find_state(optimizer).slots, adapters_of(model)
+    if held.keys() != adapters.keys():
+        raise InputError(
+            f"settle: the optimizer grows {', '.join(held)}, and the model has adapters at "
+            f"{', '.join(adapters) or 'no place'}. Give the model that il.growth was given"
+        )
+    for name, adapter in adapters.items():
+        slots = held[name]._replace(is_advancing=jnp.zeros_like(held[name].is_advancing))
+        _set(adapter, "lam", jnp.where(slots.active, adapter.parameters.lam, 0.0))
+        for field, value in slots._asdict().items():
+            _set(adapter, field, value)
+    return model
+
+
+def _find_state(optimizer: nnx.Optimizer[Any] | PyTree) -> TrainState:
+    tree = optimizer.opt_state if isinstance(optimizer, nnx.Optimizer) else optimizer
+    leaves = jax.tree.leaves(nnx.as_pure(tree), is_leaf=lambda n: isinstance(n, GrowthState))
+    found = [leaf for leaf in leaves if isinstance(leaf, GrowthState)]
+    if not found:
+        raise InputError(
+            "the optimizer has no transformation of il.growth inside. Make it as "
+            "nnx.Optimizer(model, il.growth(model, …), wrt=nnx.LoRAParam)"
+        )
+    return found[0].state
