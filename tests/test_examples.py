@@ -7,6 +7,9 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "experiments" / "examples").glob("*.py"))
 
+BY_HAND = ("tunix_trainer",)
+"""Examples whose package asks for TensorFlow's data sets; their README has the command."""
+
 BUDGETS = {
     "equinox_mlp": 2 * 3,
     "linen_transformer": 2 * 3 * 3,  # query, value and Dense_0 of three layers
@@ -14,7 +17,9 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in EXAMPLES if p.stem not in BY_HAND], ids=lambda path: path.stem
+)
 def test_an_example_learns_and_spends_its_budget(path):
     losses, ranks = runpy.run_path(str(path))["main"]()
     assert sum(ranks.values()) == BUDGETS[path.stem]

@@ -34,12 +34,16 @@ def test_the_examples_of_answers_answer(run_once, tmp_path, monkeypatch):
 
 
 def test_the_example_in_your_own_code_learns_and_spends_its_budget(capsys):
-    *_, alone, together = blocks()
+    *_, alone, inside, together = blocks()
     names: dict = {}
     exec(compile(alone, str(README), "exec"), names)
     assert int(np.sum(names["info"]["rank"])) == names["method"].rank_budget
     assert float(names["info"]["loss"]) < 0.3  # the frozen model starts near ln 2 = 0.69
     assert capsys.readouterr().out
+    hosted = dict(names)
+    exec(compile(inside, str(README), "exec"), hosted)
+    assert float(hosted["value"]) < 0.3
+    assert sum(hosted["il"].ranks_of(hosted["optimizer"]).values()) == 4
     before = float(names["info"]["loss"])
     exec(compile(together, str(README), "exec"), names)
     np.testing.assert_allclose(names["info"]["loss"], before, atol=0.2)  # a few steps of each
