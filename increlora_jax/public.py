@@ -44,6 +44,7 @@ from increlora_jax.runtime.memory import (
 )
 from increlora_jax.training.prepare import build_trainer, prepare
 from increlora_jax.training.state import TrainState
+from increlora_jax.training.state_files import load_state, save_state
 from increlora_jax.training.step import Gradients, Trainer
 from increlora_jax.weights.bundled import TINY_ENCODER
 
@@ -94,6 +95,7 @@ __all__ = [
     "keep_freed_memory",
     "load",
     "load_adapter",
+    "load_state",
     "lora",
     "lora_pattern",
     "merge",
@@ -104,6 +106,7 @@ __all__ = [
     "report",
     "return_freed_memory",
     "save_adapter",
+    "save_state",
     "settle",
     "slotwise",
     "split",

@@ -1,6 +1,7 @@
 """Tunix's own PeftTrainer on its Qwen3; `il.growth` grows the ranks inside its optimizer.
 
-It needs `pip install qwix` and `pip install --no-deps google-tunix google-metrax grain perfetto clu wrapt`.
+It needs `pip install qwix`, and then
+`pip install --no-deps google-tunix google-metrax grain perfetto clu wrapt`.
 """
 
 import sys

@@ -111,7 +111,7 @@ class Checkpoints:
         step, told = progress[0].step, [each.to_json() for each in progress]
         saved = {"format": FORMAT, "identity": self._identity, "progress": told}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_named_leaves(state._replace(settings={}))),
+            state=ocp.args.StandardSave(name_leaves(state._replace(settings={}))),
             saved=ocp.args.JsonSave(saved),
         )
         with self._naming(step):
@@ -173,7 +173,7 @@ class Checkpoints:
         saved = like._replace(settings=self._saved_settings(step, like))
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for name, leaf in _named_leaves(saved).items()
+            for name, leaf in name_leaves(saved).items()
         }
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         try:
@@ -184,7 +184,7 @@ class Checkpoints:
             ) from error
         # In buffers of its own: a step may be given them to overwrite.
         values = [jnp.copy(leaves[name]) for name in wanted]
-        restored = jax.tree.unflatten(jax.tree.structure(_raw_key(saved)), values)
+        restored = jax.tree.unflatten(jax.tree.structure(with_raw_key(saved)), values)
         key, settings = (
             jax.random.wrap_key_data(restored.key),
             jax.tree.map(jnp.copy, like.settings),
@@ -389,13 +389,14 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def _raw_key(state: TrainState) -> TrainState:
+def with_raw_key(state: TrainState) -> TrainState:
+    """Return a state whose random key is an array of numbers."""
     return state._replace(key=jax.random.key_data(state.key))
 
 
-def _named_leaves(state: TrainState) -> dict[str, jax.Array]:
+def name_leaves(state: TrainState) -> dict[str, jax.Array]:
     """Return every array of a state by its place and path: flat, without containers for Orbax."""
     return {
         f"{place}.{jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.')}": leaf
-        for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(_raw_key(state)))
+        for place, (path, leaf) in enumerate(jax.tree.leaves_with_path(with_raw_key(state)))
     }

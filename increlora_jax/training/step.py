@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import VARIABLE
+from increlora_jax.core.adapter import NEVER, Slots
 from increlora_jax.core.optimizer import Trainable, births, mask_unborn
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Groups, by_name, is_stacked
@@ -110,6 +111,8 @@ class Trainer(NamedTuple):
     def init(self, parts: Parts, seed: int, settings: Settings | None = None) -> TrainState:
         """Return the state before step 0, in buffers of its own, which a step may be donated.
 
+        Slots that were born in an earlier run are born at step 0.
+
         Args:
             parts: the arrays of the model.
             seed: of dropout and the method's random numbers.
@@ -127,7 +130,7 @@ class Trainer(NamedTuple):
             jnp.zeros((), jnp.int32),
             jax.random.key(seed),
             params,
-            parts.slots,
+            {name: _born_at_start(own) for name, own in parts.slots.items()},
             self.method.init(parts),
             self.optimizer(self.settings).init(params),
             {name: self._as_array(name, value) for name, value in numbers.items()},
@@ -318,6 +321,13 @@ class Trainer(NamedTuple):
 
         (_, value), pull = jax.value_and_grad(weighted, has_aux=True)(state.params.adapter)
         return value, Trainable(pull, jax.tree.map(jnp.zeros_like, state.params.head))
+
+
+def _born_at_start(slots: Slots) -> Slots:
+    """Return slots whose births are step 0 or never."""
+    births = (slots.lambda_born, slots.matrix_born)
+    lambda_born, matrix_born = (jnp.where(born == NEVER, NEVER, 0) for born in births)
+    return slots._replace(lambda_born=lambda_born, matrix_born=matrix_born)
 
 
 def _carry(after: dict[str, Array], before: dict[str, Array]) -> dict[str, Array]:
