@@ -75,6 +75,7 @@ class TrainedModel(NamedTuple):
         return tensors
 
     def merge(self) -> nnx.Module:
-        """Return the plain model, with every update added to its kernel."""
+        """Return the plain model for evaluation, with every update added to its kernel."""
         merged: nnx.Module = self.skeleton.merge(self.parts)
+        merged.eval()
         return merged

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, Unpack, runtime_checkable
 
 from flax import nnx
+from flax.linen import Module as Linen
 from jaxtyping import PyTree
 
 from increlora_jax.errors import InputError
@@ -196,4 +197,9 @@ def list_parameters(model: PyTree) -> list[str]:
 def _way(model: PyTree) -> Way:
     if isinstance(model, nnx.Module):
         return modules
+    if isinstance(model, Linen):
+        raise InputError(
+            f"a Linen {type(model).__name__} has no variables of its own. Give "
+            "il.LinenModel(module, variables, *inputs)"
+        )
     return linen if isinstance(model, LinenModel | AdaptedLinen) else tree

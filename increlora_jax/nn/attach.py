@@ -10,7 +10,7 @@ from flax import nnx
 from increlora_jax.dropout import make_dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.initial import AdapterSettings
-from increlora_jax.nn.kernels import KernelAxes, module_order
+from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, module_order
 from increlora_jax.nn.layers import (
     LAYER_TYPES,
     AdaptedLayer,
@@ -31,9 +31,11 @@ from increlora_jax.nn.parameters import (
 )
 from increlora_jax.nn.paths import find_shared, list_paths, name_nodes, name_path, replace_nodes
 from increlora_jax.nn.targets import (
+    ALL_LINEAR,
     NO_DROPOUT,
     IsTrained,
     Parameters,
+    Places,
     Selection,
     Targets,
     Unknown,
@@ -212,19 +214,21 @@ def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSit
             "its place. Put it into a module, as in nnx.Sequential(layer)"
         )
     modules, first = _modules(model), _first_paths(model)
-    declared = _declared_sites(model, selection.parameters)
+    derived = {} if selection.targets == ALL_LINEAR else _derived_axes(modules)
+    declared = _declared_sites(model, {**derived, **selection.parameters})
     by_itself = {id(site.module) for site in declared.values()}
     layers = {p: m for p, m in modules.items() if is_layer(m) and id(m) not in by_itself}
-    unknown = _unknown_modules(modules, declared)
+    unknown, quiet = _unknown_modules(modules, declared)
     refused = _refused(model, modules, declared)
     known = [path for path in [*layers, *declared] if path not in refused]
+    places = Places(known, unknown, refused, declared, quiet)
 
     def layer_site(layer: Layer) -> ModuleSite:
         return ModuleSite(layer, None, kernel_axes(layer), first[id(layer.kernel)])
 
     return {
         path: declared.get(path) or layer_site(layers[path])
-        for path in choose_known(known, unknown, selection, LAYERS, refused)
+        for path in choose_known(places, selection, LAYERS)
     }
 
 
@@ -336,17 +340,35 @@ def _refused(
     return refused
 
 
+def _derived_axes(modules: dict[str, nnx.Module]) -> dict[str, KernelAxes]:
+    """Return the axes of the only array of every module that has an equation for it."""
+    derived = {}
+    for path, module in modules.items():
+        equation, names = getattr(module, "einsum_str", None), _kernels(module)
+        if is_layer(module) or not isinstance(equation, str) or len(names) != 1:
+            continue
+        try:
+            parsed = EinsumAxes.parse(equation)
+        except (InputError, ValueError):
+            continue  # it must be declared
+        if len(parsed.kernel) == vars(module)[names[0]].ndim:
+            derived[re.escape(f"{path}.{names[0]}")] = parsed.kernel_axes()
+    return derived
+
+
 def _unknown_modules(
     modules: dict[str, nnx.Module], declared: dict[str, ModuleSite]
-) -> dict[str, Unknown]:
-    """Return the modules of classes outside Flax, with their kernels that are not declared."""
+) -> tuple[dict[str, Unknown], dict[str, Unknown]]:
+    """Return the modules with kernels that must be declared: of other classes, and of Flax."""
     unknown: dict[str, Unknown] = {}
+    quiet: dict[str, Unknown] = {}
     for path, module in modules.items():
         held = {f"{path}.{name}": vars(module)[name].shape for name in _kernels(module)}
-        is_known = type(module).__module__.startswith("flax.") or is_layer(module)
-        if not is_known and not held.keys() <= declared.keys():
-            unknown[path] = f"a {type(module).__name__}", held
-    return unknown
+        if isinstance(module, LAYER_TYPES) or is_layer(module) or held.keys() <= declared.keys():
+            continue
+        of = quiet if type(module).__module__.startswith("flax.") else unknown
+        of[path] = Unknown(f"a {type(module).__name__}", held)
+    return unknown, quiet
 
 
 def _kernels(module: nnx.Module) -> list[str]:

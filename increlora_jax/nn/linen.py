@@ -37,6 +37,7 @@ from increlora_jax.nn.statistics import is_statistic, read_collections
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     IsTrained,
+    Places,
     Selection,
     Targets,
     Unknown,
@@ -108,10 +109,10 @@ def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite
     unknown = _unknown(modules, layers, declared, shapes)
     obstacles = {path: called.obstacle for path, called in found.items()}
     refused = {path: obstacle for path, obstacle in obstacles.items() if obstacle is not None}
-    known = [*layers, *declared]
+    places = Places([*layers, *declared], unknown, refused, declared)
     return {
         path: declared.get(path) or _layer_site(path, layers[path], shapes)
-        for path in choose_known(known, unknown, selection, LAYERS, refused)
+        for path in choose_known(places, selection, LAYERS)
     }
 
 
@@ -128,7 +129,8 @@ def _unknown(
         is_theirs = path and path in modules and not _is_flax(modules[path].module)
         if is_theirs and path not in layers and kernel not in declared:
             held.setdefault(path, {})[kernel] = shape
-    return {path: (f"a {type(modules[path].module).__name__}", held[path]) for path in held}
+    kinds = {path: f"a {type(modules[path].module).__name__}" for path in held}
+    return {path: Unknown(kinds[path], kernels) for path, kernels in held.items()}
 
 
 def _is_flax(module: nn.Module) -> bool:

@@ -156,6 +156,20 @@ class ModuleSkeleton(NamedTuple):
         probes: Mapping[str, Probe] = NO_PROBES,
     ) -> nnx.Module:
         """Put the model together; see `Skeleton`."""
+        model = self._assemble(parts, key, probes)
+        if key is None:
+            model.eval()
+        else:
+            switch_to_training(model)
+        return model
+
+    def _assemble(
+        self,
+        parts: Parts,
+        key: Array | None = None,
+        probes: Mapping[str, Probe] = NO_PROBES,
+    ) -> nnx.Module:
+        """Put the model together, in the mode that the user's model had."""
         model = nnx.merge(self.graphdef, self._state(parts, key))
         adapters = adapters_of(model)
         for path, scale in parts.scales.items():
@@ -164,10 +178,6 @@ class ModuleSkeleton(NamedTuple):
             own = adapters[path]
             is_one_use = self.is_called_once and not isinstance(own, ParameterAdapter)
             own.probe = nnx.data(probe if is_one_use else spread_probe(probe, own.update))
-        if key is None:
-            model.eval()
-        else:
-            switch_to_training(model)
         return model
 
     def snapshot(self, model: nnx.Module) -> dict[str, object]:
@@ -181,9 +191,9 @@ class ModuleSkeleton(NamedTuple):
         return read_statistics(model, parts.statistics, before, parts.head)
 
     def merge(self, parts: Parts) -> nnx.Module:
-        """Make a plain NNX model, whose kernels are plain too."""
+        """Make a plain NNX model, whose kernels are plain too, in the mode of the user's model."""
         base = {path: as_dense(value) for path, value in parts.frozen().items()}
-        return detach(merge(self.assemble(parts._replace(base=base))))
+        return detach(merge(self._assemble(parts._replace(base=base))))
 
     def _state(self, parts: Parts, key: Array | None) -> PyTree:
         flat = {**parts.frozen(), **parts.learned()}

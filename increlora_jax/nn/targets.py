@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -20,8 +20,18 @@ Targets = str | Sequence[str]
 Parameters = Mapping[str, KernelAxes]
 """A regex for the whole path of a parameter → its axes."""
 
-Unknown = tuple[str, Mapping[str, Sequence[int]]]
-"""A possible target whose axes are not known: its kind, and its arrays' shapes by path."""
+
+class Unknown(NamedTuple):
+    """Possible target whose axes are not known.
+
+    Attributes:
+        kind: its class.
+        kernels: the shapes of its arrays by path.
+    """
+
+    kind: str
+    kernels: Mapping[str, Sequence[int]]
+
 
 IsTrained = Callable[[str], bool]
 """The path of a parameter → whether it learns in full."""
@@ -69,14 +79,40 @@ NO_DROPOUT = (
 )
 
 
-def path_matches(path: str, patterns: Targets) -> bool:
-    """Return whether a regex matches the whole path, or one of a list of names ends it."""
+def path_matches(path: str, patterns: Targets, owned: Container[str] = ()) -> bool:
+    """Return whether a regex matches the whole path, or one of a list of names ends it.
+
+    A path may be spelled with `/` or `[0]`, too. Its module's name ends the path of an array in
+    `owned` as well.
+    """
+    dotted = as_dotted(path)
     if isinstance(patterns, str):
-        return re.fullmatch(patterns, path) is not None
-    return any(path == name or path.endswith("." + name) for name in patterns)
+        spelled = {path, dotted, dotted.replace(".", "/")}
+        return any(re.fullmatch(patterns, each) for each in spelled)
+    ends = [dotted, dotted.rpartition(".")[0]] if path in owned else [dotted]
+    names = [as_dotted(name) for name in patterns]
+    return any(f".{end}".endswith(f".{name}") for end in ends for name in names)
 
 
-def select(paths: Iterable[str], patterns: Targets, option: str, kind: str) -> set[str]:
+def as_dotted(path: str) -> str:
+    """Return a path of Haiku, Equinox or penzai with dots: attn/query → attn.query, a[0] → a.0."""
+    return re.sub(r"\[['\"]?(.*?)['\"]?\]", r".\1", path).replace("/", ".").lstrip(".")
+
+
+def _as_names(patterns: Targets, paths: Sequence[str]) -> Targets:
+    """Return a single name as a list, if it is the whole path of nothing."""
+    if not isinstance(patterns, str) or not re.fullmatch(r"[\w./\[\]'\"]+", patterns):
+        return patterns
+    try:
+        is_whole = any(path_matches(path, patterns) for path in paths)
+    except re.error:
+        is_whole = False
+    return patterns if is_whole else [patterns]
+
+
+def select(
+    paths: Iterable[str], patterns: Targets, option: str, kind: str, owned: Container[str] = ()
+) -> set[str]:
     """Return the paths that match.
 
     Args:
@@ -84,6 +120,7 @@ def select(paths: Iterable[str], patterns: Targets, option: str, kind: str) -> s
         patterns: a regex for whole paths, names that end a path, or "all-linear".
         option: the name of the patterns in messages.
         kind: the name of a thing with a path in messages.
+        owned: paths of arrays that their module's name stands for, too; default: none.
 
     Raises:
         InputError: a regex or a name that matches none of them; it names some that there are.
@@ -91,10 +128,11 @@ def select(paths: Iterable[str], patterns: Targets, option: str, kind: str) -> s
     paths = list(paths)
     if patterns == ALL_LINEAR:
         return set(paths)
+    patterns = _as_names(patterns, paths)
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         single = pattern if isinstance(patterns, str) else [pattern]
         try:
-            has_match = any(path_matches(path, single) for path in paths)
+            has_match = any(path_matches(path, single, owned) for path in paths)
         except re.error as error:
             raise InputError(
                 f"{option}: {pattern!r} is not a regular expression: {error}"
@@ -105,47 +143,59 @@ def select(paths: Iterable[str], patterns: Targets, option: str, kind: str) -> s
                 f"{option}: {pattern!r} matches no {kind} of the model, which has {len(paths)}: "
                 f"{known}"
             )
-    return {path for path in paths if path_matches(path, patterns)}
+    return {path for path in paths if path_matches(path, patterns, owned)}
 
 
-def choose_known(
-    known: Iterable[str],
-    unknown: Mapping[str, Unknown],
-    selection: Selection,
-    kind: str,
-    refused: Mapping[str, str] = MappingProxyType({}),
-) -> list[str]:
+class Places(NamedTuple):
+    """Places of a model, by path, as far as targets are concerned.
+
+    Attributes:
+        known: paths that can be adapted.
+        unknown: paths that must be declared first; "all-linear" passes over them.
+        refused: paths that cannot be adapted, and why; "all-linear" passes over them with a
+            warning. Default: none.
+        owned: paths of arrays that their module's name stands for, too; default: none.
+        quiet: paths that must be declared, if a target means no other; default: none.
+    """
+
+    known: Sequence[str]
+    unknown: Mapping[str, Unknown]
+    refused: Mapping[str, str] = MappingProxyType({})
+    owned: Container[str] = ()
+    quiet: Mapping[str, Unknown] = MappingProxyType({})
+
+
+def choose_known(places: Places, selection: Selection, kind: str) -> list[str]:
     """Choose the paths that are targeted and not excluded, in module order.
 
     Args:
-        known: paths that can be adapted.
-        unknown: paths that must be declared first; "all-linear" passes over them.
+        places: all places of the model.
         selection: the targets, and those of them to leave out.
         kind: the name of a known target in messages.
-        refused: paths that cannot be adapted, and why; "all-linear" passes over them with a
-            warning.
 
     Raises:
         InputError: a pattern that matches nothing, nothing left, or a path that is not known.
     """
-    known, targets, exclude = list(known), selection.targets, selection.exclude
-    others = {**unknown, **refused}
-    everything = sorted({*known, *others}, key=module_order)
-    places = [path for path in everything if path in known] if targets == ALL_LINEAR else everything
-    if not places:
+    known, unknown, refused, owned, quiet = places
+    targets, exclude = selection.targets, selection.exclude
+    everything = sorted({*known, *unknown, *refused}, key=module_order)
+    possible = [p for p in everything if p in known] if targets == ALL_LINEAR else everything
+    if not possible:
         raise InputError(
             f"target_modules: {targets!r} matches nothing: the model has no {kind}"
             + _describe_others(unknown, refused)
         )
-    chosen = select(places, targets, "target_modules", kind)
-    left_out = select(everything, exclude, "exclude_modules", kind) if exclude else set()
+    _check_quiet(quiet, everything, targets)
+    chosen = select(possible, targets, "target_modules", kind, owned)
+    left_out = select(everything, exclude, "exclude_modules", kind, owned) if exclude else set()
     if targets == ALL_LINEAR:
         _warn_of_passing({path: why for path, why in refused.items() if path not in left_out})
     if not chosen - left_out:
         raise InputError(
-            f"exclude {exclude!r} leaves none of the targets {targets!r}. Exclude fewer"
+            f"exclude {exclude!r} leaves none of the targets {targets!r}, which are "
+            f"{', '.join(sorted(chosen, key=module_order))}. Exclude fewer"
         )
-    found = [path for path in places if path in chosen - left_out]
+    found = [path for path in possible if path in chosen - left_out]
     _check_known(found, unknown, refused)
     return found
 
@@ -156,8 +206,24 @@ def _describe_others(unknown: Mapping[str, Unknown], refused: Mapping[str, str])
         return " that can be adapted: " + "; ".join(f"{p} is {why}" for p, why in refused.items())
     if not unknown:
         return ""
-    path, (_, kernels) = next(iter(unknown.items()))
-    return f". Declare an array to adapt, as in {_declaration(kernels)}, and target {path}"
+    path, first = next(iter(unknown.items()))
+    return f". Declare an array to adapt, as in {_declaration(first)}, and target {path}"
+
+
+def _check_quiet(quiet: Mapping[str, Unknown], places: Sequence[str], targets: Targets) -> None:
+    """Check that no target means a layer of Flax that must be declared, as a convolution."""
+    patterns = [targets] if isinstance(targets, str) else targets
+    for pattern in patterns if targets != ALL_LINEAR else ():
+        single = pattern if isinstance(targets, str) else [pattern]
+        meant = _as_names(single, [*places, *quiet])
+        try:
+            if any(path_matches(path, meant) for path in places):
+                continue
+            found = [path for path in quiet if path_matches(path, meant)]
+        except re.error:
+            continue  # `select` names it
+        if found:
+            raise InputError(_ask_to_declare(found[0], quiet[found[0]]))
 
 
 def _check_known(
@@ -167,7 +233,7 @@ def _check_known(
         if path in refused:
             raise InputError(f"target_modules: {path} is {refused[path]}. Exclude {path}")
         if path in unknown:
-            raise InputError(_ask_to_declare(path, *unknown[path]))
+            raise InputError(_ask_to_declare(path, unknown[path]))
 
 
 def learns(path: str, dtype: DTypeLike, is_trained: IsTrained) -> bool:
@@ -221,19 +287,26 @@ def declared_axes(
     return declared
 
 
-def _ask_to_declare(path: str, kind: str, kernels: Mapping[str, Sequence[int]]) -> str:
-    """Describe how to declare one of the `kernels` (shapes by path) of an unknown target."""
-    shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in kernels.items())
+def _ask_to_declare(path: str, unknown: Unknown) -> str:
+    """Describe how to declare an array of an unknown target."""
+    shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in unknown.kernels.items())
     return (
-        f"target_modules: {path} is {kind}, which is not known to be a matrix; it holds {shown}. "
-        f"Declare the array to adapt and target it by its path, as in {_declaration(kernels)}, or "
-        f"exclude {path}"
+        f"target_modules: {path} is {unknown.kind}, which is not known to be a matrix; it holds "
+        f"{shown}. Declare the array to adapt and target it by its path, as in "
+        f"{_declaration(unknown)}, or exclude {path}"
     )
 
 
-def _declaration(kernels: Mapping[str, Sequence[int]]) -> str:
-    pattern = re.escape(next(iter(kernels)))
-    return f"parameters={{r'{pattern}': KernelAxes(inputs=(0,), outputs=(1,))}}"
+def _declaration(unknown: Unknown) -> str:
+    """Return an example of `parameters` for an array; of several readings, two are named."""
+    kernel, shape = next(iter(unknown.kernels.items()))
+    axes = [_axes_text(len(shape), inputs) for inputs in (1, len(shape) - 1)]
+    more = "" if len(shape) == 2 else f" (or {axes[1]}: the inputs are the axes that meet x)"
+    return f"parameters={{r'{re.escape(kernel)}': {axes[0]}}}{more}"
+
+
+def _axes_text(rank: int, inputs: int) -> str:
+    return f"KernelAxes(inputs={tuple(range(inputs))}, outputs={tuple(range(inputs, rank))})"
 
 
 def slots_for(

@@ -20,8 +20,10 @@ from increlora_jax.nn.skeleton import NO_PROBES, Parts, module_names
 from increlora_jax.nn.targets import (
     NO_DROPOUT,
     IsTrained,
+    Places,
     Selection,
     Targets,
+    Unknown,
     choose_known,
     declared_axes,
     learns,
@@ -102,11 +104,11 @@ def find_targets(params: PyTree, selection: Selection) -> dict[str, ArraySite]:
     matrices = {path: KernelAxes((-2,), (-1,)) for path, s in shapes.items() if len(s) == 2}
     axes = matrices | declared_axes(shapes, selection.parameters)
     unknown = {
-        path: ("an array of more than two axes", {path: shape})
+        path: Unknown("an array of more than two axes", {path: shape})
         for path, shape in shapes.items()
         if path not in axes
     }
-    chosen = choose_known(axes, unknown, selection, KIND)
+    chosen = choose_known(Places([*axes], unknown, owned=shapes), selection, KIND)
     return {path: ArraySite(path, axes[path], shapes[path]) for path in chosen}
 
 

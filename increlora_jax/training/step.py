@@ -193,7 +193,13 @@ class Trainer(NamedTuple):
         return differentiate
 
     def update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
-        """Apply regularizer, optimizer and method; return the new state and the step's info."""
+        """Apply regularizer, optimizer and method; return the new state and the step's info.
+
+        The info has `loss`, `orth_loss` (the regularizer), `grad_norm` (before clipping),
+        `is_finite`, `total_rank` and `learning_rate`, each []. A method adds its own: IncreLoRA
+        `rank` and, of a scored step, `importance`, `sensitivity` and `uncertainty` [modules], in
+        the order of `trainer.skeleton.modules`.
+        """
         if is_stacked(state.params.adapter):
             return self._update(state, gradients)
         groups = Groups(state.params.adapter)
