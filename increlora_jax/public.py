@@ -43,6 +43,7 @@ from increlora_jax.runtime.memory import (
     return_freed_memory,
 )
 from increlora_jax.training.prepare import build_trainer, prepare
+from increlora_jax.training.sharding import shard
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.state_files import load_state, save_state
 from increlora_jax.training.step import Gradients, Trainer
@@ -108,6 +109,7 @@ __all__ = [
     "save_adapter",
     "save_state",
     "settle",
+    "shard",
     "slotwise",
     "split",
     "unmerge",

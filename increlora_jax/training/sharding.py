@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, GetAttrKey, KeyPath
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.kind import Batch
+from increlora_jax.training.state import TrainState
 
 Axes = tuple[str | None, ...]
 """The axis of the mesh that shards each axis of an array; None, or no entry, if none does."""
@@ -217,3 +218,34 @@ def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
     value = np.asarray(leaf)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def shard(state: TrainState, like: PyTree) -> TrainState:
+    """Place a state on every device of the mesh that other arrays are on.
+
+    A step then compiles once, also on a mesh with explicit axes.
+
+    Args:
+        state: the state, as `il.prepare` or `il.load_state` returns it.
+        like: arrays on the mesh, such as the base; on a single device, the state moves there.
+
+    Returns:
+        The state, each array whole on every device.
+
+    >>> import increlora_jax as il, jax.numpy as jnp
+    >>> params = {"w": jnp.ones((4, 4))}
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    >>> _, state, base = il.prepare(params, il.lora(params), total_steps=10)
+    >>> il.shard(state, base).step.sharding.mesh.axis_names
+    ('data',)
+    """
+    found = [leaf.sharding for leaf in jax.tree.leaves(like)]
+    named = next((own for own in found if isinstance(own, NamedSharding)), None)
+
+    def place(leaf: Array) -> Array:
+        # Every axis by name: a step returns arrays so, and P() would count as another sharding.
+        whole = PartitionSpec(*[None] * leaf.ndim)
+        return jax.device_put(leaf, NamedSharding(named.mesh, whole) if named else found[0])
+
+    return jax.tree.map(place, state)

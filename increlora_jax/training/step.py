@@ -331,9 +331,13 @@ class Trainer(NamedTuple):
 
 def _born_at_start(slots: Slots) -> Slots:
     """Return slots whose births are step 0 or never."""
-    births = (slots.lambda_born, slots.matrix_born)
-    lambda_born, matrix_born = (jnp.where(born == NEVER, NEVER, 0) for born in births)
-    return slots._replace(lambda_born=lambda_born, matrix_born=matrix_born)
+
+    def begin(born: Array) -> Array:
+        return jnp.where(born == NEVER, born, jnp.zeros_like(born))
+
+    return slots._replace(
+        lambda_born=begin(slots.lambda_born), matrix_born=begin(slots.matrix_born)
+    )
 
 
 def _carry(after: dict[str, Array], before: dict[str, Array]) -> dict[str, Array]:
