@@ -48,7 +48,7 @@ def test_targets_by_regex_list_or_all(make_net, targets, exclude, expected):
     ("targets", "exclude", "message"),
     [
         ("quer", (), r"target_modules: 'quer' matches no Linear.*which has 9: attention.key, .*…"),
-        ("query", (), "'query' matches no"),  # a regex is for the whole path
+        ("q.ery", (), "'q.ery' matches no"),  # a regex is for the whole path
         (["query", "norm"], (), "'norm' matches no Linear"),  # a layer of another kind
         (["uery"], (), "'uery' matches no"),  # not in the middle of a name
         ("all-linear", ["nothing"], "exclude_modules: 'nothing' matches no"),
