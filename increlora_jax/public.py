@@ -15,6 +15,7 @@ from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.core.slotwise import slotwise
 from increlora_jax.errors import InputError
 from increlora_jax.interop.growth import growth, ranks_of, settle
+from increlora_jax.interop.scores import scored_value_and_grad
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
 from increlora_jax.methods.bitfit import bitfit
@@ -108,6 +109,7 @@ __all__ = [
     "return_freed_memory",
     "save_adapter",
     "save_state",
+    "scored_value_and_grad",
     "settle",
     "shard",
     "slotwise",

@@ -18,9 +18,13 @@ from jaxtyping import Array, PyTree
 
 from increlora_jax.config import GrowthConfig, TrainingConfig
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, effective_lambda
-from increlora_jax.core.importance import Evidence, ImportanceFunction
+from increlora_jax.core.importance import (
+    Evidence,
+    ImportanceFunction,
+    sensitivity,
+)
 from increlora_jax.core.optimizer import Trainable
-from increlora_jax.core.probe import SlotProbe
+from increlora_jax.core.probe import Probe, ScoreProbe, SlotProbe
 from increlora_jax.errors import InputError
 from increlora_jax.methods.base import Arguments, Method
 from increlora_jax.methods.increlora import choose_importance, increlora
@@ -32,6 +36,10 @@ from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer
 
 Path = tuple[str, ...]
+Adapters = Mapping[str, Adapter]
+Scores = Mapping[str, Array]
+"""The raw importance [*stack] of every adapter by its path."""
+
 Place = tuple[str, str]
 """The name of an adapter, and its array."""
 
@@ -59,19 +67,19 @@ def growth(
     steps: int,
     config: TrainingConfig = TrainingConfig(),
     importance: ImportanceFunction | None = None,
+    is_scored_by_host: bool = False,
     seed: int = 0,
     **given: Unpack[Arguments],
 ) -> optax.GradientTransformationExtraArgs:
     """Attach growing adapters to a model, in place; return the transformation that grows them.
-
-    The score is read from the gradient of λ. `il.settle` writes the ranks into the trained model.
 
     Args:
         model: an NNX module, which the host trains.
         optimizer: any optax transformation; default: the AdamW of `config`.
         steps: optimizer steps of the run.
         config: settings of that AdamW; default: its defaults.
-        importance: a score without a dense gradient; default: `lambda_gradient`.
+        importance: default: `lambda_gradient`, or the paper's if the host scores.
+        is_scored_by_host: whether updates get scores of `il.scored_value_and_grad`; default: no.
         seed: of all random numbers; default 0.
         **given: as of `il.increlora`.
 
@@ -88,7 +96,7 @@ def growth(
     >>> il.ranks_of(nnx.Optimizer(model, grow, wrt=nnx.LoRAParam))
     {'layers.0': 1}
     """
-    score = _choose_score(importance, given.get("growth", GrowthConfig()).importance)
+    score = _choose_score(importance, given.get("growth", GrowthConfig()), is_scored_by_host)
     method = increlora(model, steps=steps, importance=score, **given)
     trainer, first = _prepare(model, method, optimizer, config, seed, given.get("dtype"))
     return _open(model, _Rule(trainer, first, _leaves_of(model)))
@@ -110,13 +118,22 @@ def _prepare(
     return trainer, state
 
 
-def _choose_score(given: ImportanceFunction | None, name: str) -> ImportanceFunction:
-    """Return a score that needs no dense gradient; the default of the configuration needs one."""
-    chosen = choose_importance(given, _DEFAULT_SCORE if name == GrowthConfig.importance else name)
-    if chosen.evidence is Evidence.DENSE:
+def _choose_score(
+    given: ImportanceFunction | None, config: GrowthConfig, is_scored_by_host: bool
+) -> ImportanceFunction:
+    """Return the score; the default of the configuration needs a host that scores."""
+    name: str = config.importance
+    if name == GrowthConfig.importance and not is_scored_by_host:
+        name = _DEFAULT_SCORE
+    chosen = choose_importance(given, name)
+    if (chosen.evidence is Evidence.DENSE) != is_scored_by_host:
+        told = "given" if given else name
         raise InputError(
-            f"growth: the score {name if given is None else 'given'} reads a dense gradient, which "
-            f"an optimizer does not get. Take {_DEFAULT_SCORE}, or train with il.prepare"
+            f"growth: the score {told} reads a dense gradient, which an optimizer does not get. "
+            f"Take {_DEFAULT_SCORE}, or give scores with is_scored_by_host=True"
+            if not is_scored_by_host
+            else f"growth: the score {told} reads no dense gradient, and a host that scores gives "
+            "one. Take is_scored_by_host=False"
         )
     return chosen
 
@@ -136,7 +153,7 @@ def _open(model: nnx.Module, rule: "_Rule") -> optax.GradientTransformationExtra
     """Let a model apply all slots with the λ that they have, which the rule moves."""
     for adapter in adapters_of(model).values():
         _set(adapter, "active", jnp.ones_like(adapter.slots.active))
-        adapter.scaling = AS_IT_IS
+        adapter.scaling, adapter.has_room = AS_IT_IS, False
     return optax.GradientTransformationExtraArgs(rule.init, rule.update)
 
 
@@ -157,7 +174,13 @@ class _Rule(NamedTuple):
         return _pack(self.first._replace(opt_state=optimizer.init(held)))
 
     def update(
-        self, updates: PyTree, packed: GrowthState, params: PyTree = None, **_: PyTree
+        self,
+        updates: PyTree,
+        packed: GrowthState,
+        params: PyTree = None,
+        *,
+        scores: Scores | None = None,
+        **_: PyTree,
     ) -> tuple[PyTree, GrowthState]:
         if params is None:
             raise ValueError("growth needs the parameters: update(gradients, state, params)")
@@ -169,14 +192,10 @@ class _Rule(NamedTuple):
             name: own._replace(lam=own.lam * scales[name][..., None])
             for name, own in found.adapter.items()
         }
-        probes = self.trainer.method.probes(held, False)
+        evidence = self._evidence(held, gradients, scores)
         new, _info = self.trainer.update(
             state._replace(params=Trainable(held, seen.head)),
-            Gradients(
-                jnp.zeros(()),
-                Trainable(gradients, found.head),
-                {name: SlotProbe(gradients[name].lam) for name in probes},
-            ),
+            Gradients(jnp.zeros(()), Trainable(gradients, found.head), evidence),
         )
         scales = self._scales(new)
         moved = {
@@ -186,6 +205,23 @@ class _Rule(NamedTuple):
         shown = Trainable(moved, new.params.head)
         moves = jax.tree.map(jnp.subtract, shown, seen)
         return self._write(moves, params), _pack(new)
+
+    def _evidence(
+        self, held: Adapters, gradients: Adapters, scores: Scores | None
+    ) -> dict[Any, Probe]:
+        """Return the host's scores, or λ's gradients if the method reads them."""
+        adapters: dict[Any, Adapter] = dict(held)
+        probes = self.trainer.method.probes(adapters, False)
+        is_dense = any(isinstance(probe, ScoreProbe) for probe in probes.values())
+        if is_dense != (scores is not None):
+            raise InputError(
+                "growth: update(…, scores=…) is missing. Take il.scored_value_and_grad"
+                if is_dense
+                else "growth: update got scores. Make it with is_scored_by_host=True"
+            )
+        if scores is None:
+            return {name: SlotProbe(gradients[name].lam) for name in held if probes}
+        return {name: ScoreProbe.of(sensitivity, scores[name]) for name in held}
 
     def _scales(self, state: TrainState) -> dict[str, Array]:
         """Return s of every module at its present rank."""

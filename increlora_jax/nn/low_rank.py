@@ -1,5 +1,7 @@
 """The adapter of one kernel as an NNX module."""
 
+import warnings
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -38,6 +40,30 @@ class SlotState(nnx.Variable[Array]):
     """
 
 
+def _has_room(slots: Slots) -> bool:
+    """Return whether some slots are dormant; False of a model that is abstract."""
+    try:
+        return not bool(slots.active.all())
+    except jax.errors.ConcretizationTypeError:
+        return False
+
+
+@jax.custom_jvp
+def _warn_if_trained(lam: Array) -> Array:
+    """Return λ; a warning if it is differentiated, by a loop in which ranks do not grow."""
+    return lam
+
+
+@_warn_if_trained.defjvp
+def _warn_of_training(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    warnings.warn(
+        "a model with adapters is differentiated outside of a trainer: A, λ and B learn, and no "
+        "rank grows. Train with il.prepare, or give the optimizer il.growth(model, …)",
+        stacklevel=2,
+    )
+    return primals[0], tangents[0]
+
+
 class LowRankAdapter(nnx.Module):
     """Module that computes s · ((dropout(x)·A) ∘ λ̂) · B; see `core.adapter`.
 
@@ -55,6 +81,7 @@ class LowRankAdapter(nnx.Module):
             setattr(self, name, SlotState(value))
         self.dropout = dropout
         self.scaling = scaling
+        self.has_room = _has_room(slots)  # slots that only a trainer or `il.growth` opens
         self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
         self.probe: Probe | None = nnx.data(None)
 
@@ -72,7 +99,10 @@ class LowRankAdapter(nnx.Module):
     def update(self) -> Update:
         """Return the update at the present parameters and masks."""
         scaling = self.scaling if self.scale is None else self.scale[...]
-        return effective_update(self.parameters, self.slots, scaling)
+        parameters = self.parameters
+        if self.has_room and self.scale is None:
+            parameters = parameters._replace(lam=_warn_if_trained(parameters.lam))
+        return effective_update(parameters, self.slots, scaling)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Compute the adapter's part of the layer's output.

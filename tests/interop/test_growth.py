@@ -1,5 +1,7 @@
 """Growth as an optax transformation, in loops of `nnx.Optimizer`."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,21 @@ def host(model, optimizer, wrt=nnx.LoRAParam):
     return step, traces
 
 
+def scored_host(model, optimizer):
+    """Give a host's own step with the paper's score, and a count of its traces."""
+    traces = []
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        traces.append(1)
+        differentiate = il.scored_value_and_grad(loss_of, is_called_once=True)
+        loss, grads, scores = differentiate(model, x, y)
+        optimizer.update(model, grads, scores=scores)
+        return loss
+
+    return step, traces
+
+
 def grown(inner=None, *, dtype=jnp.float32, wrap=lambda t: t, **given):
     model = Net(dtype)
     own = {"adapter": ADAPTER, "growth": GROWTH, "targets": "layers.*", "dtype": dtype, **given}
@@ -71,13 +88,15 @@ def grown(inner=None, *, dtype=jnp.float32, wrap=lambda t: t, **given):
     return model, nnx.Optimizer(model, wrap(transformation), wrt=nnx.LoRAParam)
 
 
-def test_it_grows_as_the_trainer_does(float64):
+@pytest.mark.parametrize("score", ["lambda_gradient", "sensitivity"])
+def test_it_grows_as_the_trainer_does(float64, score):
     """Ranks are equal at every step, and losses to rounding, with the same score and seed."""
-    dtype = jnp.float64
-    model, optimizer = grown(dtype=dtype)
-    step, traces = host(model, optimizer)
+    dtype, growth = jnp.float64, replace(GROWTH, importance=score)
+    by_host = {"is_scored_by_host": True} if score == "sensitivity" else {}
+    model, optimizer = grown(dtype=dtype, growth=growth, **by_host)
+    step, traces = (scored_host if by_host else host)(model, optimizer)
     other = Net(dtype)
-    method = il.increlora(other, steps=STEPS, adapter=ADAPTER, growth=GROWTH,
+    method = il.increlora(other, steps=STEPS, adapter=ADAPTER, growth=growth,
                           targets="layers.*", dtype=dtype)  # fmt: skip
     trainer, state, base = il.prepare(other, method, CONFIG, total_steps=STEPS, dtype=dtype)
 
@@ -190,6 +209,36 @@ def test_a_batch_that_is_not_finite_changes_nothing():
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_scores_and_their_transformation_belong_together():
+    model, optimizer = grown(
+        growth=replace(GROWTH, importance="sensitivity"), is_scored_by_host=True
+    )
+    with pytest.raises(il.InputError, match=r"scores=…\) is missing"):
+        host(model, optimizer)[0](model, optimizer, *data(0))
+    model, optimizer = grown()
+    with pytest.raises(il.InputError, match="update got scores"):
+        scored_host(model, optimizer)[0](model, optimizer, *data(0))
+    with pytest.raises(il.InputError, match="lambda_gradient reads no dense gradient"):
+        grown(is_scored_by_host=True)
+
+
+def test_a_layer_that_is_called_twice_is_scored_once():
+    """Both uses are summed before the score, unless a layer is called once."""
+    model = il.attach(
+        nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))), max_rank=2, initial_rank=2
+    )
+    adapter = model.layers[0].adapter
+    adapter.lam.set_value(jnp.ones(2))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+    twice = lambda model, x: jnp.sum(jnp.tanh(model(x)) + model(2 * x) ** 2)  # noqa: E731
+    _, _, scores = il.scored_value_and_grad(twice)(model, x)
+    kernel = vars(model.layers[0])["kernel"].get_value()
+    delta = adapter.update.delta
+    of = lambda d: jnp.sum(jnp.tanh(x @ (kernel + d)) + (2 * x @ (kernel + d)) ** 2)  # noqa: E731
+    wanted = jnp.sum(jnp.abs(delta * jax.grad(of)(delta))) / 4
+    np.testing.assert_allclose(scores["layers.0"], wanted, rtol=1e-4)
+
+
 def test_a_score_of_a_dense_gradient_is_refused():
     growth = il.GrowthConfig(importance="gradient_norm")
     with pytest.raises(il.InputError, match="gradient_norm reads a dense gradient"):
@@ -212,3 +261,33 @@ def test_misuses_are_named():
     params = nnx.state(model, nnx.LoRAParam)
     with pytest.raises(ValueError, match="growth needs the parameters"):
         transformation.update(params, transformation.init(params))
+
+
+def said(recwarn):
+    return [w for w in recwarn if "no rank grows" in str(w.message)]
+
+
+def test_a_plain_optimizer_over_a_model_that_could_grow_is_said(recwarn):
+    model = il.attach(Net(), max_rank=4)
+    model(data(0)[0])
+    assert not said(recwarn)  # evaluation
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.LoRAParam)
+    step, _ = host(model, optimizer)
+    step(model, optimizer, *data(0))
+    assert said(recwarn)
+
+
+@pytest.mark.parametrize("way", ["growth", "trainer", "full rank"])
+def test_a_model_whose_ranks_are_as_they_should_be_is_not_warned_of(way, recwarn):
+    if way == "trainer":
+        model = Net()
+        method = il.increlora(model, steps=STEPS, growth=GROWTH)
+        trainer, state, base = il.prepare(model, method, CONFIG, total_steps=STEPS)
+        trainer.value_and_grad(loss_of)(state, base, *data(0))
+    elif way == "growth":
+        model, optimizer = grown()
+        host(model, optimizer)[0](model, optimizer, *data(0))
+    else:
+        model = il.attach(Net(), "layers.*", max_rank=4, initial_rank=4)
+        nnx.grad(loss_of, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, *data(0))
+    assert not said(recwarn)
