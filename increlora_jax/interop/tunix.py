@@ -31,69 +31,72 @@ def __getattr__(name: str) -> Any:
 
 
 @cache
-def _derive(parent: Any) -> Any:
+def _derive(parent: type) -> type:
     """Derive the trainer from tunix's own class."""
+    return type(NAME, (_Growing, parent), {"__doc__": _Growing.__doc__})
 
-    class IncreLoraPeftTrainer(parent):
-        """Tunix's `PeftTrainer` whose model gets adapters that grow by the paper's score.
 
-        Every step scores the dense gradient. With gradient accumulation the host would pass the
-        scores of the last micro-batch only; there, give `PeftTrainer` an `il.growth`.
+_Parent: Any = object  # tunix's class, once it is there
 
-        Args:
-            model: an NNX model of tunix, which is changed in place.
-            optimizer: any optax transformation.
-            training_config: tunix's, with `max_steps`.
-            settings: budget and rounds; default: `GrowthConfig()`.
-            **given: as of `il.growth`.
-        """
 
-        def __init__(
-            self,
-            model: nnx.Module,
-            optimizer: optax.GradientTransformation,
-            training_config: Any,
-            settings: GrowthConfig = GrowthConfig(),
-            **given: Any,
-        ) -> None:
-            steps = training_config.max_steps
-            if steps is None:
-                raise InputError(f"{NAME}: growth is planned by the run's steps. Give max_steps")
-            if training_config.gradient_accumulation_steps not in (None, 1):
-                raise InputError(
-                    f"{NAME}: gradient_accumulation_steps scores only the last micro-batch. Give "
-                    "PeftTrainer the transformation il.growth(model, …) instead"
-                )
-            grow = growth(
-                model, optimizer, steps=steps, growth=settings, is_scored_by_host=True, **given
+class _Growing(_Parent):
+    """Part of a `PeftTrainer` of tunix whose model gets adapters that grow by the paper's score.
+
+    Every step scores the dense gradient. With gradient accumulation the host would pass the
+    scores of the last micro-batch only; there, give `PeftTrainer` an `il.growth`.
+
+    Args:
+        model: an NNX model of tunix, which is changed in place.
+        optimizer: any optax transformation.
+        training_config: tunix's, with `max_steps`.
+        settings: budget and rounds; default: `GrowthConfig()`.
+        **given: as of `il.growth`.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        training_config: Any,
+        settings: GrowthConfig = GrowthConfig(),
+        **given: Any,
+    ) -> None:
+        steps = training_config.max_steps
+        if steps is None:
+            raise InputError(f"{NAME}: growth is planned by the run's steps. Give max_steps")
+        if training_config.gradient_accumulation_steps not in (None, 1):
+            raise InputError(
+                f"{NAME}: gradient_accumulation_steps scores only the last micro-batch. Give "
+                "PeftTrainer the transformation il.growth(model, …) instead"
             )
-            self._plan = {"steps": steps, "settings": repr(settings)}
-            super().__init__(model, grow, training_config)
-            saved = self._restored_custom_metadata.get(_PLAN, self._plan)
-            for key, value in self._plan.items():
-                if saved.get(key) != value:
-                    raise InputError(
-                        f"{training_config.checkpoint_root_directory}: the checkpoint has other "
-                        f"{key} of growth: saved {saved.get(key)}, given {value}. Give the same, "
-                        "or another folder"
-                    )
+        grow = growth(
+            model, optimizer, steps=steps, growth=settings, is_scored_by_host=True, **given
+        )
+        self._plan = {"steps": steps, "settings": repr(settings)}
+        super().__init__(model, grow, training_config)
+        saved = self._restored_custom_metadata.get(_PLAN, self._plan)
+        for key, value in self._plan.items():
+            if saved.get(key) != value:
+                raise InputError(
+                    f"{training_config.checkpoint_root_directory}: the checkpoint has other "
+                    f"{key} of growth: saved {saved.get(key)}, given {value}. Give the same, "
+                    "or another folder"
+                )
 
-        def create_train_step_fn(self) -> Any:
-            """Return tunix's training step with scores for the optimizer."""
+    def create_train_step_fn(self) -> Any:
+        """Return tunix's training step with scores for the optimizer."""
 
-            def step(model: nnx.Module, optimizer: Any, inputs: Any) -> tuple[PyTree, Any, PyTree]:
-                differentiate = scored_value_and_grad(self.loss_fn, has_aux=self._has_aux)
-                given = self.gen_model_input_fn(inputs)
-                result, gradients, scores = differentiate(model, **given)
-                optimizer.update(model, gradients, scores=scores)
-                loss, aux = result if self._has_aux else (result, None)
-                return loss, aux, optax.global_norm(gradients)
+        def step(model: nnx.Module, optimizer: Any, inputs: Any) -> tuple[PyTree, Any, PyTree]:
+            differentiate = scored_value_and_grad(self.loss_fn, has_aux=self._has_aux)
+            given = self.gen_model_input_fn(inputs)
+            result, gradients, scores = differentiate(model, **given)
+            optimizer.update(model, gradients, scores=scores)
+            loss, aux = result if self._has_aux else (result, None)
+            return loss, aux, optax.global_norm(gradients)
 
-            return step
+        return step
 
-        def custom_checkpoint_metadata(self) -> dict[str, Any]:
-            """Return tunix's metadata with the plan of growth and the ranks."""
-            ranks = ranks_of(self.optimizer)
-            return super().custom_checkpoint_metadata() | {_PLAN: {**self._plan, "ranks": ranks}}
-
-    return IncreLoraPeftTrainer
+    def custom_checkpoint_metadata(self) -> dict[str, Any]:
+        """Return tunix's metadata with the plan of growth and the ranks."""
+        ranks = ranks_of(self.optimizer)
+        return super().custom_checkpoint_metadata() | {_PLAN: {**self._plan, "ranks": ranks}}
