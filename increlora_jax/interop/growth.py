@@ -180,6 +180,7 @@ class _Rule(NamedTuple):
         params: PyTree = None,
         *,
         scores: Scores | None = None,
+        value: Array | float = 0.0,  # of the loss, for optimizers that follow it
         **_: PyTree,
     ) -> tuple[PyTree, GrowthState]:
         if params is None:
@@ -195,7 +196,7 @@ class _Rule(NamedTuple):
         evidence = self._evidence(held, gradients, scores)
         new, _info = self.trainer.update(
             state._replace(params=Trainable(held, seen.head)),
-            Gradients(jnp.zeros(()), Trainable(gradients, found.head), evidence),
+            Gradients(jnp.asarray(value), Trainable(gradients, found.head), evidence),
         )
         scales = self._scales(new)
         moved = {

@@ -13,6 +13,7 @@ from increlora_jax.core.named_optimizers import Betas, build_named_optimizer
 from increlora_jax.core.optimizer import RateRatios, Trainable, births, slot_adamw
 from increlora_jax.core.slotwise import find_kind, matrixwise, slotwise, whole
 from increlora_jax.core.stacking import stack_dicts, unstack_dicts
+from tests.core.test_optimizer import gradients_at
 
 IN, OUT, SLOTS, STEPS, LR = 3, 2, 4, 12, 0.05
 BORN = [0, 2, 5, NEVER]
@@ -33,11 +34,6 @@ def slots(make_slots):
     born = jnp.asarray(BORN, jnp.int32)
     later = jnp.where(born == 0, 0, jnp.where(born == NEVER, NEVER, born + 1))
     return {"layer": make_slots("aaad")._replace(lambda_born=later, matrix_born=born)}
-
-
-def gradients_at(step, params):
-    draw = np.random.default_rng(100 + step)
-    return jax.tree.map(lambda p: jnp.asarray(draw.normal(size=p.shape)), params)
 
 
 def trajectory(optimizer, params, born, gradients=gradients_at, steps=range(STEPS)):

@@ -239,6 +239,22 @@ def test_a_layer_that_is_called_twice_is_scored_once():
     np.testing.assert_allclose(scores["layers.0"], wanted, rtol=1e-4)
 
 
+def test_an_optimizer_that_follows_the_loss_gets_the_hosts():
+    """A loss that stays shrinks the steps, one that falls does not."""
+    moves = {}
+    for losses in ((4.0, 3.0, 2.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+        plateau = optax.contrib.reduce_on_plateau(factor=0.1, patience=1)
+        model, optimizer = grown(optax.chain(optax.sgd(0.1), plateau))
+        for t, loss in enumerate(losses):
+            before = np.asarray(model.layers[0].adapter.B[...])
+            of_adapter = nnx.DiffState(0, nnx.LoRAParam)
+            grads = nnx.grad(loss_of, argnums=of_adapter)(model, *data(t))
+            optimizer.update(model, grads, value=loss)
+        moves[losses] = np.abs(model.layers[0].adapter.B[...] - before).max()
+    falls, stays = moves.values()
+    assert 0 < stays < 0.2 * falls
+
+
 def test_a_score_of_a_dense_gradient_is_refused():
     growth = il.GrowthConfig(importance="gradient_norm")
     with pytest.raises(il.InputError, match="gradient_norm reads a dense gradient"):

@@ -75,8 +75,12 @@ def test_rows_over_explicit_axes_train_as_on_one_device(kind):
 def test_a_state_goes_where_one_array_is():
     model, _ = make("tree")
     _, state, _ = il.prepare(model, il.lora(model), total_steps=3)
-    moved = il.shard(state, like={"a": jnp.ones(3)})
-    assert {leaf.sharding for leaf in jax.tree.leaves(moved)} == {jnp.ones(3).sharding}
+    mesh = jax.make_mesh((1,), ("rows",))
+    there = jax.device_put(jnp.ones(3), NamedSharding(mesh, PartitionSpec()))
+    moved = il.shard(state, like={"alone": jnp.ones(2), "there": there})
+    for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(moved), strict=True):
+        assert before.sharding != leaf.sharding
+        assert leaf.sharding == NamedSharding(mesh, PartitionSpec(*[None] * leaf.ndim))
 
 
 if __name__ == "__main__":
