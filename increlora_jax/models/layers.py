@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
+from increlora_jax.models.products import multiply_narrow
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -78,6 +79,7 @@ class LayerFactory:
 
     def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
         """Create a dense layer."""
+        is_narrow = at_least_float32(self.dtype) != self.dtype
         return nnx.Linear(
             in_features,
             out_features,
@@ -85,6 +87,7 @@ class LayerFactory:
             kernel_init=nnx.initializers.normal(self.initializer_range),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            dot_general=multiply_narrow if is_narrow else jax.lax.dot_general,
             rngs=self.rngs,
         )
 
