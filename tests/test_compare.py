@@ -41,8 +41,9 @@ def test_every_variant_is_a_command(compare, name, is_quick):
 def test_every_variant_of_a_study_has_the_same_trials(compare):
     for name in STUDIES:
         jobs = compare("plan").plan_jobs(name, is_quick=False)
-        assert len({(job.seeds, str(job.grid)) for job in jobs}) == 1
+        assert len({(job.tuning_seed, job.seeds, str(job.grid)) for job in jobs}) == 1
         assert all(len(job.seeds) >= 3 for job in jobs)
+        assert all(job.tuning_seed not in job.seeds for job in jobs)
 
 
 def test_a_job_array_for_slurm_is_a_script(compare, tmp_path):

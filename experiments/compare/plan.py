@@ -30,7 +30,8 @@ class Job:
         variant: Its name.
         flags: The variant's own flags.
         pattern_of: The variant whose ranks this one replays; None if it has its own.
-        seeds: Seeds of every trial.
+        tuning_seed: The seed of every trial.
+        seeds: Seeds of the runs that are reported, with the settings of the best trial.
         grid: Values to try, by flag.
         common: Flags of all variants.
     """
@@ -45,6 +46,7 @@ class Job:
     variant: str
     flags: Mapping[str, Any]
     pattern_of: str | None
+    tuning_seed: int
     seeds: tuple[int, ...]
     grid: Mapping[str, tuple[float, ...]]
     common: Mapping[str, Any]
@@ -59,6 +61,7 @@ class Job:
             "rank": self.rank,
             "rows": self.rows,
             "variant": self.variant,
+            "tuning_seed": self.tuning_seed,
             "seeds": list(self.seeds),
             "grid": {name: list(values) for name, values in self.grid.items()},
             "flags": {**self.common, **self.flags},
@@ -123,6 +126,7 @@ def plan_jobs(name: str, *, is_quick: bool) -> list[Job]:
             variant=variant,
             flags={flag: value for flag, value in flags.items() if flag != "pattern-of"},
             pattern_of=flags.get("pattern-of"),
+            tuning_seed=study["tuning_seed"],
             seeds=tuple(study["seeds"]),
             grid={flag: tuple(values) for flag, values in study["grid"].items()},
             common=study["flags"],

@@ -1,13 +1,12 @@
-"""One job carried out: its grid and seeds trained as one program, the best reported."""
+"""One job carried out: a grid trained together, then the best of it with new seeds."""
 
 import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from plan import Job
@@ -36,42 +35,47 @@ def carry_out(job: Job, *, model: str | None, data: Path | None, output: Path) -
     words = ["--task", job.task, *job.words(), *_pattern(job, output)]
     if data is not None:
         words += ["--model", job.model or model, "--data-dir", str(tuned_on)]
-        words += (
-            ["--max-seq-length", str(job.told["max-seq-length"])] if "steps" in job.told else []
-        )
     if "steps" in job.told:
         words += ["--max-steps", str(job.told["steps"])]
-    sweep = [f"{name.replace('-', '_')}={','.join(map(repr, v))}" for name, v in job.grid.items()]
-    call("train", *words, "--seeds", ",".join(map(str, job.seeds)), "--sweep", *sweep,
-         "--eval-steps", "1000000", "--output-dir", str(folder))  # fmt: skip
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if "max-seq-length" in job.told:
+        words += ["--max-seq-length", str(job.told["max-seq-length"])]
     metric = job.told["metric"]
-    trials = [_trial(variant, metric) for variant in results["variants"]]
-    best = max(trials, key=lambda trial: mean(trial["values"]))
-    runs = [folder / name for name in best["members"]]
-    reported = [_report(run, reported_on, metric) for run in runs]
+    tuned = _train(words, [job.tuning_seed], job.grid, folder / "tuned")
+    trials = [
+        {"settings": trial["settings"], "value": trial["metrics"][metric]["values"][0]}
+        for trial in tuned["variants"]
+    ]
+    best = max(trials, key=lambda trial: trial["value"])["settings"]
+    chosen = {name: (value,) for name, value in best.items()}
+    found = _train(words, job.seeds, chosen, folder / "reported")
+    (variant,) = found["variants"]
+    runs = [folder / "reported" / name for name in variant["members"]]
     first = json.loads((runs[0] / "results.json").read_text(encoding="utf-8"))
     counts = first["trainable_parameters"]
     return {
         **job.key,
         "metric": metric,
-        "chosen": best["settings"],
-        "trials": [{k: trial[k] for k in ("settings", "values")} for trial in trials],
-        "values": reported,
+        "chosen": best,
+        "trials": trials,
+        "held_out": variant["metrics"][metric]["values"],
+        "values": [_report(run, reported_on, metric) for run in runs],
         "parameters": counts["active"] + counts["added"],
-        "training_seconds": results["seconds"],
+        "training_seconds": round(tuned["seconds"] + found["seconds"], 1),
         "seconds": round(time.perf_counter() - began, 1),
-        "versions": results["versions"],
-        "platform": results["platform"],
+        "versions": found["versions"],
+        "platform": found["platform"],
     }
 
 
-def _trial(variant: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    return {
-        "settings": variant["settings"],
-        "members": variant["members"],
-        "values": variant["metrics"][metric]["values"],
-    }
+def _train(
+    words: Sequence[str], seeds: Sequence[int], grid: Mapping[str, Sequence[float]], folder: Path
+) -> dict[str, Any]:
+    """Train settings × seeds as one program; return its results."""
+    sweep = [f"{name.replace('-', '_')}={','.join(map(repr, v))}" for name, v in grid.items()]
+    call("train", *words, "--seeds", ",".join(map(str, seeds)), "--sweep", *sweep,
+         "--eval-steps", "1000000", "--output-dir", str(folder))  # fmt: skip
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
 
 
 def _report(run: Path, data: Path | None, metric: str) -> float:
@@ -86,10 +90,10 @@ def _pattern(job: Job, output: Path) -> list[str]:
     if job.pattern_of is None:
         return []
     folder = output / job.study / job.folder.replace(job.variant.replace(" ", "-"), job.pattern_of)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    trials = [_trial(variant, job.told["metric"]) for variant in results["variants"]]
-    best = max(trials, key=lambda trial: mean(trial["values"]))
-    return ["--rank-pattern", str(folder / best["members"][0] / "results.json")]
+    results = json.loads((folder / "reported" / "results.json").read_text(encoding="utf-8"))
+    (variant,) = results["variants"]
+    first = folder / "reported" / variant["members"][0]
+    return ["--rank-pattern", str(first / "results.json")]
 
 
 def _prepare(job: Job, data: Path | None, output: Path) -> tuple[Path | None, Path | None]:
