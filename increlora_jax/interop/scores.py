@@ -12,7 +12,6 @@ from increlora_jax.config import GrowthConfig
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS, ImportanceFunction
 from increlora_jax.core.probe import Probe, ScoreProbe, spread_probe
 from increlora_jax.nn.attach import adapters_of
-from increlora_jax.nn.parameters import ParameterAdapter
 
 PAPERS = IMPORTANCE_FUNCTIONS[GrowthConfig.importance]
 
@@ -63,7 +62,7 @@ class _Scored(NamedTuple):
         """Compute the loss; Flax takes arguments by position only."""
         adapters = adapters_of(model)
         for name, adapter in adapters.items():
-            is_one_use = self.is_called_once and not isinstance(adapter, ParameterAdapter)
+            is_one_use = self.is_called_once and adapter.is_called
             probe = probes[name] if is_one_use else spread_probe(probes[name], adapter.update)
             adapter.probe = nnx.data(probe)
         result = self.loss(model, *args, **named)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from increlora_jax.dropout import make_dropout
 from increlora_jax.errors import InputError
+from increlora_jax.nn.equations import find_equation
 from increlora_jax.nn.initial import AdapterSettings
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, module_order
 from increlora_jax.nn.layers import (
@@ -99,13 +100,17 @@ def attach(
 
 def _new_adapter(path: str, site: ModuleSite, settings: AdapterSettings) -> LowRankAdapter:
     adapter, slots = settings.begin(path, site)
+    stack = site.axes.stack_shape(site.shape)
+    equation = None
+    if site.parameter is not None:
+        shape = site.shape[len(stack) :]
+        equation = find_equation(site.module, site.parameter, shape, site.axes)
+        if settings.dropout and equation is None:
+            raise InputError(f"{path}: {NO_DROPOUT}")
+    dropout = make_dropout(settings.dropout, settings.rngs, stack)
     if site.parameter is None:
-        stack = site.axes.stack_shape(site.shape)
-        dropout = make_dropout(settings.dropout, settings.rngs, stack)
         return LowRankAdapter(adapter, slots, settings.scaling, dropout)
-    if settings.dropout:
-        raise InputError(f"{path}: {NO_DROPOUT}")
-    return ParameterAdapter(adapter, slots, settings.scaling, site.axes)
+    return ParameterAdapter(adapter, slots, settings.scaling, dropout, site.axes, equation)
 
 
 def detach(model: nnx.Module) -> nnx.Module:

@@ -37,7 +37,7 @@ def _effective_kernel(layer: "AdaptedLayer", kernel: Kernel) -> Array | None:
     return None if is_merged else layer.sum_kernel(kernel)
 
 
-def _refuse_second_use(gradient: Array, update: Update) -> Array:
+def refuse_second_use(gradient: Array, update: Update) -> Array:
     """Refuse to score a layer by its kernel: the layer's call has scored it already."""
     raise InputError(
         f"the loss reads the kernel {list(gradient.shape)} of an adapted layer beside the layer's "
@@ -91,7 +91,7 @@ class AdaptedLayer(EffectiveModule):
         """Compute W + ΔW."""
         update, probe = self.adapter.update, self.adapter.probe
         if isinstance(probe, ScoreProbe):
-            probe = ScoreProbe.of(_refuse_second_use, probe.value)
+            probe = ScoreProbe.of(refuse_second_use, probe.value)
         return effective_weight(as_dense(kernel), self.kernel_axes(), update, probe)
 
     def unmerge(self) -> None:

@@ -86,6 +86,11 @@ class LowRankAdapter(nnx.Module):
         self.probe: Probe | None = nnx.data(None)
 
     @property
+    def is_called(self) -> bool:
+        """Return whether a forward pass calls it with an input, as that of a layer."""
+        return True
+
+    @property
     def parameters(self) -> Adapter:
         """Return the trainable arrays."""
         return Adapter(*(getattr(self, name)[...] for name in Adapter._fields))

@@ -1,36 +1,74 @@
 """Adapters for a parameter of any name and rank, which its module uses in any way."""
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partialmethod
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots
+from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
 from increlora_jax.nn.effective import (
     EffectiveModule,
     EffectiveParameter,
+    copy_as,
     derive,
     effective_names,
     set_kind,
 )
-from increlora_jax.nn.kernels import KernelAxes, effective_weight
+from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, effective_weight
+from increlora_jax.nn.layers import refuse_second_use
 from increlora_jax.nn.low_rank import LowRankAdapter
 from increlora_jax.quantization import Kernel
 
 
 class ParameterAdapter(LowRankAdapter):
-    """Adapter of one parameter, applied by effective weights: the module reads W + ΔW."""
+    """Adapter of one parameter: the module reads W + ΔW.
 
-    def __init__(self, adapter: Adapter, slots: Slots, scaling: Scaling, axes: KernelAxes):
-        super().__init__(adapter, slots, scaling, Dropout(0.0))
-        self.axes = axes
+    With an equation, the module's call is given W, and the update is added as two products.
+
+    Args:
+        adapter: the first values of the parameters.
+        slots: the first masks and births.
+        scaling: the rule for s.
+        dropout: of the input of the module's call.
+        axes: of the parameter that make a matrix.
+        equation: of the module's call; None if it uses the parameter in another way.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        slots: Slots,
+        scaling: Scaling,
+        dropout: Dropout,
+        axes: KernelAxes,
+        equation: EinsumAxes | None,
+    ):
+        super().__init__(adapter, slots, scaling, dropout)
+        self.axes, self.equation = axes, equation
         self.original: nnx.Variable[Array] | None = nnx.data(None)  # the parameter before a merge
+
+    @property
+    def is_called(self) -> bool:
+        """Return whether the module's call gives it an input."""
+        return self.equation is not None
 
     def effective(self, kernel: Array) -> Array:
         """Compute W + ΔW in the adapter's precision, then round to that of W."""
-        return effective_weight(kernel, self.axes, self.update, self.probe)
+        probe = self.probe
+        if self.equation is not None and isinstance(probe, ScoreProbe):
+            probe = ScoreProbe.of(refuse_second_use, probe.value)
+        return effective_weight(kernel, self.axes, self.update, probe)
+
+    def add_to(self, y: Array, x: Array, shape: Sequence[int]) -> Array:
+        """Add the update's output for an input x of the module; `shape` is the parameter's."""
+        assert self.equation is not None
+        rows = self(self.equation.to_rows(x.astype(y.dtype)))
+        return y + self.equation.from_rows(rows, shape).astype(y.dtype)
 
 
 def _effective_of(name: str) -> EffectiveParameter:
@@ -98,5 +136,24 @@ def _plain_type(kind: type[nnx.Module]) -> type[nnx.Module]:
 @cache
 def _adapted_type(plain: type[nnx.Module], names: tuple[str, ...]) -> type[nnx.Module]:
     """Return a subclass that reads these parameters by effective weights."""
-    attributes = {name: _effective_of(name) for name in names}
+    attributes: dict[str, object] = {name: _effective_of(name) for name in names}
+    if len(names) == 1:
+        attributes["__call__"] = partialmethod(_call, plain, names[0])
     return derive(plain, "Adapted", (plain, EffectiveModule), attributes)
+
+
+def _call(
+    module: nnx.Module, plain: type[nnx.Module], name: str, *inputs: Any, **more: Any
+) -> Any:  # as the plain class
+    """Call a module, with the update as two products if its equation is known."""
+    adapter, variable = vars(module)[adapter_name(name)], vars(module)[name]
+    if adapter.original is not None or adapter.equation is None:
+        return plain.__call__(module, *inputs, **more)
+    if len(inputs) == 1 and not more:
+        return adapter.add_to(copy_as(plain, module)(*inputs), *inputs, variable.shape)
+    if adapter.dropout.rate and not adapter.dropout.deterministic:
+        raise InputError(
+            f"an adapted {plain.__name__} is called with more than its input, and dropout of the "
+            "input is only known for a call with that alone. Set lora_dropout to 0"
+        )
+    return plain.__call__(module, *inputs, **more)

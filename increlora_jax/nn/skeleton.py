@@ -176,7 +176,7 @@ class ModuleSkeleton(NamedTuple):
             adapters[path].scale = SlotState(scale)
         for path, probe in probes.items():
             own = adapters[path]
-            is_one_use = self.is_called_once and not isinstance(own, ParameterAdapter)
+            is_one_use = self.is_called_once and own.is_called
             own.probe = nnx.data(probe if is_one_use else spread_probe(probe, own.update))
         return model
 
