@@ -15,6 +15,7 @@ from increlora_jax.core.importance import Evidence, ImportanceFunction
 from increlora_jax.core.slotwise import slotwise
 from increlora_jax.errors import InputError
 from increlora_jax.interop.growth import growth, ranks_of, settle
+from increlora_jax.interop.pairs import Pairs
 from increlora_jax.interop.scores import scored_value_and_grad
 from increlora_jax.methods.adalora import adalora
 from increlora_jax.methods.base import Method, Observation, Updated
@@ -66,6 +67,7 @@ __all__ = [
     "ManyPredictor",
     "Method",
     "Observation",
+    "Pairs",
     "Parts",
     "PatternConfig",
     "Predictor",

@@ -6,6 +6,7 @@ has; the transformation moves λ so that this is what a trainer's masks would gi
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -26,6 +27,24 @@ from increlora_jax.core.importance import (
 from increlora_jax.core.optimizer import Trainable
 from increlora_jax.core.probe import Probe, ScoreProbe, SlotProbe
 from increlora_jax.errors import InputError
+from increlora_jax.interop.growth_state import (
+    GrowthState,
+    Path,
+    find_state,
+    leaves_by_path,
+    pack_without_parameters,
+    path_of,
+    unpack,
+)
+from increlora_jax.interop.pairs import (
+    PairRule,
+    Pairs,
+    as_transformation,
+    as_tree,
+    find_pairs,
+    names_of_pairs,
+    settle_pairs,
+)
 from increlora_jax.methods.base import Arguments, Method
 from increlora_jax.methods.increlora import choose_importance, increlora
 from increlora_jax.nn.attach import adapters_of
@@ -35,7 +54,6 @@ from increlora_jax.training.prepare import prepare
 from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer
 
-Path = tuple[str, ...]
 Adapters = Mapping[str, Adapter]
 Scores = Mapping[str, Array]
 """The raw importance [*stack] of every adapter by its path."""
@@ -44,42 +62,35 @@ Place = tuple[str, str]
 """The name of an adapter, and its array."""
 
 _DEFAULT_SCORE = "lambda_gradient"
-_VALUES = ("value", "raw_value")
 
 AS_IT_IS = Scaling(1.0, "target", 1.0)
 """The rule of a model whose λ already holds the scale."""
 
 
-class GrowthState(NamedTuple):
-    """State of the transformation.
-
-    Attributes:
-        state: the state of a trainer without parameters; its key is one of numbers.
-    """
-
-    state: TrainState
-
-
 def growth(
-    model: nnx.Module,
+    model: nnx.Module | PyTree,
     optimizer: optax.GradientTransformation | None = None,
     *,
     steps: int,
     config: TrainingConfig = TrainingConfig(),
     importance: ImportanceFunction | None = None,
     is_scored_by_host: bool = False,
+    pairs: Pairs | None = None,
     seed: int = 0,
     **given: Unpack[Arguments],
 ) -> optax.GradientTransformationExtraArgs:
     """Attach growing adapters to a model, in place; return the transformation that grows them.
 
+    With `pairs`, the LoRA that the host has already grows, and nothing is attached.
+
     Args:
-        model: an NNX module, which the host trains.
+        model: an NNX module, which the host trains; with `pairs` also a tree of parameters.
         optimizer: any optax transformation; default: the AdamW of `config`.
         steps: optimizer steps of the run.
         config: settings of that AdamW; default: its defaults.
         importance: default: `lambda_gradient`, or the paper's if the host scores.
         is_scored_by_host: whether updates get scores of `il.scored_value_and_grad`; default: no.
+        pairs: how the host applies its own pairs, of qwix or gemma; default: it has none.
         seed: of all random numbers; default 0.
         **given: as of `il.increlora`.
 
@@ -97,13 +108,50 @@ def growth(
     {'layers.0': 1}
     """
     score = _choose_score(importance, given.get("growth", GrowthConfig()), is_scored_by_host)
+    if pairs is not None:
+        return _of_pairs(model, pairs, optimizer, config, score, seed=seed, steps=steps, **given)
+    if names := names_of_pairs(model):
+        raise InputError(
+            f"growth: {names[0]} has LoRA of its own, and two updates of one matrix would add up. "
+            "To grow it, say how the model applies it: pairs=il.Pairs(scale=alpha / rank)"
+        )
     method = increlora(model, steps=steps, importance=score, **given)
     trainer, first = _prepare(model, method, optimizer, config, seed, given.get("dtype"))
     return _open(model, _Rule(trainer, first, _leaves_of(model)))
 
 
+def _of_pairs(
+    model: nnx.Module | PyTree,
+    how: Pairs,
+    optimizer: optax.GradientTransformation | None,
+    config: TrainingConfig,
+    score: ImportanceFunction,
+    *,
+    seed: int,
+    steps: int,
+    **given: Unpack[Arguments],
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation of a host's own pairs, planned on their products."""
+    if score.evidence is Evidence.DENSE:
+        raise InputError("growth: is_scored_by_host is for adapters of il.growth, not for pairs")
+    found = find_pairs(model, how)
+    width = str(next(iter(found.values())).slots)
+    planned = given.get("growth", GrowthConfig())
+    if planned.max_rank not in ("auto", width):
+        raise InputError(
+            f"growth: max_rank={planned.max_rank}, and the host's pairs have {width} slots. "
+            "Leave max_rank out, or make the pairs as wide"
+        )
+    tree, axes = as_tree(found)
+    given |= {"growth": replace(planned, max_rank=width), "parameters": axes}
+    method = increlora(tree, steps=steps, importance=score, **given)
+    trainer, first = _prepare(tree, method, optimizer, config, seed, given.get("dtype"))
+    grown = {name: found[name] for name in first.params.adapter}
+    return as_transformation(PairRule(trainer, first, grown, how.scale))
+
+
 def _prepare(
-    model: nnx.Module,
+    model: nnx.Module | PyTree,
     method: Method,
     optimizer: optax.GradientTransformation | None,
     config: TrainingConfig,
@@ -171,7 +219,7 @@ class _Rule(NamedTuple):
     def init(self, params: PyTree) -> GrowthState:
         held = self._read(params)
         optimizer = self.trainer.optimizer(self.trainer.settings)
-        return _pack(self.first._replace(opt_state=optimizer.init(held)))
+        return pack_without_parameters(self.first._replace(opt_state=optimizer.init(held)))
 
     def update(
         self,
@@ -185,7 +233,7 @@ class _Rule(NamedTuple):
     ) -> tuple[PyTree, GrowthState]:
         if params is None:
             raise ValueError("growth needs the parameters: update(gradients, state, params)")
-        state = _unpack(packed)
+        state = unpack(packed)
         seen, found = self._read(params), self._read(updates)
         scales = self._scales(state)
         held = {n: _hide(own, state.slots[n], scales[n]) for n, own in seen.adapter.items()}
@@ -205,7 +253,7 @@ class _Rule(NamedTuple):
         }
         shown = Trainable(moved, new.params.head)
         moves = jax.tree.map(jnp.subtract, shown, seen)
-        return self._write(moves, params), _pack(new)
+        return self._write(moves, params), pack_without_parameters(new)
 
     def _evidence(
         self, held: Adapters, gradients: Adapters, scores: Scores | None
@@ -236,7 +284,7 @@ class _Rule(NamedTuple):
 
     def _read(self, tree: PyTree) -> Trainable:
         """Return a host's tree of parameters as adapters by name and other arrays by path."""
-        held = {_path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        held = leaves_by_path(tree)
         if missing := sorted(".".join(path) for path in self.leaves.keys() - held.keys()):
             raise InputError(
                 f"growth: the optimizer does not get {missing[0]}. Give it all of the model's "
@@ -252,7 +300,7 @@ class _Rule(NamedTuple):
         """Return moves in the form of a host's tree."""
 
         def find(keys: tuple[Any, ...], leaf: Array) -> Array:
-            path = _path_of(keys)
+            path = path_of(keys)
             if path not in self.leaves:
                 return moves.head[".".join(path)].astype(leaf.dtype)
             name, field = self.leaves[path]
@@ -261,31 +309,10 @@ class _Rule(NamedTuple):
         return jax.tree_util.tree_map_with_path(find, like)
 
 
-def _path_of(keys: tuple[Any, ...]) -> Path:
-    """Return the path of a leaf as words, without the attribute of a variable's value."""
-    words = [_word_of(key) for key in keys]
-    return tuple(words[:-1] if words and words[-1] in _VALUES else words)
-
-
-def _word_of(key: Any) -> str:
-    """Return the word, number or name of a key of JAX's paths."""
-    return str(next((getattr(key, n) for n in ("key", "idx", "name") if hasattr(key, n)), key))
-
-
 def _hide(adapter: Adapter, slots: Slots, scale: Array) -> Adapter:
     """Return an adapter with its own λ in place of the λ that the host sees, s · λ̂."""
     own = jnp.where(slots.active, adapter.lam / scale[..., None], 0.0)
     return adapter._replace(lam=own.astype(adapter.lam.dtype))
-
-
-def _pack(state: TrainState) -> GrowthState:
-    """Return a state without parameters, in arrays that every checkpoint can hold."""
-    key = jax.random.key_data(state.key)
-    return GrowthState(state._replace(params=Trainable({}, {}), key=key))
-
-
-def _unpack(packed: GrowthState) -> TrainState:
-    return packed.state._replace(key=jax.random.wrap_key_data(packed.state.key))
 
 
 def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
@@ -306,7 +333,7 @@ def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
     """
     return {
         name: int(rank)
-        for path, slots in _find_state(optimizer).slots.items()
+        for path, slots in find_state(optimizer).slots.items()
         for name, rank in zip(
             stack_names(path, slots.is_advancing.shape),
             np.asarray(slots.rank).reshape(-1),
@@ -315,17 +342,18 @@ def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
     }
 
 
-def settle(model: nnx.Module, optimizer: nnx.Optimizer[Any] | PyTree) -> nnx.Module:
+def settle(model: PyTree, optimizer: nnx.Optimizer[Any] | PyTree) -> PyTree:
     """Write the masks of a transformation into its model, in place: reports and files need them.
 
     The model computes the same, without the slots in reserve. Its scale s is 1, and λ holds it.
+    Of pairs, b becomes 0 in slots that are not active.
 
     Args:
         model: the model that `il.growth` was given.
         optimizer: the host's optimizer, or its state.
 
     Returns:
-        The same module.
+        The same module; of a tree of parameters a new one.
 
     Raises:
         InputError: there is no such transformation inside, or it is of another model.
@@ -338,7 +366,10 @@ def settle(model: nnx.Module, optimizer: nnx.Optimizer[Any] | PyTree) -> nnx.Mod
     >>> int(settled.layers[0].adapter.slots.rank)
     1
     """
-    held, adapters = _find_state(optimizer).slots, adapters_of(model)
+    held = find_state(optimizer).slots
+    adapters = adapters_of(model) if isinstance(model, nnx.Module) else {}
+    if not adapters:
+        return settle_pairs(model, held)
     if held.keys() != adapters.keys():
         raise InputError(
             f"settle: the optimizer grows {', '.join(held)}, and the model has adapters at "
@@ -350,15 +381,3 @@ def settle(model: nnx.Module, optimizer: nnx.Optimizer[Any] | PyTree) -> nnx.Mod
         for field, value in slots._asdict().items():
             _set(adapter, field, value)
     return model
-
-
-def _find_state(optimizer: nnx.Optimizer[Any] | PyTree) -> TrainState:
-    tree = optimizer.opt_state if isinstance(optimizer, nnx.Optimizer) else optimizer
-    leaves = jax.tree.leaves(nnx.as_pure(tree), is_leaf=lambda n: isinstance(n, GrowthState))
-    found = [leaf for leaf in leaves if isinstance(leaf, GrowthState)]
-    if not found:
-        raise InputError(
-            "the optimizer has no transformation of il.growth inside. Make it as "
-            "nnx.Optimizer(model, il.growth(model, …), wrt=nnx.LoRAParam)"
-        )
-    return found[0].state

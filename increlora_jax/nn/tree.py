@@ -166,11 +166,15 @@ def warn_of_copies(arrays: Mapping[str, AnyArray], changed: set[str]) -> None:
 
 def split_arrays(
     arrays: Mapping[str, AnyArray], is_trained: IsTrained
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Split arrays into a head that learns in full, in float32 at least, and a frozen base."""
+) -> tuple[dict[str, Array], Arrays]:
+    """Split arrays into a head that learns in full, in float32 at least, and a frozen base.
+
+    Frozen arrays may be abstract.
+    """
     head, base = {}, {}
     for path, array in arrays.items():
-        value = jnp.asarray(array)
+        is_abstract = isinstance(array, jax.ShapeDtypeStruct)
+        value: Any = array if is_abstract else jnp.asarray(array)
         if learns(path, value.dtype, is_trained):
             # In bfloat16 small steps would be rounded away.
             head[path] = value.astype(jnp.promote_types(value.dtype, jnp.float32))

@@ -1,7 +1,7 @@
 """One training step as a pure function of (state, base, batch)."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.training.state import TrainState
 
 Batch = dict[str, Array]
-Base = dict[str, Array]
+Base = dict[str, Any]
+"""Frozen arrays by path; abstract ones for a trainer that only updates."""
 Statistics = dict[str, Array]
 Loss = Callable[[PyTree, Batch], tuple[Array, Array]]
 """(model, batch) → (sum of the losses [], sum of their weights [])."""

@@ -1,0 +1,74 @@
+"""The state of growth inside a host's optimizer, and the host's leaves by their paths."""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from increlora_jax.core.optimizer import Trainable
+from increlora_jax.errors import InputError
+from increlora_jax.training.state import TrainState
+
+Path = tuple[str, ...]
+
+_VALUES = ("value", "raw_value")
+
+
+class GrowthState(NamedTuple):
+    """State of the transformation.
+
+    Attributes:
+        state: the state of a trainer; its key is one of numbers. It has parameters only where they
+            are not the host's own.
+    """
+
+    state: TrainState
+
+
+def pack(state: TrainState) -> GrowthState:
+    """Return a state in arrays that every checkpoint can hold."""
+    return GrowthState(state._replace(key=jax.random.key_data(state.key)))
+
+
+def pack_without_parameters(state: TrainState) -> GrowthState:
+    """Return a state of parameters that are the host's own."""
+    return pack(state._replace(params=Trainable({}, {})))
+
+
+def unpack(packed: GrowthState) -> TrainState:
+    """Return the trainer's state."""
+    return packed.state._replace(key=jax.random.wrap_key_data(packed.state.key))
+
+
+def find_state(optimizer: nnx.Optimizer[Any] | PyTree) -> TrainState:
+    """Return the packed state inside an optimizer, or inside its state.
+
+    Raises:
+        InputError: there is none.
+    """
+    tree = optimizer.opt_state if isinstance(optimizer, nnx.Optimizer) else optimizer
+    leaves = jax.tree.leaves(nnx.as_pure(tree), is_leaf=lambda n: isinstance(n, GrowthState))
+    found = [leaf for leaf in leaves if isinstance(leaf, GrowthState)]
+    if not found:
+        raise InputError(
+            "the optimizer has no transformation of il.growth inside. Make it as "
+            "nnx.Optimizer(model, il.growth(model, …), wrt=nnx.LoRAParam)"
+        )
+    return found[0].state
+
+
+def leaves_by_path(tree: PyTree) -> dict[Path, Array]:
+    """Return a host's arrays by the words of their paths."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_of(keys: tuple[Any, ...]) -> Path:
+    """Return the path of a leaf as words, without the attribute of a variable's value."""
+    words = [_word_of(key) for key in keys]
+    return tuple(words[:-1] if words and words[-1] in _VALUES else words)
+
+
+def _word_of(key: Any) -> str:
+    """Return the word, number or name of a key of JAX's paths."""
+    return str(next((getattr(key, n) for n in ("key", "idx", "name") if hasattr(key, n)), key))
