@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import GrowthConfig, TrainingConfig
@@ -45,7 +44,7 @@ from increlora_jax.interop.pairs import (
     names_of_pairs,
     settle_pairs,
 )
-from increlora_jax.methods.base import Arguments, Method
+from increlora_jax.methods.base import Arguments
 from increlora_jax.methods.increlora import choose_importance, increlora
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.kernels import stack_names
@@ -60,6 +59,8 @@ Scores = Mapping[str, Array]
 
 Place = tuple[str, str]
 """The name of an adapter, and its array."""
+
+Prepared = tuple[Trainer, TrainState]
 
 _DEFAULT_SCORE = "lambda_gradient"
 
@@ -81,16 +82,14 @@ def growth(
 ) -> optax.GradientTransformationExtraArgs:
     """Attach growing adapters to a model, in place; return the transformation that grows them.
 
-    With `pairs`, the LoRA that the host has already grows, and nothing is attached.
-
     Args:
-        model: an NNX module, which the host trains; with `pairs` also a tree of parameters.
+        model: an NNX module, which the host trains. With `pairs`, also a tree of parameters.
         optimizer: any optax transformation; default: the AdamW of `config`.
         steps: optimizer steps of the run.
         config: settings of that AdamW; default: its defaults.
         importance: default: `lambda_gradient`, or the paper's if the host scores.
         is_scored_by_host: whether updates get scores of `il.scored_value_and_grad`; default: no.
-        pairs: how the host applies its own pairs, of qwix or gemma; default: it has none.
+        pairs: how the host applies LoRA of its own, which grows instead; default: it has none.
         seed: of all random numbers; default 0.
         **given: as of `il.increlora`.
 
@@ -102,68 +101,71 @@ def growth(
 
     >>> import increlora_jax as il
     >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
-    >>> settings = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
-    >>> grow = il.growth(model, optax.adamw(1e-3), steps=100, growth=settings)
-    >>> il.ranks_of(nnx.Optimizer(model, grow, wrt=nnx.LoRAParam))
+    >>> il.ranks_of(nnx.Optimizer(model, il.growth(model, steps=99), wrt=nnx.LoRAParam))
     {'layers.0': 1}
     """
     score = _choose_score(importance, given.get("growth", GrowthConfig()), is_scored_by_host)
-    if pairs is not None:
-        return _of_pairs(model, pairs, optimizer, config, score, seed=seed, steps=steps, **given)
+    wanted = _Wanted(optimizer, config, score, steps, seed, given)
+    return _of_adapters(model, wanted) if pairs is None else _of_pairs(model, pairs, wanted)
+
+
+class _Wanted(NamedTuple):
+    """What a host has asked for."""
+
+    optimizer: optax.GradientTransformation | None
+    config: TrainingConfig
+    score: ImportanceFunction
+    steps: int
+    seed: int
+    given: Arguments
+
+    def prepare(self, model: nnx.Module | PyTree, **more: Unpack[Arguments]) -> Prepared:
+        """Return a trainer of the model, and its first state; an NNX module gets adapters."""
+        given = self.given | more
+        method = increlora(model, steps=self.steps, importance=self.score, **given)
+        assert method.steps is not None
+        trainer, state, _ = prepare(
+            model,
+            method,
+            self.config,
+            total_steps=method.steps,
+            optimizer=self.optimizer,
+            seed=self.seed,
+            dtype=given.get("dtype", jnp.float32),
+        )
+        return trainer, state
+
+
+def _of_adapters(model: nnx.Module, wanted: _Wanted) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation of adapters of our own."""
     if names := names_of_pairs(model):
         raise InputError(
             f"growth: {names[0]} has LoRA of its own, and two updates of one matrix would add up. "
             "To grow it, say how the model applies it: pairs=il.Pairs(scale=alpha / rank)"
         )
-    method = increlora(model, steps=steps, importance=score, **given)
-    trainer, first = _prepare(model, method, optimizer, config, seed, given.get("dtype"))
+    trainer, first = wanted.prepare(model)
     return _open(model, _Rule(trainer, first, _leaves_of(model)))
 
 
 def _of_pairs(
-    model: nnx.Module | PyTree,
-    how: Pairs,
-    optimizer: optax.GradientTransformation | None,
-    config: TrainingConfig,
-    score: ImportanceFunction,
-    *,
-    seed: int,
-    steps: int,
-    **given: Unpack[Arguments],
+    model: nnx.Module | PyTree, how: Pairs, wanted: _Wanted
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation of a host's own pairs, planned on their products."""
-    if score.evidence is Evidence.DENSE:
+    if wanted.score.evidence is Evidence.DENSE:
         raise InputError("growth: is_scored_by_host is for adapters of il.growth, not for pairs")
     found = find_pairs(model, how)
     width = str(next(iter(found.values())).slots)
-    planned = given.get("growth", GrowthConfig())
+    planned = wanted.given.get("growth", GrowthConfig())
     if planned.max_rank not in ("auto", width):
         raise InputError(
             f"growth: max_rank={planned.max_rank}, and the host's pairs have {width} slots. "
             "Leave max_rank out, or make the pairs as wide"
         )
     tree, axes = as_tree(found)
-    given |= {"growth": replace(planned, max_rank=width), "parameters": axes}
-    method = increlora(tree, steps=steps, importance=score, **given)
-    trainer, first = _prepare(tree, method, optimizer, config, seed, given.get("dtype"))
+    growth = replace(planned, max_rank=width)
+    trainer, first = wanted.prepare(tree, growth=growth, parameters=axes)
     grown = {name: found[name] for name in first.params.adapter}
     return as_transformation(PairRule(trainer, first, grown, how.scale))
-
-
-def _prepare(
-    model: nnx.Module | PyTree,
-    method: Method,
-    optimizer: optax.GradientTransformation | None,
-    config: TrainingConfig,
-    seed: int,
-    dtype: DTypeLike | None,
-) -> tuple[Trainer, TrainState]:
-    assert method.steps is not None
-    own: Any = {"seed": seed, "dtype": jnp.float32 if dtype is None else dtype}
-    trainer, state, _ = prepare(
-        model, method, config, total_steps=method.steps, optimizer=optimizer, **own
-    )
-    return trainer, state
 
 
 def _choose_score(

@@ -64,12 +64,14 @@ class ModuleSite(NamedTuple):
         parameter: the name of the parameter; None of a layer.
         axes: of the matrix.
         kernel: the path of the kernel's variable, the first one if the variable has several.
+        equation: by which the module's call uses a parameter; None if it has another use.
     """
 
     module: nnx.Module
     parameter: str | None
     axes: KernelAxes
     kernel: str
+    equation: EinsumAxes | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,17 +102,13 @@ def attach(
 
 def _new_adapter(path: str, site: ModuleSite, settings: AdapterSettings) -> LowRankAdapter:
     adapter, slots = settings.begin(path, site)
+    if settings.dropout and site.parameter is not None and site.equation is None:
+        raise InputError(f"{path}: {NO_DROPOUT}")
     stack = site.axes.stack_shape(site.shape)
-    equation = None
-    if site.parameter is not None:
-        shape = site.shape[len(stack) :]
-        equation = find_equation(site.module, site.parameter, shape, site.axes)
-        if settings.dropout and equation is None:
-            raise InputError(f"{path}: {NO_DROPOUT}")
     dropout = make_dropout(settings.dropout, settings.rngs, stack)
     if site.parameter is None:
         return LowRankAdapter(adapter, slots, settings.scaling, dropout)
-    return ParameterAdapter(adapter, slots, settings.scaling, dropout, site.axes, equation)
+    return ParameterAdapter(adapter, slots, settings.scaling, dropout, site.axes, site.equation)
 
 
 def detach(model: nnx.Module) -> nnx.Module:
@@ -219,8 +217,10 @@ def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSit
             "its place. Put it into a module, as in nnx.Sequential(layer)"
         )
     modules, first = _modules(model), _first_paths(model)
-    derived = {} if selection.targets == ALL_LINEAR else _derived_axes(modules)
-    declared = _declared_sites(model, {**derived, **selection.parameters})
+    declared = _declared_sites(model, selection.parameters)
+    for path, site in _declared_sites(model, _derived_axes(modules)).items():
+        if selection.targets != ALL_LINEAR or site.equation is not None:
+            declared.setdefault(path, site)
     by_itself = {id(site.module) for site in declared.values()}
     layers = {p: m for p, m in modules.items() if is_layer(m) and id(m) not in by_itself}
     unknown, quiet = _unknown_modules(modules, declared)
@@ -315,11 +315,14 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Modu
                 "leading axes can stack layers. Declare all others as inputs or outputs"
             )
     first = _first_paths(model)
-    return {
-        path: ModuleSite(module, name, axes[path], first[id(vars(module)[name])])
-        for path, (module, name) in held.items()
-        if path in axes
-    }
+    sites = {}
+    for path, (module, name) in held.items():
+        if path in axes:
+            shape = shapes[path][len(axes[path].stack_shape(shapes[path])) :]
+            equation = find_equation(module, name, shape, axes[path])
+            kernel = first[id(vars(module)[name])]
+            sites[path] = ModuleSite(module, name, axes[path], kernel, equation)
+    return sites
 
 
 def _refused(

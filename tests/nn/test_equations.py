@@ -248,7 +248,7 @@ def test_a_step_takes_the_memory_of_a_layer_of_flax(is_scored, is_called_once):
 
     def temporaries(layer):
         model = nnx.Dict(layer=layer)
-        method = il.increlora(model, targets=["layer"], steps=100)
+        method = il.increlora(model, steps=100)
         trainer, state, base = il.prepare(
             model, method, total_steps=100, is_called_once=is_called_once,
             loss=lambda m, x: (jnp.sum(m.layer(x) ** 2), jnp.ones(())),

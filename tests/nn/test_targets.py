@@ -87,12 +87,15 @@ def test_a_target_that_must_be_declared_says_how(targets, message):
 
 def test_layers_that_must_be_declared_are_passed_over_by_a_wider_target():
     assert adapted(Model(), "out|conv") == ["out"]
-    assert adapted(Model(), "all-linear") == ["out"]
+
+
+def test_every_linear_layer_is_one_of_flax_or_one_that_multiplies_by_its_equation():
+    assert adapted(Model(), "all-linear") == ["out", "q.w"]
 
 
 def test_an_exclusion_of_everything_names_the_targets():
     with pytest.raises(il.InputError, match="leaves none of the targets 'all-linear', which are o"):
-        il.attach(Model(), exclude=["out"])
+        il.attach(Model(), exclude=["out", "q"])
 
 
 def test_a_bare_linen_module_asks_for_its_variables():
