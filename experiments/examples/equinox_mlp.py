@@ -48,4 +48,5 @@ def main() -> tuple[list[float], dict[str, int]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("loss {0[0]:.2f} → {0[-1]:.2f}; ranks {1}\n".format(*main()))
+    losses, ranks = main()
+    sys.stdout.write(f"loss {losses[0]:.2f} → {losses[-1]:.2f}; ranks {ranks}\n")

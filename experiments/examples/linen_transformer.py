@@ -8,7 +8,7 @@ import optax
 
 import increlora_jax as il
 
-STEPS, WIDTH = 60, 16
+STEPS, WIDTH, TARGETS = 60, 16, ["query", "value", "Dense_0"]
 
 
 class Block(nn.Module):
@@ -36,8 +36,7 @@ def main() -> tuple[list[float], dict[str, int]]:
     x = jax.random.normal(jax.random.key(0), (64, 3, WIDTH))
     model = il.LinenModel(Transformer(), Transformer().init(jax.random.key(0), x), x)
     growth = il.GrowthConfig(target_rank=2, top_h=3, init_warmup=5, incre_interval=5)
-    settings = {"adapter": il.AdapterConfig(), "growth": growth, "steps": STEPS}
-    method = il.increlora(model, targets=["query", "value", "Dense_0"], **settings)
+    method = il.increlora(model, steps=STEPS, growth=growth, targets=TARGETS)
     config = il.TrainingConfig(learning_rate=2e-2, warmup_steps=5)
     trainer, state, base = il.prepare(model, method, config, total_steps=STEPS)
 
@@ -57,4 +56,5 @@ def main() -> tuple[list[float], dict[str, int]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("loss {0[0]:.2f} → {0[-1]:.2f}; ranks {1}\n".format(*main()))
+    losses, ranks = main()
+    sys.stdout.write(f"loss {losses[0]:.2f} → {losses[-1]:.2f}; ranks {ranks}\n")

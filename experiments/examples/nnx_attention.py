@@ -8,7 +8,7 @@ from flax import nnx
 
 import increlora_jax as il
 
-STEPS, WIDTH = 60, 16
+STEPS, WIDTH, TARGETS = 60, 16, ["query", "value", "dense.0", "dense.1"]
 
 
 class Classifier(nnx.Module):
@@ -38,8 +38,7 @@ def main() -> tuple[list[float], dict[str, int]]:
     """Train; return the loss of every step and the rank of every module."""
     model = Classifier(2, nnx.Rngs(0))
     growth = il.GrowthConfig(target_rank=2, top_h=2, init_warmup=5, incre_interval=5)
-    settings = {"adapter": il.AdapterConfig(), "growth": growth, "steps": STEPS}
-    method = il.increlora(model, targets=["query", "value", "dense.0", "dense.1"], **settings)
+    method = il.increlora(model, steps=STEPS, growth=growth, targets=TARGETS)
     config = il.TrainingConfig(learning_rate=2e-2, warmup_steps=5)
     trainer, state, base = il.prepare(model, method, config, total_steps=STEPS)
 
@@ -57,4 +56,5 @@ def main() -> tuple[list[float], dict[str, int]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("loss {0[0]:.2f} → {0[-1]:.2f}; ranks {1}\n".format(*main()))
+    losses, ranks = main()
+    sys.stdout.write(f"loss {losses[0]:.2f} → {losses[-1]:.2f}; ranks {ranks}\n")

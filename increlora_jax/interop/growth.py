@@ -110,7 +110,7 @@ def growth(
 
 
 class _Wanted(NamedTuple):
-    """What a host has asked for."""
+    """Wishes of a host, but for its model."""
 
     optimizer: optax.GradientTransformation | None
     config: TrainingConfig

@@ -36,7 +36,7 @@ ENDS = {"lora_a": "lora_b", "a": "b"}
 
 
 class Pairs(NamedTuple):
-    """How a host applies its pairs.
+    """Rule by which a host applies its pairs.
 
     Attributes:
         scale: c, the factor of a · b in the host's forward pass: alpha / rank in qwix, 1 in gemma.
