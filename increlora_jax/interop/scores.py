@@ -64,10 +64,10 @@ class _Scored(NamedTuple):
         for name, adapter in adapters.items():
             is_one_use = self.is_called_once and adapter.is_called
             probe = probes[name] if is_one_use else spread_probe(probes[name], adapter.update)
-            adapter.probe = nnx.data(probe)
+            adapter.set_probe(probe)
         result = self.loss(model, *args, **named)
         for adapter in adapters.values():
-            adapter.probe = nnx.data(None)
+            adapter.set_probe(None)
         return result
 
 

@@ -250,7 +250,23 @@ def find_obstacle(layer: nnx.Module) -> str | None:
             return f"a {name} with a {product} of its own, through which no update could be merged"
     if held.get("batch_axis"):
         return f"a {name} with batch_axis"
+    shape, own = tuple(held["kernel"].shape), _shape_alone(layer)
+    if len(shape) > len(own) and shape[-len(own) :] != own:
+        return (
+            f"a {name} with a kernel {list(shape)}, which does not end with its own {list(own)}. "
+            "Stack layers along leading axes, as nnx.vmap(…, out_axes=0) does"
+        )
     return None
+
+
+def _shape_alone(layer: nnx.Module) -> tuple[int, ...]:
+    """Return the shape of the kernel of a layer that is in no stack."""
+    match layer:
+        case nnx.Linear():
+            return layer.in_features, layer.out_features
+        case nnx.LinearGeneral():
+            return *layer.in_features, *layer.out_features
+    return tuple(getattr(layer, "kernel_shape", ()))
 
 
 @cache

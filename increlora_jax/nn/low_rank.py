@@ -1,6 +1,7 @@
 """The adapter of one kernel as an NNX module."""
 
 import warnings
+from typing import Any
 
 import jax
 from flax import nnx
@@ -8,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
-from increlora_jax.core.probe import Probe
+from increlora_jax.core.probe import Probe, Score, ScoreProbe
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
@@ -83,7 +84,25 @@ class LowRankAdapter(nnx.Module):
         self.scaling = scaling
         self.has_room = _has_room(slots)  # slots that only a trainer or `il.growth` opens
         self.scale: SlotState | None = nnx.data(None)  # s where it does not follow `scaling`
-        self.probe: Probe | None = nnx.data(None)
+        # A variable, so that filters of `nnx.StateAxes` find it.
+        self.probe_value: SlotState | None = nnx.data(None)
+        self.probe_kind: tuple[type[Any], Score | None] | None = None
+
+    @property
+    def probe(self) -> Probe | None:
+        """Return the probe of the present forward pass."""
+        if self.probe_value is None or self.probe_kind is None:
+            return None
+        kind, score = self.probe_kind
+        value = self.probe_value[...]
+        found: Probe = kind(value) if score is None else ScoreProbe.of(score, value)
+        return found
+
+    def set_probe(self, probe: Probe | None) -> None:
+        """Give the next forward pass a probe, or none."""
+        score = probe.score.func if isinstance(probe, ScoreProbe) else None
+        self.probe_kind = None if probe is None else (type(probe), score)
+        self.probe_value = nnx.data(None if probe is None else SlotState(probe.value))
 
     @property
     def is_called(self) -> bool:
@@ -115,7 +134,8 @@ class LowRankAdapter(nnx.Module):
         Raises:
             InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
-        return apply_update(self.dropout(x), self._one_update(), self.probe)
+        update = self._one_update()  # before dropout, whose streams it checks
+        return apply_update(self.dropout(x), update, self.probe)
 
     def is_best_summed(self, rows: int, dtype: DTypeLike) -> bool:
         """Return whether ΔW is best added to the kernel of a product of so many rows.
@@ -133,12 +153,13 @@ class LowRankAdapter(nnx.Module):
         return apply_sum(x, kernel, self._one_update(), self.probe)
 
     def _one_update(self) -> Update:
-        update = self.update
-        if len(update.A.shape) != 2 or len(update.slots.active.shape) != 1:
+        update, streams = self.update, self.dropout.rngs
+        is_sliced = streams is None or streams.key[...].shape == ()
+        if len(update.A.shape) != 2 or len(update.slots.active.shape) != 1 or not is_sliced:
             raise InputError(
                 f"an adapter with A {list(update.A.shape)} and masks "
                 f"{list(update.slots.active.shape)} is called as if it were one layer's; where "
                 "nnx.scan or nnx.vmap slices a stack of layers, it must slice all of its state, as "
-                "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, SlotState): 0})"
+                "in_axes=0 does (with nnx.StateAxes: {(nnx.Param, il.SlotState, nnx.RngState): 0})"
             )
         return update

@@ -177,7 +177,7 @@ class ModuleSkeleton(NamedTuple):
         for path, probe in probes.items():
             own = adapters[path]
             is_one_use = self.is_called_once and own.is_called
-            own.probe = nnx.data(probe if is_one_use else spread_probe(probe, own.update))
+            own.set_probe(probe if is_one_use else spread_probe(probe, own.update))
         return model
 
     def snapshot(self, model: nnx.Module) -> dict[str, object]:

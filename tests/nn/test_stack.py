@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import increlora_jax as il
 from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.skeleton import split
@@ -58,3 +59,35 @@ def test_each_layer_of_a_stack_drops_inputs_of_its_own(make):
 def test_a_stack_whose_masks_are_not_sliced_is_refused(make):
     with pytest.raises(InputError, match=r"it must slice all of its state, as in_axes=0 does"):
         make(nnx.StateAxes({nnx.Param: 0, ...: None}))(jnp.ones((2, 4)))
+
+
+def test_a_stack_whose_dropout_is_not_sliced_is_refused(make):
+    axes = nnx.StateAxes({(nnx.Param, il.SlotState): 0, ...: None})
+    with pytest.raises(InputError, match=r"\(nnx\.Param, il\.SlotState, nnx\.RngState\): 0"):
+        make(axes, dropout=0.5)(jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("is_called_once", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_filters_slice_a_scored_stack_as_a_plain_axis_does(make, dropout, is_called_once):
+    found = []
+    for axes in (0, nnx.StateAxes({(nnx.Param, il.SlotState, nnx.RngState): 0})):
+        model = Stack(axes)
+        method = il.increlora(model, steps=9, adapter=il.AdapterConfig(lora_dropout=dropout))
+        trainer, state, base = il.prepare(
+            model, method, total_steps=9, is_called_once=is_called_once
+        )
+        differentiate = trainer.value_and_grad(lambda model, x: jnp.sum(model(x) ** 2))
+        for _ in range(2):
+            _, gradients = differentiate(state, base, jnp.ones((2, 4)))
+            state, info = trainer.update(state, gradients)
+        found.append((gradients.params.adapter, info["sensitivity"]))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert all(found[0][1] > 0)
+
+
+def test_a_stack_along_another_axis_is_refused():
+    make = nnx.vmap(lambda key: nnx.Linear(4, 6, rngs=nnx.Rngs(key)), out_axes=1)
+    model = nnx.Dict(layers=make(jax.random.split(jax.random.key(0), LAYERS)))
+    with pytest.raises(InputError, match=r"\[4, 3, 6\], which does not end with its own \[4, 6\]"):
+        attach(model, "layers")
