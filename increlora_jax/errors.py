@@ -1,12 +1,43 @@
 """Errors that end a command in one line, each with its own exit status."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_FLAG = re.compile(r"--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+
+
+_has_flags = False
+
+
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """Let messages name a setting as a command does, `--top-h`; elsewhere they name `top_h`."""
+    global _has_flags  # noqa: PLW0603  # messages are made anywhere, in any thread
+    before, _has_flags = _has_flags, True
+    try:
+        yield
+    finally:
+        _has_flags = before
+
+
+def as_arguments(message: str) -> str:
+    """Return a message that names arguments, `top_h` and `growth=False`, in the place of flags."""
+
+    def name(flag: re.Match[str]) -> str:
+        return flag[2].replace("-", "_") + ("=False" if flag[1] else "")
+
+    return _FLAG.sub(name, message)
 
 
 class InputError(ValueError):
     """Error in the user's input; the message says where, what is wrong and what to do.
 
-    The commands print the message without a traceback and exit with status 2.
+    The commands print the message without a traceback and exit with status 2. Elsewhere it names
+    arguments in the place of flags.
+
+    Args:
+        message: with flags.
 
     Example:
         >>> import increlora_jax as il
@@ -14,10 +45,13 @@ class InputError(ValueError):
         ...     il.GrowthConfig(target_rank=-1)
         ... except il.InputError as error:
         ...     print(error)
-        --target-rank -1 must be positive
+        target_rank -1 must be positive
     """
 
     exit_status = 2
+
+    def __init__(self, message: str):
+        super().__init__(message if _has_flags else as_arguments(message))
 
 
 class NonFiniteError(ArithmeticError):

@@ -12,6 +12,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  (the hook names it)
+from increlora_jax.errors import naming_flags
 
 with install_import_hook(["increlora_jax.core", "increlora_jax.nn"], "tests.typechecker.check"):
     import increlora_jax.core.adapter
@@ -60,6 +61,13 @@ def _own_caches(tmp_path_factory):
 
 
 _MODULES = count_up(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_a_command():
+    """Let messages name flags: most tests are of what commands print; see test_errors."""
+    with naming_flags():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from increlora_jax.errors import InputError, NonFiniteError, OutOfMemoryError, WriteError
+from increlora_jax.errors import (
+    InputError,
+    NonFiniteError,
+    OutOfMemoryError,
+    WriteError,
+    naming_flags,
+)
 from increlora_jax.runtime.out_of_memory import describe_shortage, is_out_of_memory
 from increlora_jax.runtime.signals import Preempted
 from increlora_jax.runtime.streams import lasting, tell
@@ -41,7 +47,7 @@ def fail_clearly(when_stopped: str = "") -> Iterator[Ending]:
         when_stopped: Text appended to the line about a signal, such as how to resume.
     """
     ending = Ending()
-    with lasting():
+    with lasting(), naming_flags():
         try:
             yield ending
         except (InputError, NonFiniteError, WriteError, OutOfMemoryError) as error:
