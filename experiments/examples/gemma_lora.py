@@ -1,4 +1,4 @@
-"""LoRA of gemma in Linen, grown in place (`pip install --no-deps gemma etils einops`)."""
+"""LoRA of gemma in Linen, grown in place (`pip install --no-deps -r tests/hosts.txt`)."""
 
 import sys
 

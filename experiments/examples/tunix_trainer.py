@@ -1,7 +1,6 @@
 """Tunix's own PeftTrainer on its Qwen3; `il.growth` grows the ranks inside its optimizer.
 
-It needs `pip install qwix`, and then
-`pip install --no-deps google-tunix google-metrax grain perfetto clu wrapt`.
+It needs `pip install qwix`, and then `pip install --no-deps -r tests/hosts.txt`.
 """
 
 import sys
@@ -38,8 +37,8 @@ def inputs(batch: TrainingInput) -> dict[str, jnp.ndarray]:
             "positions": positions, "attention_mask": causal}  # fmt: skip
 
 
-def main(folder: str | None = None) -> None:
-    """Train, and print the ranks; in a folder, tunix writes its checkpoints."""
+def main(folder: str | None = None) -> tuple[list[float], dict[str, int]]:
+    """Train; return losses and ranks. In a folder, tunix writes checkpoints and resumes."""
     model = Qwen3(SHAPE, rngs=nnx.Rngs(0))
     grow = il.growth(model, optax.adamw(2e-2), steps=STEPS, growth=il.GrowthConfig(target_rank=2))
     config = TrainingConfig(
@@ -49,8 +48,10 @@ def main(folder: str | None = None) -> None:
     trainer = PeftTrainer(model, grow, config).with_gen_model_input_fn(inputs)
     trainer.train(batches())
     il.settle(model, trainer.optimizer)
-    sys.stdout.write(f"ranks: {il.ranks_of(trainer.optimizer)}\n")
+    losses = trainer.metrics_logger.get_metric_history("", "loss", "train").tolist()
+    return losses, il.ranks_of(trainer.optimizer)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    losses, ranks = main(*sys.argv[1:])
+    sys.stdout.write(f"loss {losses[0]:.2f} → {losses[-1]:.2f}; ranks {ranks}\n")

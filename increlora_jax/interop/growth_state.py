@@ -18,6 +18,9 @@ _VALUES = ("value", "raw_value")
 class GrowthState(NamedTuple):
     """State of the transformation.
 
+    It holds the numbers of its plan: one that a checkpoint gives back grows by the plan that it
+    was begun with.
+
     Attributes:
         state: the state of a trainer; its key is one of numbers. It has parameters only where they
             are not the host's own.

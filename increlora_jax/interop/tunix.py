@@ -96,6 +96,20 @@ class _Growing(_Parent):
 
         return step
 
+    def close(self) -> None:
+        """Save the last step with the plan of growth, which tunix's own last save leaves out."""
+        saved = self.checkpoint_manager.latest_step()
+        if saved is None or saved < self.train_steps:
+            self.checkpoint_manager.save(
+                self.train_steps,
+                self.model,
+                self.optimizer,
+                save_only_lora_params=True,
+                force=True,
+                custom_metadata=self.custom_checkpoint_metadata(),
+            )
+        super().close()
+
     def custom_checkpoint_metadata(self) -> dict[str, Any]:
         """Return tunix's metadata with the plan of growth and the ranks."""
         ranks = ranks_of(self.optimizer)

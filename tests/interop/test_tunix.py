@@ -1,15 +1,149 @@
-"""The trainer for tunix, where tunix is not installed; its README has the command where it is."""
+"""Tunix's own trainer over its own models: growth in its optimizer and in its checkpoints."""
 
 import sys
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax import nnx
+from tunix.models.gemma3 import model as gemma3
+from tunix.models.llama3 import model as llama3
+from tunix.models.qwen3 import model as qwen3
+from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig, TrainingInput
 
+import increlora_jax as il
 from increlora_jax.errors import InputError
 from increlora_jax.interop import tunix
 
+STEPS, ROWS, LENGTH, VOCABULARY, RATE = 30, 4, 8, 32, 3e-2
+GROWTH = il.GrowthConfig(target_rank=2, top_h=6, init_warmup=4, incre_interval=4)
+SIZES = {
+    "num_layers": 2, "vocab_size": VOCABULARY, "embed_dim": 16, "hidden_dim": 32,
+    "num_heads": 4, "head_dim": 4, "num_kv_heads": 2, "norm_eps": 1e-6, "rope_theta": 10_000,
+}  # fmt: skip
+
+
+def make_qwen3():
+    return qwen3.Qwen3(qwen3.ModelConfig(**SIZES, param_dtype=jnp.float32), rngs=nnx.Rngs(0))
+
+
+def make_llama3():
+    return llama3.Llama3(llama3.ModelConfig(**SIZES, weight_tying=False), rngs=nnx.Rngs(0))
+
+
+def make_gemma3():
+    sizes = {k: v for k, v in SIZES.items() if k not in ("vocab_size", "norm_eps", "rope_theta")}
+    config = gemma3.ModelConfig(
+        num_embed=VOCABULARY, sliding_window_size=8, param_dtype=jnp.float32, **sizes
+    )  # fmt: skip
+    return gemma3.Gemma3(config, rngs=nnx.Rngs(0))
+
+
+def batches(first=0):
+    """Count upwards from random numbers."""
+    for t in range(first, STEPS):
+        start = np.random.default_rng(t).integers(0, VOCABULARY, (ROWS, 1))
+        tokens = (start + np.arange(LENGTH)) % VOCABULARY
+        yield TrainingInput(tokens, np.ones((ROWS, LENGTH), np.int32))
+
+
+def inputs(batch):
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((LENGTH, LENGTH), bool)), (ROWS, LENGTH, LENGTH))
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+    return {"input_tokens": batch.input_tokens, "input_mask": batch.input_mask,
+            "positions": positions, "attention_mask": causal}  # fmt: skip
+
+
+def logits(model):
+    given = inputs(next(batches()))
+    found, _ = model(given["input_tokens"], given["positions"], None, given["attention_mask"])
+    return np.asarray(found, np.float32)
+
+
+def trainer_of(kind, model, folder=None, steps=STEPS):
+    config = TrainingConfig(
+        eval_every_n_steps=1000, max_steps=steps,
+        checkpoint_root_directory=str(folder) if folder else None,
+    )  # fmt: skip
+    if kind == "own score":
+        trainer = tunix.IncreLoraPeftTrainer(model, optax.adamw(RATE), config, GROWTH)
+    else:
+        growth = replace(GROWTH, importance="lambda_gradient")
+        grow = il.growth(model, optax.adamw(RATE), steps=STEPS, growth=growth)
+        trainer = PeftTrainer(model, grow, config)
+    return trainer.with_gen_model_input_fn(inputs)
+
+
+def frozen_of(model):
+    return nnx.state(model, nnx.filterlib.All(nnx.Param, nnx.filterlib.Not(nnx.LoRAParam)))
+
+
+@pytest.mark.parametrize("kind", ["own score", "transformation"])
+@pytest.mark.parametrize("make", [make_qwen3, make_llama3, make_gemma3])
+def test_tunix_trains_growing_ranks(make, kind):
+    model = make()
+    before = jax.tree.map(jnp.copy, frozen_of(model))
+    trainer = trainer_of(kind, model)
+    modules = len(il.ranks_of(trainer.optimizer))
+    trainer.train(list(batches()))
+    losses = trainer.metrics_logger.get_metric_history("", "loss", "train")
+    assert len(losses) == STEPS
+    fall = 1 if make is make_gemma3 else 0.9  # that model's output is small at first
+    assert losses[-1] < fall * losses[0]
+    ranks = il.ranks_of(trainer.optimizer)
+    assert sum(ranks.values()) == 2 * modules
+    assert max(ranks.values()) > 1
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, frozen_of(model)))
+    shown = logits(model)
+    merged = logits(il.merge(il.settle(model, trainer.optimizer)))
+    np.testing.assert_allclose(merged, shown, atol=1e-5 * max(1, np.abs(shown).max()))
+
+
+@pytest.mark.parametrize("kind", ["own score", "transformation"])
+def test_tunix_resumes_growth_from_its_own_checkpoints(kind, tmp_path):
+    whole = trainer_of(kind, make_qwen3(), tmp_path / "whole")
+    whole.train(list(batches()))
+    half = STEPS // 2
+    if kind == "transformation":  # growth is planned for all steps, the host stops earlier
+        first = trainer_of(kind, make_qwen3(), tmp_path / "parts", steps=half)
+        first.train(list(batches()))
+    else:
+        first = trainer_of(kind, make_qwen3(), tmp_path / "parts")
+        first.train(list(batches())[:half])
+    first.close()
+    assert first.train_steps == half
+    second = trainer_of(kind, make_qwen3(), tmp_path / "parts")
+    assert second.train_steps == half
+    assert il.ranks_of(second.optimizer) == il.ranks_of(first.optimizer)
+    second.train(list(batches()))
+    assert il.ranks_of(second.optimizer) == il.ranks_of(whole.optimizer)
+    pairs = (nnx.state(t.model, nnx.LoRAParam) for t in (whole, second))
+    assert jax.tree.all(jax.tree.map(np.array_equal, *pairs))
+
+
+def test_other_growth_than_that_of_the_checkpoint_is_refused(tmp_path):
+    first = trainer_of("own score", make_qwen3(), tmp_path)
+    first.train(list(batches())[:2])
+    first.close()
+    config = TrainingConfig(
+        eval_every_n_steps=9, max_steps=STEPS, checkpoint_root_directory=str(tmp_path)
+    )
+    other = replace(GROWTH, incre_interval=5)
+    with pytest.raises(InputError, match="the checkpoint has other settings of growth"):
+        tunix.IncreLoraPeftTrainer(make_qwen3(), optax.adamw(RATE), config, other)
+
+
+def test_micro_batches_are_not_scored_in_part():
+    config = TrainingConfig(eval_every_n_steps=9, max_steps=STEPS, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="only the last micro-batch"):
+        tunix.IncreLoraPeftTrainer(make_qwen3(), optax.adamw(RATE), config, GROWTH)
+
 
 def test_a_missing_tunix_is_named_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tunix", None)
+    monkeypatch.setitem(sys.modules, "tunix.sft.peft_trainer", None)
     with pytest.raises(InputError, match=r"needs tunix.*experiments/examples/README\.md"):
         _ = tunix.IncreLoraPeftTrainer
     with pytest.raises(AttributeError, match="has no attribute 'Other'"):
