@@ -29,11 +29,13 @@ from increlora_jax.errors import InputError
 from increlora_jax.interop.growth_state import (
     GrowthState,
     Path,
+    begin,
     find_state,
     leaves_by_path,
-    pack_without_parameters,
+    pack,
     path_of,
     unpack,
+    without_parameters,
 )
 from increlora_jax.interop.pairs import (
     PairRule,
@@ -221,7 +223,7 @@ class _Rule(NamedTuple):
     def init(self, params: PyTree) -> GrowthState:
         held = self._read(params)
         optimizer = self.trainer.optimizer(self.trainer.settings)
-        return pack_without_parameters(self.first._replace(opt_state=optimizer.init(held)))
+        return without_parameters(begin(self.first._replace(opt_state=optimizer.init(held))))
 
     def update(
         self,
@@ -255,7 +257,7 @@ class _Rule(NamedTuple):
         }
         shown = Trainable(moved, new.params.head)
         moves = jax.tree.map(jnp.subtract, shown, seen)
-        return self._write(moves, params), pack_without_parameters(new)
+        return self._write(moves, params), without_parameters(pack(new))
 
     def _evidence(
         self, held: Adapters, gradients: Adapters, scores: Scores | None

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
@@ -34,9 +35,14 @@ def pack(state: TrainState) -> GrowthState:
     return GrowthState(state._replace(key=jax.random.key_data(state.key)))
 
 
-def pack_without_parameters(state: TrainState) -> GrowthState:
+def begin(state: TrainState) -> GrowthState:
+    """Return a state in buffers of its own, which a host may donate."""
+    return jax.tree.map(jnp.copy, pack(state))
+
+
+def without_parameters(packed: GrowthState) -> GrowthState:
     """Return a state of parameters that are the host's own."""
-    return pack(state._replace(params=Trainable({}, {})))
+    return GrowthState(packed.state._replace(params=Trainable({}, {})))
 
 
 def unpack(packed: GrowthState) -> TrainState:

@@ -22,6 +22,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.interop.growth_state import (
     GrowthState,
     Path,
+    begin,
     leaves_by_path,
     pack,
     path_of,
@@ -160,7 +161,7 @@ class PairRule(NamedTuple):
         }
         params = Trainable(begun, {})
         optimizer = self.trainer.optimizer(self.trainer.settings)
-        return pack(self.first._replace(params=params, opt_state=optimizer.init(params)))
+        return begin(self.first._replace(params=params, opt_state=optimizer.init(params)))
 
     def update(
         self,

@@ -255,6 +255,21 @@ def test_an_optimizer_that_follows_the_loss_gets_the_hosts():
     assert 0 < stays < 0.2 * falls
 
 
+def test_one_transformation_begins_several_optimizers_whose_buffers_are_donated():
+    model, optimizer = grown()
+    grow, params = optimizer.tx, nnx.state(model, nnx.LoRAParam)
+
+    def end():
+        update = jax.jit(grow.update, donate_argnums=1)
+        own, state = params, grow.init(params)
+        for _ in range(3):
+            moves, state = update(jax.tree.map(jnp.ones_like, own), state, own)
+            own = optax.apply_updates(own, moves)
+        return own
+
+    jax.tree.map(np.testing.assert_array_equal, end(), end())
+
+
 def test_a_score_of_a_dense_gradient_is_refused():
     growth = il.GrowthConfig(importance="gradient_norm")
     with pytest.raises(il.InputError, match="gradient_norm reads a dense gradient"):

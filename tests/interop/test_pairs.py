@@ -236,3 +236,17 @@ def test_settling_another_model_is_refused():
     state = il.growth(params, **OWN).init(params)
     with pytest.raises(il.InputError, match="neither adapters nor pairs there"):
         il.settle(Net(), state)
+
+
+def test_one_transformation_begins_several_optimizers_whose_buffers_are_donated():
+    params = draw_params()
+    grow = only_lora(il.growth(params, config=CONFIG, **OWN))
+
+    def end():
+        step = jax.jit(make_step(grow, []), donate_argnums=(0, 1))
+        own, state = jax.tree.map(jnp.copy, params), grow.init(params)
+        for t in range(3):
+            _, own, state = step(own, state, *data(t))
+        return own
+
+    jax.tree.map(np.testing.assert_array_equal, end(), end())

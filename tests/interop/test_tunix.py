@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import qwix
 from flax import nnx
 from tunix.models.gemma3 import model as gemma3
 from tunix.models.llama3 import model as llama3
@@ -63,18 +64,35 @@ def logits(model):
     return np.asarray(found, np.float32)
 
 
-def trainer_of(kind, model, folder=None, steps=STEPS):
+def make_qwix():
+    """Qwen3 with the LoRA that tunix's own examples give it."""
+    rule = qwix.LoraProvider(module_path=".*(q_proj|gate_proj|down_proj)", rank=6, alpha=12.0)
+    given = inputs(next(batches()))
+    words = (given["input_tokens"], given["positions"], None, given["attention_mask"])
+    return qwix.apply_lora_to_model(make_qwen3(), rule, *words, rngs=nnx.Rngs(1))
+
+
+def trainer_of(kind, model, folder=None, traces=None):
     config = TrainingConfig(
-        eval_every_n_steps=1000, max_steps=steps,
+        eval_every_n_steps=1000, max_steps=STEPS,
         checkpoint_root_directory=str(folder) if folder else None,
     )  # fmt: skip
     if kind == "own score":
         trainer = tunix.IncreLoraPeftTrainer(model, optax.adamw(RATE), config, GROWTH)
     else:
         growth = replace(GROWTH, importance="lambda_gradient")
-        grow = il.growth(model, optax.adamw(RATE), steps=STEPS, growth=growth)
+        pairs = None
+        if kind == "pairs of qwix":
+            growth, pairs = replace(growth, top_h=2), il.Pairs(scale=12.0 / 6)
+        grow = il.growth(model, optax.adamw(RATE), steps=STEPS, growth=growth, pairs=pairs)
         trainer = PeftTrainer(model, grow, config)
-    return trainer.with_gen_model_input_fn(inputs)
+
+    def traced(batch):
+        if traces is not None:
+            traces.append(batch)
+        return inputs(batch)
+
+    return trainer.with_gen_model_input_fn(traced)
 
 
 def frozen_of(model):
@@ -86,7 +104,8 @@ def frozen_of(model):
 def test_tunix_trains_growing_ranks(make, kind):
     model = make()
     before = jax.tree.map(jnp.copy, frozen_of(model))
-    trainer = trainer_of(kind, model)
+    traces = []
+    trainer = trainer_of(kind, model, traces=traces)
     modules = len(il.ranks_of(trainer.optimizer))
     trainer.train(list(batches()))
     losses = trainer.metrics_logger.get_metric_history("", "loss", "train")
@@ -96,26 +115,47 @@ def test_tunix_trains_growing_ranks(make, kind):
     ranks = il.ranks_of(trainer.optimizer)
     assert sum(ranks.values()) == 2 * modules
     assert max(ranks.values()) > 1
+    assert len(traces) == 1
     assert jax.tree.all(jax.tree.map(np.array_equal, before, frozen_of(model)))
     shown = logits(model)
     merged = logits(il.merge(il.settle(model, trainer.optimizer)))
     np.testing.assert_allclose(merged, shown, atol=1e-5 * max(1, np.abs(shown).max()))
 
 
-@pytest.mark.parametrize("kind", ["own score", "transformation"])
-def test_tunix_resumes_growth_from_its_own_checkpoints(kind, tmp_path):
-    whole = trainer_of(kind, make_qwen3(), tmp_path / "whole")
+def test_tunix_grows_the_lora_of_qwix():
+    model, traces = make_qwix(), []
+    before = jax.tree.map(jnp.copy, frozen_of(model))
+    trainer = trainer_of("pairs of qwix", model, traces=traces)
+    trainer.train(list(batches()))
+    losses = trainer.metrics_logger.get_metric_history("", "loss", "train")
+    assert losses[-1] < 0.9 * losses[0]
+    ranks = il.ranks_of(trainer.optimizer)
+    assert sorted(ranks)[0] == "layers.0.attn.q_proj.w"
+    assert sum(ranks.values()) == 2 * len(ranks) == 12
+    assert max(ranks.values()) > 1
+    assert len(traces) == 1
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, frozen_of(model)))
+    shown = logits(model)
+    np.testing.assert_allclose(logits(il.settle(model, trainer.optimizer)), shown, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("own score", make_qwen3),
+        ("transformation", make_qwen3),
+        ("pairs of qwix", make_qwix),
+    ],
+)
+def test_tunix_resumes_growth_from_its_own_checkpoints(kind, make, tmp_path):
+    whole = trainer_of(kind, make(), tmp_path / "whole")
     whole.train(list(batches()))
     half = STEPS // 2
-    if kind == "transformation":  # growth is planned for all steps, the host stops earlier
-        first = trainer_of(kind, make_qwen3(), tmp_path / "parts", steps=half)
-        first.train(list(batches()))
-    else:
-        first = trainer_of(kind, make_qwen3(), tmp_path / "parts")
-        first.train(list(batches())[:half])
+    first = trainer_of(kind, make(), tmp_path / "parts")
+    first.train(list(batches())[:half])
     first.close()
     assert first.train_steps == half
-    second = trainer_of(kind, make_qwen3(), tmp_path / "parts")
+    second = trainer_of(kind, make(), tmp_path / "parts")
     assert second.train_steps == half
     assert il.ranks_of(second.optimizer) == il.ranks_of(first.optimizer)
     second.train(list(batches()))
