@@ -286,7 +286,7 @@ def load(
     >>> import increlora_jax as il
     >>> il.load("nowhere")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    increlora_jax.errors.InputError: --run nowhere: no trained model is here. Give the folder...
+    increlora_jax.errors.InputError: run nowhere: no trained model is here. Give the folder...
     """
     if isinstance(run, Mapping):
         if method is not None:

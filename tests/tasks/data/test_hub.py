@@ -86,7 +86,7 @@ def test_unreachable_hub_says_how_to_work_offline(tmp_path, environment):
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
     assert last.startswith("InputError: rte cannot be loaded from nyu-mll/glue")
-    assert "--data-dir" in last
+    assert "data_dir" in last
     assert "HF_HUB_OFFLINE=1" in last
 
 
@@ -161,7 +161,7 @@ def test_any_split_that_the_hub_has_is_scored_or_refused_by_name(tmp_path):
         f"{name} {{'{name}': ['a']}}" for name in ("train", "dev", "validation")
     ]
     assert hidden.startswith("nyu-mll/glue's sst2 test has hidden labels (-1): there is no score")
-    assert unknown.startswith("--split tset: nyu-mll/glue's sst2 has train, dev, test. Name one")
+    assert unknown.startswith("split tset: nyu-mll/glue's sst2 has train, dev, test. Name one")
 
 
 ASK = """
