@@ -41,15 +41,15 @@ class Pairs(NamedTuple):
 
     Attributes:
         scale: c, the factor of a · b in the host's forward pass: alpha / rank in qwix, 1 in gemma.
-        stack: leading axes that are a stack of layers. Default: 0.
+        stack: leading axes that are a stack of layers. Default: as many as the shapes say.
 
     >>> import increlora_jax as il
-    >>> il.Pairs(scale=16 / 8).stack
-    0
+    >>> il.Pairs(scale=16 / 8).scale
+    2.0
     """
 
     scale: float
-    stack: int = 0
+    stack: int | None = None
 
 
 class Pair(NamedTuple):
@@ -127,12 +127,17 @@ def _name_of(path: Path) -> tuple[str, Path | None]:
 def _measure(
     name: str, a: tuple[int, ...], b: tuple[int, ...], how: Pairs, paths: tuple[Path, Path]
 ) -> Pair:
-    depth, slots = how.stack, a[-1]
-    if len(a) < depth + 2 or len(b) < depth + 2 or a[:depth] != b[:depth] or b[depth] != slots:
+    slots, most = a[-1], min(len(a), len(b)) - 2
+    fitting = [d for d in range(most + 1) if a[:d] == b[:d] and b[d] == slots]
+    told = fitting if how.stack is None else [d for d in fitting if d == how.stack]
+    if len(told) != 1:
         raise InputError(
-            f"growth: {name} has a {list(a)} and b {list(b)}, which are no pair with "
-            f"stack={depth}: a ends with the rank, and b begins with it after the axes of a stack"
+            f"growth: {name} has a {list(a)} and b {list(b)}: a ends with the rank, and b begins "
+            "with it after the axes of a stack of layers. So they are "
+            + ("no pair" if not fitting else f"one with stack={' or '.join(map(str, fitting))}")
+            + (". Give that to il.Pairs" if fitting else ". Such a pair cannot grow")
         )
+    (depth,) = told
     return Pair(*paths, a[:depth], prod(a[depth:-1]), slots, prod(b[depth + 1 :]))
 
 

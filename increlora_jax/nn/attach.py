@@ -9,7 +9,7 @@ from flax import nnx
 
 from increlora_jax.dropout import make_dropout
 from increlora_jax.errors import InputError
-from increlora_jax.nn.equations import find_equation
+from increlora_jax.nn.equations import Trials, find_equation
 from increlora_jax.nn.initial import AdapterSettings
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes, module_order
 from increlora_jax.nn.layers import (
@@ -315,11 +315,11 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Modu
                 "leading axes can stack layers. Declare all others as inputs or outputs"
             )
     first = _first_paths(model)
-    sites = {}
+    sites, trials = {}, Trials()
     for path, (module, name) in held.items():
         if path in axes:
             shape = shapes[path][len(axes[path].stack_shape(shapes[path])) :]
-            equation = find_equation(module, name, shape, axes[path])
+            equation = find_equation(module, name, shape, axes[path], trials)
             kernel = first[id(vars(module)[name])]
             sites[path] = ModuleSite(module, name, axes[path], kernel, equation)
     return sites

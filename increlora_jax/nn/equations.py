@@ -1,6 +1,6 @@
 """Modules of others that multiply their input by a parameter, recognised by a trial call."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from string import ascii_lowercase
 
 import jax
@@ -13,9 +13,12 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.effective import attributes_of, copy_as
 from increlora_jax.nn.kernels import EinsumAxes, KernelAxes
 
+Trials = dict[Hashable, EinsumAxes | None]
+"""The equations found so far: layers alike are tried once."""
+
 
 def find_equation(
-    module: nnx.Module, name: str, shape: Sequence[int], axes: KernelAxes
+    module: nnx.Module, name: str, shape: Sequence[int], axes: KernelAxes, trials: Trials
 ) -> EinsumAxes | None:
     """Return the equation by which a module's call uses a parameter; None if it has another use.
 
@@ -28,12 +31,24 @@ def find_equation(
         name: of the parameter.
         shape: of one matrix of the parameter.
         axes: of the parameter that make a matrix.
+        trials: of the model; extended.
     """
     held = attributes_of(module)
-    nodes = [value for value in held.values() if isinstance(value, nnx.Variable | nnx.Pytree)]
-    if not all(isinstance(node, nnx.Param) for node in nodes):
+    nodes = {n: v for n, v in held.items() if isinstance(v, nnx.Variable | nnx.Pytree)}
+    if not all(isinstance(node, nnx.Param) for node in nodes.values()):
         return None  # a state of its own, which a trial could change
-    for text in (held.get("einsum_str"), _equation_of(len(shape), axes)):
+    sizes = [(n, tuple(v.shape), str(v.dtype)) for n, v in _params_of(module).items()]
+    fixed = repr([(n, v) for n, v in held.items() if n not in nodes])
+    key = (type(module), name, tuple(shape), axes, tuple(sizes), fixed)
+    if key not in trials:
+        trials[key] = _try(module, name, shape, axes)
+    return trials[key]
+
+
+def _try(
+    module: nnx.Module, name: str, shape: Sequence[int], axes: KernelAxes
+) -> EinsumAxes | None:
+    for text in (attributes_of(module).get("einsum_str"), _equation_of(len(shape), axes)):
         try:
             equation = EinsumAxes.parse(text if isinstance(text, str) else None)
         except (InputError, ValueError):
@@ -53,7 +68,7 @@ def _equation_of(rank: int, axes: KernelAxes) -> str:
 
 def _is_used_so(module: nnx.Module, name: str, shape: Sequence[int], equation: EinsumAxes) -> bool:
     draw = np.random.default_rng(0)
-    params = {n: v for n, v in attributes_of(module).items() if isinstance(v, nnx.Param)}
+    params = _params_of(module)
 
     def whole(like: Sequence[int]) -> Array:
         return jnp.asarray(draw.integers(-4, 5, like, np.int8), params[name].dtype)
@@ -74,6 +89,10 @@ def _is_used_so(module: nnx.Module, name: str, shape: Sequence[int], equation: E
             return False
         wanted = jnp.einsum(f"{equation.inputs},{equation.kernel}->{equation.outputs}", x, second)
         return found.shape == wanted.shape and bool((found == wanted).all())
+
+
+def _params_of(module: nnx.Module) -> dict[str, nnx.Param[Array]]:
+    return {n: v for n, v in attributes_of(module).items() if isinstance(v, nnx.Param)}
 
 
 def _draw_input(draw: np.random.Generator, shape: Sequence[int], equation: EinsumAxes) -> Array:

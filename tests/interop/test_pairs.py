@@ -187,7 +187,7 @@ def test_a_stack_of_layers_has_a_rank_each():
     shape = {"q": {"lora": {"a": jnp.ones((3, 4, 2, 5)), "b": jnp.zeros((3, 5, 6))}}}
     (pair,) = find_pairs(shape, il.Pairs(1.0, stack=1)).values()
     assert (pair.stack, pair.inputs, pair.slots, pair.outputs) == ((3,), 8, 5, 6)
-    grow = il.growth(shape, **{**OWN, "pairs": il.Pairs(1.0, stack=1)})
+    grow = il.growth(shape, **OWN)
     assert il.ranks_of(grow.init(shape)) == {"q[0]": 1, "q[1]": 1, "q[2]": 1}
 
 
@@ -197,8 +197,17 @@ def test_a_stack_of_layers_has_a_rank_each():
         ({"w": jnp.ones((4, 4))}, {}, "the model has no lora_a and lora_b"),
         ({"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}, {}, "the model has no lora_a"),
         (
-            {"w_lora_a": jnp.ones((3, 4, 2)), "w_lora_b": jnp.ones((3, 2, 4))}, {},
-            r"w has a \[3, 4, 2\] and b \[3, 2, 4\], which are no pair with stack=0",
+            {"w_lora_a": jnp.ones((3, 4, 2)), "w_lora_b": jnp.ones((3, 2, 4))},
+            {"pairs": il.Pairs(1.0, stack=0)},
+            r"w has a \[3, 4, 2\] and b \[3, 2, 4\]: .* one with stack=1\. Give that",
+        ),
+        (
+            {"w_lora_a": jnp.ones((2, 4, 2)), "w_lora_b": jnp.ones((2, 2, 4))}, {},
+            r"w has a \[2, 4, 2\] and b \[2, 2, 4\]: .* one with stack=0 or 1\. Give that",
+        ),
+        (
+            {"w_lora_a": jnp.ones((4, 2)), "w_lora_b": jnp.ones((3, 4))}, {},
+            r"w has a \[4, 2\] and b \[3, 4\]: .* no pair",
         ),
         (
             {"v_lora_a": jnp.ones((4, 2)), "v_lora_b": jnp.ones((2, 4)),

@@ -229,15 +229,30 @@ class Odd(nnx.Module):
 )
 def test_another_use_of_a_parameter_has_no_equation(use):
     axes = KernelAxes((-2,), (-1,))
-    assert find_equation(Odd(use), "w", (4, 4), axes) is None
-    assert find_equation(Odd(lambda own, x: x @ own.w), "w", (4, 4), axes) is not None
+    assert find_equation(Odd(use), "w", (4, 4), axes, {}) is None
+    assert find_equation(Odd(lambda own, x: x @ own.w), "w", (4, 4), axes, {}) is not None
 
 
 def test_a_module_with_a_state_is_not_tried():
     module = Odd(lambda own, x: own.drop(x @ own.w), drop=nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
     before = nnx.state(module, nnx.RngCount)
-    assert find_equation(module, "w", (4, 4), KernelAxes((-2,), (-1,))) is None
+    assert find_equation(module, "w", (4, 4), KernelAxes((-2,), (-1,)), {}) is None
     assert jax.tree.all(jax.tree.map(jnp.array_equal, before, nnx.state(module, nnx.RngCount)))
+
+
+def test_layers_alike_are_tried_once():
+    calls = []
+
+    def use(own, x):
+        calls.append(own)
+        return x @ own.w
+
+    trials, axes = {}, KernelAxes((-2,), (-1,))
+    found = [find_equation(Odd(use), "w", (4, 4), axes, trials) for _ in range(3)]
+    assert found[0] is not None
+    assert found == [found[0]] * 3
+    assert len(calls) == 2  # with two kernels
+    assert find_equation(Odd(lambda own, x: x @ own.w.T), "w", (4, 4), axes, trials) is None
 
 
 @pytest.mark.parametrize("is_scored", [False, True])

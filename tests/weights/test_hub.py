@@ -162,7 +162,7 @@ def test_a_revision_is_taken_and_one_that_the_hub_lacks_is_refused(hub, resolve,
     assert read_folder(resolve_offline("me/revised", "v1.0"))[SAFE] == b"older"
     said = resolve("me/revised", "v2.0")
     assert "has no revision v2.0" in said
-    assert "Give --model-revision a branch, tag or commit" in said
+    assert "Give model_revision a branch, tag or commit" in said
 
 
 @pytest.mark.parametrize(("files", "weights"), [(CONVERTED, SAFE), (REPOSITORY, BIN)])
@@ -179,5 +179,5 @@ def test_a_subfolder_is_all_that_is_fetched(files, weights, hub, resolve):
 def test_a_repository_whose_model_is_in_a_subfolder_says_so(hub, resolve):
     hub.add("models", "me/outer", {f"0_Transformer/{path}": b"{}" for path in CONVERTED})
     said = resolve("me/outer")
-    assert "no config.json here, but in 0_Transformer/. Give --model-subfolder 0_Trans" in said
+    assert "no config.json here, but in 0_Transformer/. Give model_subfolder 0_Trans" in said
     assert "Name a folder within it" in resolve("me/outer", "", "../elsewhere")
