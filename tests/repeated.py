@@ -14,7 +14,7 @@ from increlora_jax.methods.increlora import increlora
 from increlora_jax.models.heads import Tokens
 from increlora_jax.models.layer_loop import set_scanned
 from increlora_jax.models.registry import find_spec
-from increlora_jax.models.repeated_layer import set_remat
+from increlora_jax.models.repeated_layer import layer_parameters, set_places, set_remat
 from increlora_jax.tasks.classification import sequence_loss
 from tests.families import FAMILIES, SMALL
 from tests.tiny import start
@@ -60,6 +60,7 @@ def begin(
     is_scanned=False,
     is_called_once=False,
     loss=SEQUENCE_LOSS,
+    layout_of=None,
     **changes,
 ):
     """A run whose every λ is away from 0, so that there is something to score."""
@@ -67,6 +68,9 @@ def begin(
     set_remat(model, remat)
     if is_scanned:
         set_scanned(model)
+    if layout_of is not None:
+        late = layer_parameters(model)
+        set_places(model, layout_of(spec, frozenset(late)).in_use(late))
     method = increlora(
         model,
         steps=STEPS,

@@ -26,7 +26,7 @@ from increlora_jax.models.registry import (
     find_spec,
     load_model,
 )
-from increlora_jax.models.repeated_layer import set_remat
+from increlora_jax.models.repeated_layer import layer_parameters, set_places, set_remat
 from increlora_jax.models.spec import ModelSpec
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.bottleneck import BOTTLENECK
@@ -303,7 +303,9 @@ def _encode(data: TaskData, folder: Path, task: TaskConfig, name: str, tokenizer
 
 def _lay_out(model: nnx.Module, rules: Mapping[str, Axes], training: TrainingConfig) -> Layout:
     """Return the layout, after checking that its devices can hold the model and the batches."""
-    layout = Layout(make_mesh(training.mesh), rules)
+    mesh = make_mesh(training.mesh)
+    late = layer_parameters(model) if mesh.shape["fsdp"] > 1 else {}
+    layout = Layout(mesh, rules, frozenset(late))
     layout.check_rows("--train-batch-size", training.train_batch_size)
     layout.check_rows("--eval-batch-size", training.eval_batch_size)
     parameters = name_variables(model, nnx.Param)
@@ -363,6 +365,9 @@ def load_parts(
     set_attention(model, plan.config.training.attn_implementation)
     seeds = [member.config.training.seed for member in plan.members]
     plan.method.attach(model, nnx.Rngs(seeds[0]))
+    own = layer_parameters(model)
+    late = {name: own[name] for name in own if name in plan.layout.gathered_late}
+    set_places(model, plan.layout.in_use(late))
     skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
     starts = {seeds[0]: parts}
     for seed in seeds:

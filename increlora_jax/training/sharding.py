@@ -9,7 +9,7 @@ from math import prod
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import DictKey, GetAttrKey, KeyPath
+from jax.tree_util import DictKey, GetAttrKey, KeyEntry, KeyPath
 from jaxtyping import Array, PyTree
 
 from increlora_jax.errors import InputError
@@ -74,6 +74,7 @@ class Layout:
 
     mesh: Mesh
     rules: Mapping[str, Axes]
+    gathered_late: frozenset[str] = frozenset()  # parameters that the model's layers gather
 
     @property
     def everywhere(self) -> NamedSharding:
@@ -115,16 +116,26 @@ class Layout:
     def gather(self, tree: PyTree) -> PyTree:
         """Undo the sharding over `fsdp` inside a program, right before parameters are used.
 
+        Those of `gathered_late` stay as they are.
+
         XLA would do so by itself. But XLA for CPU of jaxlib 0.10 computes wrong products if an axis
         of a mesh of three shards both an activation's rows and a kernel's inputs.
         """
 
-        def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-            kept = (None if axis == "fsdp" else axis for axis in sharding.spec)
-            spec = NamedSharding(self.mesh, PartitionSpec(*kept))
-            return jax.lax.with_sharding_constraint(leaf, spec)
+        def whole(path: KeyPath, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+            is_late = any(_first_name(key) in self.gathered_late for key in path)
+            return leaf if is_late else jax.lax.with_sharding_constraint(leaf, sharding)
 
-        return jax.tree.map(whole, tree, self.shardings(tree))
+        return jax.tree.map_with_path(whole, tree, self.in_use(tree))
+
+    def in_use(self, tree: PyTree) -> PyTree:
+        """Return the shardings in which parameters are used: whole along `fsdp`."""
+
+        def whole(sharding: NamedSharding) -> NamedSharding:
+            kept = (None if axis == "fsdp" else axis for axis in sharding.spec)
+            return NamedSharding(self.mesh, PartitionSpec(*kept))
+
+        return jax.tree.map(whole, self.shardings(tree))
 
     def make_readable(self, tree: PyTree) -> PyTree:
         """Bring whole arrays to every process; all of them must call this."""
@@ -209,6 +220,12 @@ class Layout:
                     f"{list(shape)}. Give a size of {axis} that divides {size}"
                 )
         return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+
+def _first_name(key: KeyEntry) -> str | None:
+    """Return the parameter that a key names; of a stack the first."""
+    name = key.key if isinstance(key, DictKey) else None
+    return name[0] if isinstance(name, tuple) else name
 
 
 def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
