@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from increlora_jax.core.adapter import Adapter, over_stack
 from increlora_jax.core.optimizer import Trainable, mask_unborn
 from increlora_jax.core.stacking import is_stacked, stack_dicts, unstack_dicts
+from increlora_jax.errors import InputError
 
 Updated = tuple[PyTree, PyTree]
 
@@ -235,38 +236,61 @@ def _join_stacks(tree: Trainable, params: Trainable) -> Trainable:
     return tree._replace(adapter={name: join(p, own[name]) for name, p in tree.adapter.items()})
 
 
+_SCALES = (1.0, 1e3, 1e-3, 1.0, 1e3, 1.0)
+"""Sizes of the gradients of a trial's steps: a clip must bite, and a warmup from 0 must begin."""
+
+
 def find_kind(transformation: optax.GradientTransformation) -> Kind:
     """Return how a transformation treats the slots of an array.
 
-    Two updates of a matrix are compared with those of its slots. Its sides are as long as those
+    Some updates of a matrix are compared with those of its slots. Its sides are as long as those
     from which Adafactor keeps rows and columns.
+
+    Raises:
+        InputError: it cannot be tried.
     """
-    side, draw = 128, np.random.default_rng(0)
-
-    def make() -> Trainable:
-        shapes = (side, side), (side,), (side, side)
-        arrays = (jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
-        return Trainable({"module": Adapter(*arrays)}, {})
-
-    params, *gradients = (make() for _ in range(3))
-    zeros = Adapter(jnp.zeros((1, side)), jnp.zeros(side), jnp.zeros((side, 1)))
-    when = {"born": Trainable({"module": zeros}, {}), "value": jnp.ones(())}
-
-    def run(rule: optax.GradientTransformationExtraArgs) -> PyTree:
-        state, moved = rule.init(params), []
-        for step, gradient in enumerate(gradients):
-            update, state = rule.update(gradient, state, params, **when | {"step": step})
-            moved.append(update)
-        return moved
-
     rules = (slotwise(transformation), optax.with_extra_args_support(transformation))
     try:
-        alone, together = jax.jit(lambda: tuple(map(run, rules)))()
-    except AttributeError:
-        return "adapted"  # a part of it asks for modules, as `slotwise` does
+        alone, together = map(_try, rules)
+    except AttributeError as error:
+        if "adapter" in str(error):
+            return "adapted"  # a part of it asks for modules, as `slotwise` does
+        raise _refusal(error) from error
     except (TypeError, ValueError, KeyError):
         return "mixing"  # it needs the very parameters that it was made for
-    pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True)
-    return (
-        "slotwise" if all(np.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in pairs) else "mixing"
+    except IndexError as error:
+        raise _refusal(error) from error
+    pairs = list(zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True))
+    has_moved = any(np.any(whole) for _, whole in pairs)
+    is_alike = all(
+        np.allclose(own, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max()) for own, whole in pairs
+    )
+    return "slotwise" if has_moved and is_alike else "mixing"
+
+
+def _try(rule: optax.GradientTransformationExtraArgs) -> list[PyTree]:
+    """Return a rule's updates of a module with fixed gradients of several sizes."""
+    side, draw = 128, np.random.default_rng(0)
+
+    def make(scale: float) -> Trainable:
+        shapes = (side, side), (side,), (side, side)
+        arrays = (jnp.asarray(scale * draw.normal(size=s), jnp.float32) for s in shapes)
+        return Trainable({"module": Adapter(*arrays)}, {})
+
+    params = make(1.0)
+    zeros = Adapter(jnp.zeros((1, side)), jnp.zeros(side), jnp.zeros((side, 1)))
+    when = {"born": Trainable({"module": zeros}, {}), "value": jnp.ones(())}
+    update = jax.jit(lambda *given, step: rule.update(*given, **when, step=step))
+    state, moved = rule.init(params), []
+    for step, scale in enumerate(_SCALES):
+        found, state = update(make(scale), state, params, step=step)
+        params = optax.apply_updates(params, found)
+        moved.append(jax.device_get(found))
+    return moved
+
+
+def _refusal(error: Exception) -> InputError:
+    return InputError(
+        f"optimizer: its updates cannot be tried ({type(error).__name__}: {error}). Give a "
+        "transformation whose update takes gradients, its state and the parameters"
     )

@@ -1,6 +1,7 @@
 """Adapters for a parameter of any name and rank, which its module uses in any way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partialmethod
 from typing import Any
 
@@ -14,7 +15,6 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.effective import (
     EffectiveModule,
     EffectiveParameter,
-    copy_as,
     derive,
     effective_names,
     set_kind,
@@ -50,12 +50,23 @@ class ParameterAdapter(LowRankAdapter):
     ):
         super().__init__(adapter, slots, scaling, dropout)
         self.axes, self.equation = axes, equation
+        self.is_in_call = False
         self.original: nnx.Variable[Array] | None = nnx.data(None)  # the parameter before a merge
 
     @property
     def is_called(self) -> bool:
         """Return whether the module's call gives it an input."""
         return self.equation is not None
+
+    @contextmanager
+    def in_call(self) -> Iterator[None]:
+        """Let the module read W meanwhile."""
+        # Past Flax, which lets no transformation change a module that was made outside of it.
+        vars(self)["is_in_call"] = True
+        try:
+            yield
+        finally:
+            vars(self)["is_in_call"] = False
 
     def effective(self, kernel: Array) -> Array:
         """Compute W + ΔW in the adapter's precision, then round to that of W."""
@@ -76,7 +87,7 @@ def _effective_of(name: str) -> EffectiveParameter:
 
     def effective(module: nnx.Module, kernel: Kernel) -> Array | None:
         adapter = vars(module).get(adapter_name(name))
-        if adapter is None or adapter.original is not None:
+        if adapter is None or adapter.original is not None or adapter.is_in_call:
             return None
         return adapter.effective(kernel)
 
@@ -150,7 +161,9 @@ def _call(
     if adapter.original is not None or adapter.equation is None:
         return plain.__call__(module, *inputs, **more)
     if len(inputs) == 1 and not more:
-        return adapter.add_to(copy_as(plain, module)(*inputs), *inputs, variable.shape)
+        with adapter.in_call():
+            y = plain.__call__(module, *inputs)  # reads W
+        return adapter.add_to(y, *inputs, variable.shape)
     if adapter.dropout.rate and not adapter.dropout.deterministic:
         raise InputError(
             f"an adapted {plain.__name__} is called with more than its input, and dropout of the "

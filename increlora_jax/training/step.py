@@ -230,7 +230,9 @@ class Trainer(NamedTuple):
             opt_state=opt_state,
             statistics=_carry(gradients.statistics, state.statistics),
         )
-        is_finite = _is_finite((gradients.loss, orth, norm, updated.state, new.statistics))
+        # AdamW's updates are finite if its gradients are; those of a user's own may not be.
+        of_own = () if self.rate is not None else optax.tree.norm(updates)
+        is_finite = _is_finite((gradients.loss, orth, norm, of_own, updated.state, new.statistics))
         passed_over = state._replace(skipped=state.skipped + 1)
         kept = jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, passed_over)
         info = {

@@ -13,6 +13,7 @@ from increlora_jax.core.named_optimizers import Betas, build_named_optimizer
 from increlora_jax.core.optimizer import RateRatios, Trainable, births, slot_adamw
 from increlora_jax.core.slotwise import find_kind, matrixwise, slotwise, whole
 from increlora_jax.core.stacking import stack_dicts, unstack_dicts
+from increlora_jax.errors import InputError
 from tests.core.test_optimizer import gradients_at
 
 IN, OUT, SLOTS, STEPS, LR = 3, 2, 4, 12, 0.05
@@ -106,6 +107,28 @@ def test_optimizers_of_matrices_are_found_by_what_they_do(name):
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     noisy = optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(0)), optax.sgd(0.1))
     assert find_kind({**OTHERS, "clipped": clipped, "noisy": noisy}[name]) == "mixing"
+
+
+WARMUP = optax.warmup_cosine_decay_schedule(0.0, 1e-4, 1000, 5000)
+HIDDEN = {
+    "a clip before a long warmup": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(WARMUP)),
+    "a clip of large gradients": optax.chain(optax.clip_by_global_norm(200.0), optax.sgd(0.1)),
+    "muon that begins late": optax.contrib.muon(lambda step: 0.1 * (step > 2)),
+    "a rate for all": optax.contrib.prodigy(),
+    "another rate for all": optax.contrib.dadapt_adamw(),
+    "one that never moves": optax.sgd(0.0),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_mixing_that_shows_late_or_seldom_is_found(name):
+    assert find_kind(HIDDEN[name]) == "mixing"
+
+
+@pytest.mark.parametrize("optimizer", [optax.sm3(0.1), optax.lookahead(optax.sgd(0.1), 5, 0.5)])
+def test_an_optimizer_that_cannot_be_tried_is_refused(optimizer):
+    with pytest.raises(InputError, match="its updates cannot be tried"):
+        find_kind(optimizer)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -225,6 +225,14 @@ class Odd(nnx.Module):
         lambda own, x: own.w[x.astype(int)],
         lambda own, x: (x @ own.w).sum(-1),
         lambda own, x: own.missing(x),
+        lambda own, x: jnp.clip(x, -10, 10) @ own.w,
+        lambda own, x: jnp.round(x) @ own.w,
+        lambda own, x: jax.lax.stop_gradient(x) @ own.w,
+        lambda own, x: x[:, :100] @ own.w,
+        lambda own, x: jnp.where(jnp.abs(x) >= 2, x, 0) @ own.w,
+        lambda own, x: (x @ own.w)[::-1][::-1],
+        lambda own, x: x @ own.w + x,
+        lambda own, x: x @ own.w + own.w.sum(),
     ],
 )
 def test_another_use_of_a_parameter_has_no_equation(use):
@@ -240,6 +248,34 @@ def test_a_module_with_a_state_is_not_tried():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, before, nnx.state(module, nnx.RngCount)))
 
 
+def test_layers_of_other_constants_are_tried_by_themselves():
+    class Masked(Odd):
+        def __init__(self, mask):
+            super().__init__(lambda own, x: x @ own.w if own.mask.all() else 2 * x @ own.w)
+            self.mask = mask
+
+    trials, axes, mask = {}, KernelAxes((-2,), (-1,)), np.ones(3000)
+    assert find_equation(Masked(mask), "w", (4, 4), axes, trials) is not None
+    mask[7] = 0  # not in the shortened text of an array
+    assert find_equation(Masked(mask), "w", (4, 4), axes, trials) is None
+
+
+def test_a_call_leaves_what_it_writes_on_the_module(x):
+    class Counting(Equation):
+        def __init__(self, **options):
+            super().__init__("BTD,DE->BTE", (WIDTH, WIDTH), **options)
+            self.calls = 0
+
+        def __call__(self, x):
+            self.calls += 1
+            return super().__call__(x)
+
+    model = attach(nnx.Dict(q=Counting(rngs=nnx.Rngs(0))), ["q"], rngs=nnx.Rngs(1), dtype=float)
+    model.q(x)
+    model.q(x)
+    assert model.q.calls == 2
+
+
 def test_layers_alike_are_tried_once():
     calls = []
 
@@ -251,7 +287,7 @@ def test_layers_alike_are_tried_once():
     found = [find_equation(Odd(use), "w", (4, 4), axes, trials) for _ in range(3)]
     assert found[0] is not None
     assert found == [found[0]] * 3
-    assert len(calls) == 2  # with two kernels
+    assert len(calls) == 4  # two traces, two kernels
     assert find_equation(Odd(lambda own, x: x @ own.w.T), "w", (4, 4), axes, trials) is None
 
 
