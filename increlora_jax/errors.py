@@ -23,6 +23,7 @@ def naming_flags() -> Iterator[None]:
 
 def as_arguments(message: str) -> str:
     """Return a message that names arguments, `top_h` and `growth=False`, in the place of flags."""
+    message = message.replace("--max-steps (or --num-train-epochs)", "steps")
 
     def name(flag: re.Match[str]) -> str:
         return flag[2].replace("-", "_") + ("=False" if flag[1] else "")

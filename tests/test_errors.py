@@ -11,6 +11,7 @@ from increlora_jax.errors import InputError, as_arguments, naming_flags
 @pytest.mark.parametrize(("message", "wanted"), [
     ("--top-h 0 must be at least 1", "top_h 0 must be at least 1"),
     ("Raise --max-rank (or --max-rank exact)", "Raise max_rank (or max_rank exact)"),
+    ("Raise --max-steps (or --num-train-epochs)", "Raise steps"),
     ("leave out --no-growth", "leave out growth=False"),
     ("a file --x.txt, 3 -- 4 and a-b stay", "a file x.txt, 3 -- 4 and a-b stay"),
     ("pip install -e .", "pip install -e ."),

@@ -5,6 +5,7 @@ its state, and with it in the host's checkpoints. The model applies every slot w
 has; the transformation moves λ so that this is what a trainer's masks would give.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
@@ -29,8 +30,11 @@ from increlora_jax.errors import InputError
 from increlora_jax.interop.growth_state import (
     GrowthState,
     Path,
+    as_loss,
     begin,
-    find_state,
+    check_given,
+    find_slots,
+    follows_loss,
     leaves_by_path,
     pack,
     path_of,
@@ -46,6 +50,7 @@ from increlora_jax.interop.pairs import (
     names_of_pairs,
     settle_pairs,
 )
+from increlora_jax.interop.scores import Scores
 from increlora_jax.methods.base import Arguments
 from increlora_jax.methods.increlora import choose_importance, increlora
 from increlora_jax.nn.attach import adapters_of
@@ -56,9 +61,6 @@ from increlora_jax.training.state import TrainState
 from increlora_jax.training.step import Gradients, Trainer
 
 Adapters = Mapping[str, Adapter]
-Scores = Mapping[str, Array]
-"""The raw importance [*stack] of every adapter by its path."""
-
 Place = tuple[str, str]
 """The name of an adapter, and its array."""
 
@@ -140,13 +142,20 @@ class _Wanted(NamedTuple):
 
 def _of_adapters(model: nnx.Module, wanted: _Wanted) -> optax.GradientTransformationExtraArgs:
     """Return the transformation of adapters of our own."""
+    if not isinstance(model, nnx.Module):
+        raise InputError(
+            f"growth: a {type(model).__name__} is no NNX module. A tree of parameters with LoRA of "
+            "its own grows by pairs=il.Pairs(scale=…); others, and Linen, train by il.prepare"
+        )
     if names := names_of_pairs(model):
         raise InputError(
             f"growth: {names[0]} has LoRA of its own, and two updates of one matrix would add up. "
             "To grow it, say how the model applies it: pairs=il.Pairs(scale=alpha / rank)"
         )
     trainer, first = wanted.prepare(model)
-    return _open(model, _Rule(trainer, first, _leaves_of(model)))
+    needs_value = follows_loss(wanted.optimizer)
+    rule = _Rule(trainer, first, _leaves_of(model), wanted.score, needs_value)
+    return _open(model, rule)
 
 
 def _of_pairs(
@@ -167,7 +176,8 @@ def _of_pairs(
     growth = replace(planned, max_rank=width)
     trainer, first = wanted.prepare(tree, growth=growth, parameters=axes)
     grown = {name: found[name] for name in first.params.adapter}
-    return as_transformation(PairRule(trainer, first, grown, how.scale))
+    rule = PairRule(trainer, first, grown, how.scale, follows_loss(wanted.optimizer))
+    return as_transformation(rule)
 
 
 def _choose_score(
@@ -219,9 +229,12 @@ class _Rule(NamedTuple):
     trainer: Trainer
     first: TrainState
     leaves: Mapping[Path, Place]
+    score: ImportanceFunction
+    needs_value: bool
 
     def init(self, params: PyTree) -> GrowthState:
         held = self._read(params)
+        _warn_of_kernels(held)
         optimizer = self.trainer.optimizer(self.trainer.settings)
         return without_parameters(begin(self.first._replace(opt_state=optimizer.init(held))))
 
@@ -231,12 +244,11 @@ class _Rule(NamedTuple):
         packed: GrowthState,
         params: PyTree = None,
         *,
-        scores: Scores | None = None,
-        value: Array | float = 0.0,  # of the loss, for optimizers that follow it
+        scores: Mapping[str, Array] | None = None,
+        value: Array | None = None,  # of the loss, for optimizers that follow it
         **_: PyTree,
     ) -> tuple[PyTree, GrowthState]:
-        if params is None:
-            raise ValueError("growth needs the parameters: update(gradients, state, params)")
+        check_given(params, value, needs_value=self.needs_value)
         state = unpack(packed)
         seen, found = self._read(params), self._read(updates)
         scales = self._scales(state)
@@ -248,7 +260,7 @@ class _Rule(NamedTuple):
         evidence = self._evidence(held, gradients, scores)
         new, _info = self.trainer.update(
             state._replace(params=Trainable(held, seen.head)),
-            Gradients(jnp.asarray(value), Trainable(gradients, found.head), evidence),
+            Gradients(as_loss(value), Trainable(gradients, found.head), evidence),
         )
         scales = self._scales(new)
         moved = {
@@ -260,7 +272,7 @@ class _Rule(NamedTuple):
         return self._write(moves, params), without_parameters(pack(new))
 
     def _evidence(
-        self, held: Adapters, gradients: Adapters, scores: Scores | None
+        self, held: Adapters, gradients: Adapters, scores: Mapping[str, Array] | None
     ) -> dict[Any, Probe]:
         """Return the host's scores, or λ's gradients if the method reads them."""
         adapters: dict[Any, Adapter] = dict(held)
@@ -271,6 +283,11 @@ class _Rule(NamedTuple):
                 "growth: update(…, scores=…) is missing. Take il.scored_value_and_grad"
                 if is_dense
                 else "growth: update got scores. Make it with is_scored_by_host=True"
+            )
+        if isinstance(scores, Scores) and scores.importance is not self.score.score:
+            raise InputError(
+                "growth: the scores are of another importance than growth was given. Give both "
+                "il.growth and il.scored_value_and_grad the same"
             )
         if scores is None:
             return {name: SlotProbe(gradients[name].lam) for name in held if probes}
@@ -313,6 +330,17 @@ class _Rule(NamedTuple):
         return jax.tree_util.tree_map_with_path(find, like)
 
 
+def _warn_of_kernels(held: Trainable) -> None:
+    """Warn of an optimizer that gets the kernels of adapted modules, too."""
+    kernels = [n for n in held.head if n.removesuffix(".kernel") in held.adapter]
+    if kernels:
+        warnings.warn(
+            f"growth: the optimizer gets {kernels[0]}, which learns beside its update. Give it "
+            "the adapters alone, as nnx.Optimizer(model, …, wrt=nnx.LoRAParam) does",
+            stacklevel=2,
+        )
+
+
 def _hide(adapter: Adapter, slots: Slots, scale: Array) -> Adapter:
     """Return an adapter with its own λ in place of the λ that the host sees, s · λ̂."""
     own = jnp.where(slots.active, adapter.lam / scale[..., None], 0.0)
@@ -337,7 +365,7 @@ def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
     """
     return {
         name: int(rank)
-        for path, slots in find_state(optimizer).slots.items()
+        for path, slots in find_slots(optimizer).items()
         for name, rank in zip(
             stack_names(path, slots.is_advancing.shape),
             np.asarray(slots.rank).reshape(-1),
@@ -349,8 +377,9 @@ def ranks_of(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, int]:
 def settle(model: PyTree, optimizer: nnx.Optimizer[Any] | PyTree) -> PyTree:
     """Write the masks of a transformation into its model, in place: reports and files need them.
 
-    The model computes the same, without the slots in reserve. Its scale s is 1, and λ holds it.
-    Of pairs, b becomes 0 in slots that are not active.
+    The model computes the same, without the slots in reserve; its λ holds the scale. Of pairs, b
+    becomes 0 in slots that are not active. A settled model does not grow any more: in the middle
+    of a run, settle a copy, `nnx.clone(model)`.
 
     Args:
         model: the model that `il.growth` was given.
@@ -364,13 +393,12 @@ def settle(model: PyTree, optimizer: nnx.Optimizer[Any] | PyTree) -> PyTree:
 
     >>> import increlora_jax as il
     >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
-    >>> settings = il.GrowthConfig(top_h=1, init_warmup=10, incre_interval=10)
-    >>> grow = il.growth(model, steps=100, growth=settings)
+    >>> grow = il.growth(model, steps=99)
     >>> settled = il.settle(model, nnx.Optimizer(model, grow, wrt=nnx.LoRAParam))
     >>> int(settled.layers[0].adapter.slots.rank)
     1
     """
-    held = find_state(optimizer).slots
+    held = find_slots(optimizer)
     adapters = adapters_of(model) if isinstance(model, nnx.Module) else {}
     if not adapters:
         return settle_pairs(model, held)
@@ -384,4 +412,5 @@ def settle(model: PyTree, optimizer: nnx.Optimizer[Any] | PyTree) -> PyTree:
         _set(adapter, "lam", jnp.where(slots.active, adapter.parameters.lam, 0.0))
         for field, value in slots._asdict().items():
             _set(adapter, field, value)
+        adapter.has_room = True  # a warning, if it is trained again
     return model

@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from increlora_jax.core.adapter import Slots
 from increlora_jax.core.optimizer import Trainable
 from increlora_jax.errors import InputError
 from increlora_jax.training.state import TrainState
@@ -50,8 +52,43 @@ def unpack(packed: GrowthState) -> TrainState:
     return packed.state._replace(key=jax.random.wrap_key_data(packed.state.key))
 
 
-def find_state(optimizer: nnx.Optimizer[Any] | PyTree) -> TrainState:
-    """Return the packed state inside an optimizer, or inside its state.
+def follows_loss(optimizer: optax.GradientTransformation | None) -> bool:
+    """Return whether an optimizer's update asks for the value of the loss."""
+    if optimizer is None:
+        return False
+    params = {"w": jnp.ones((2, 2))}
+    try:
+        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    except TypeError as error:
+        return "'value'" in str(error)
+    except Exception:  # it needs the very parameters that it was made for
+        return False
+    return False
+
+
+def check_given(params: PyTree, value: Array | None, *, needs_value: bool) -> None:
+    """Check the arguments of a host's update.
+
+    Raises:
+        ValueError: no parameters, as optax says it.
+        InputError: no loss for an optimizer that follows it.
+    """
+    if params is None:
+        raise ValueError("growth needs the parameters: update(gradients, state, params)")
+    if needs_value and value is None:
+        raise InputError(
+            "growth: the optimizer follows the loss and does not get it. Give it by "
+            "update(…, value=loss)"
+        )
+
+
+def as_loss(value: Array | None) -> Array:
+    """Return the host's loss, or 0 if nothing reads it."""
+    return jnp.zeros(()) if value is None else jnp.asarray(value)
+
+
+def find_slots(optimizer: nnx.Optimizer[Any] | PyTree) -> dict[str, Slots]:
+    """Return the slots of all modules that the transformations inside an optimizer grow.
 
     Raises:
         InputError: there is none.
@@ -64,7 +101,7 @@ def find_state(optimizer: nnx.Optimizer[Any] | PyTree) -> TrainState:
             "the optimizer has no transformation of il.growth inside. Make it as "
             "nnx.Optimizer(model, il.growth(model, …), wrt=nnx.LoRAParam)"
         )
-    return found[0].state
+    return {name: own for each in found for name, own in each.state.slots.items()}
 
 
 def leaves_by_path(tree: PyTree) -> dict[Path, Array]:

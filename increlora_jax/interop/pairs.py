@@ -5,6 +5,7 @@ A host multiplies by c · a · b, with b = 0 at the start, as qwix (`lora_a`, `l
 a = A and b = (s/c) · diag(λ̂) · B.
 """
 
+import warnings
 from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ from increlora_jax.errors import InputError
 from increlora_jax.interop.growth_state import (
     GrowthState,
     Path,
+    as_loss,
     begin,
+    check_given,
     leaves_by_path,
     pack,
     path_of,
@@ -87,6 +90,7 @@ def find_pairs(model: nnx.Module | PyTree, how: Pairs) -> dict[str, Pair]:
         name, other = _name_of(path)
         if other in held:
             found[name] = _measure(name, held[path].shape, held[other].shape, how, (path, other))
+            _warn_of_learned(name, held[other])
     if not found:
         raise InputError(
             "growth: pairs=… is given, and the model has no lora_a and lora_b, nor lora.a and "
@@ -99,6 +103,15 @@ def find_pairs(model: nnx.Module | PyTree, how: Pairs) -> dict[str, Pair]:
             "module needs the same number of slots. Give all of them one rank"
         )
     return found
+
+
+def _warn_of_learned(name: str, b: Any) -> None:
+    if isinstance(b, jax.Array) and not isinstance(b, jax.core.Tracer) and bool(jnp.any(b != 0)):
+        warnings.warn(
+            f"growth: {name} has learned already, and b is set to 0 at the first step: growth "
+            "begins with no update. Only a restored state of this growth continues from it",
+            stacklevel=4,
+        )
 
 
 def names_of_pairs(model: nnx.Module | PyTree) -> list[str]:
@@ -138,7 +151,13 @@ def _measure(
             + (". Give that to il.Pairs" if fitting else ". Such a pair cannot grow")
         )
     (depth,) = told
-    return Pair(*paths, a[:depth], prod(a[depth:-1]), slots, prod(b[depth + 1 :]))
+    found = Pair(*paths, a[:depth], prod(a[depth:-1]), slots, prod(b[depth + 1 :]))
+    if slots > min(found.inputs, found.outputs):
+        raise InputError(
+            f"growth: {name} has a pair of rank {slots}, more than its {found.inputs} × "
+            f"{found.outputs} matrix can have. Make the pair narrower, or leave it out of the model"
+        )
+    return found
 
 
 def as_tree(pairs: Mapping[str, Pair]) -> tuple[dict[str, Any], dict[str, KernelAxes]]:
@@ -155,6 +174,7 @@ class PairRule(NamedTuple):
     first: TrainState
     pairs: Mapping[str, Pair]
     scale: float
+    needs_value: bool
 
     def init(self, params: PyTree) -> GrowthState:
         """Begin with the host's a."""
@@ -164,9 +184,9 @@ class PairRule(NamedTuple):
             name: self.first.params.adapter[name]._replace(A=pair.matrices(held)[0])
             for name, pair in self.pairs.items()
         }
-        params = Trainable(begun, {})
         optimizer = self.trainer.optimizer(self.trainer.settings)
-        return begin(self.first._replace(params=params, opt_state=optimizer.init(params)))
+        opt_state = optimizer.init(Trainable(begun, self._others(held)))
+        return begin(self.first._replace(params=Trainable(begun, {}), opt_state=opt_state))
 
     def update(
         self,
@@ -174,13 +194,13 @@ class PairRule(NamedTuple):
         packed: GrowthState,
         params: PyTree = None,
         *,
-        value: Array | float = 0.0,  # of the loss, for optimizers that follow it
+        value: Array | None = None,  # of the loss, for optimizers that follow it
         **_: PyTree,
     ) -> tuple[PyTree, GrowthState]:
-        """Return what moves the host's arrays to the image of the new A, λ and B."""
-        if params is None:
-            raise ValueError("growth needs the parameters: update(gradients, state, params)")
+        """Return the moves of the host's arrays to the image of the new A, λ and B."""
+        check_given(params, value, needs_value=self.needs_value)
         state, found = unpack(packed), leaves_by_path(updates)
+        head, of_head = self._others(leaves_by_path(params)), self._others(found)
         gradients = {}
         for name, pair in self.pairs.items():
             own = state.params.adapter[name]
@@ -189,19 +209,25 @@ class PairRule(NamedTuple):
             gradients[name] = Adapter(d_a, of_lambda, d_b * factor[..., None])
         evidence: dict[Any, Probe] = {n: SlotProbe(own.lam) for n, own in gradients.items()}
         new, _info = self.trainer.update(
-            state, Gradients(jnp.asarray(value), Trainable(gradients, {}), evidence)
+            state._replace(params=state.params._replace(head=head)),
+            Gradients(as_loss(value), Trainable(gradients, of_head), evidence),
         )
         images = {
             path: image for name in self.pairs for path, image in self._image(new, name).items()
         }
 
         def move(keys: tuple[Any, ...], leaf: Array) -> Array:
-            image = images.get(path_of(keys))
-            if image is None:
-                return jnp.zeros_like(leaf)
+            path = path_of(keys)
+            image = new.params.head[".".join(path)] if path not in images else images[path]
             return (image.reshape(leaf.shape) - leaf).astype(leaf.dtype)
 
-        return jax.tree_util.tree_map_with_path(move, params), pack(new)
+        moves = jax.tree_util.tree_map_with_path(move, params)
+        return moves, pack(new._replace(params=new.params._replace(head={})))
+
+    def _others(self, held: Mapping[Path, Array]) -> dict[str, Array]:
+        """Return the arrays that are in no pair, which learn in full."""
+        own = {path for pair in self.pairs.values() for path in (pair.a, pair.b)}
+        return {".".join(path): leaf for path, leaf in held.items() if path not in own}
 
     def _ratio(self, state: TrainState, name: str) -> Array:
         """Return s / c [*stack, 1]."""

@@ -1,19 +1,40 @@
 """The paper's score in the training loops of other people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
 from increlora_jax.config import GrowthConfig
 from increlora_jax.core.importance import IMPORTANCE_FUNCTIONS, ImportanceFunction
-from increlora_jax.core.probe import Probe, ScoreProbe, spread_probe
+from increlora_jax.core.probe import Probe, Score, ScoreProbe, spread_probe
 from increlora_jax.nn.attach import adapters_of
 
 PAPERS = IMPORTANCE_FUNCTIONS[GrowthConfig.importance]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Scores(dict[str, Array]):
+    """The raw importance [*stack] of every adapter by its path, and the score that it is of."""
+
+    def __init__(self, importance: Score, values: Mapping[str, Array]):
+        super().__init__(values)
+        self.importance = importance
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """Return the values with their keys, and the fixed rest."""
+        keyed = [(jax.tree_util.DictKey(name), value) for name, value in self.items()]
+        return keyed, (self.importance, tuple(self))
+
+    @classmethod
+    def tree_unflatten(cls, fixed: Any, values: Any) -> "Scores":
+        """Undo `tree_flatten_with_keys`."""
+        importance, names = fixed
+        return cls(importance, dict(zip(names, values, strict=True)))
 
 
 def scored_value_and_grad(
@@ -83,4 +104,4 @@ def _differentiate(
         scored.call, argnums=(nnx.DiffState(0, nnx.LoRAParam), 1), has_aux=has_aux
     )
     result, (gradients, found) = both(model, probes, args, named)
-    return result, gradients, {name: probe.value for name, probe in found.items()}
+    return result, gradients, Scores(score, {name: probe.value for name, probe in found.items()})

@@ -11,6 +11,7 @@ from increlora_jax.config import GrowthConfig
 from increlora_jax.errors import InputError
 from increlora_jax.interop.growth import growth, ranks_of
 from increlora_jax.interop.scores import scored_value_and_grad
+from increlora_jax.methods.increlora import choose_importance
 
 NAME = "IncreLoraPeftTrainer"
 _PLAN = "increlora"
@@ -72,6 +73,7 @@ class _Growing(_Parent):
         grow = growth(
             model, optimizer, steps=steps, growth=settings, is_scored_by_host=True, **given
         )
+        self._importance = choose_importance(given.get("importance"), settings.importance)
         self._plan = {"steps": steps, "settings": repr(settings)}
         super().__init__(model, grow, training_config)
         saved = self._restored_custom_metadata.get(_PLAN, self._plan)
@@ -87,7 +89,9 @@ class _Growing(_Parent):
         """Return tunix's training step with scores for the optimizer."""
 
         def step(model: nnx.Module, optimizer: Any, inputs: Any) -> tuple[PyTree, Any, PyTree]:
-            differentiate = scored_value_and_grad(self.loss_fn, has_aux=self._has_aux)
+            differentiate = scored_value_and_grad(
+                self.loss_fn, importance=self._importance, has_aux=self._has_aux
+            )
             given = self.gen_model_input_fn(inputs)
             result, gradients, scores = differentiate(model, **given)
             optimizer.update(model, gradients, scores=scores)

@@ -270,6 +270,54 @@ def test_one_transformation_begins_several_optimizers_whose_buffers_are_donated(
     jax.tree.map(np.testing.assert_array_equal, end(), end())
 
 
+def test_an_optimizer_that_follows_the_loss_asks_for_it():
+    plateau = optax.contrib.reduce_on_plateau(patience=1)
+    model, optimizer = grown(optax.chain(optax.sgd(0.1), plateau))
+    with pytest.raises(il.InputError, match=r"does not get it.*update\(…, value=loss\)"):
+        optimizer.update(model, nnx.state(model, nnx.LoRAParam))
+
+
+def test_scores_of_another_importance_are_refused():
+    growth = replace(GROWTH, importance="gradient_norm")
+    model, optimizer = grown(growth=growth, is_scored_by_host=True)
+    for name, is_right in (("sensitivity", False), ("gradient_norm", True)):
+        scored = il.scored_value_and_grad(loss_of, importance=IMPORTANCE_FUNCTIONS[name])
+        _, grads, scores = scored(model, *data(0))
+        if is_right:
+            optimizer.update(model, grads, scores=scores)
+        else:
+            with pytest.raises(il.InputError, match="of another importance than growth was given"):
+                optimizer.update(model, grads, scores=scores)
+
+
+def test_ranks_of_several_transformations_are_read_together():
+    own = {"adapter": ADAPTER, "growth": GROWTH, "steps": STEPS}
+    params = {name: {"w_lora_a": jnp.ones((9, 6)), "w_lora_b": jnp.zeros((6, 9))} for name in "ab"}
+    parts = {n: il.growth({n: params[n]}, pairs=il.Pairs(1.0), **own) for n in "ab"}
+    optimizer = optax.multi_transform(parts, {"a": "a", "b": "b"})
+    assert il.ranks_of(optimizer.init(params)) == {"a.w": 1, "b.w": 1}
+
+
+def test_a_settled_model_that_is_trained_again_is_warned_of():
+    model, optimizer = grown()
+    il.settle(model, optimizer)
+    with pytest.warns(UserWarning, match="no rank grows"):
+        nnx.grad(loss_of, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, *data(0))
+
+
+def test_kernels_that_the_optimizer_gets_are_warned_of():
+    model, _ = grown()
+    grow = il.growth(Net(), steps=STEPS, targets="layers.*", adapter=ADAPTER, growth=GROWTH)
+    with pytest.warns(UserWarning, match=r"the optimizer gets layers.0.kernel.*LoRAParam"):
+        nnx.Optimizer(model, grow, wrt=nnx.Param)
+
+
+@pytest.mark.parametrize("model", [{"w": jnp.ones((4, 4))}, [jnp.ones((4, 4))]])
+def test_a_tree_without_pairs_is_refused(model):
+    with pytest.raises(il.InputError, match=r"is no NNX module.*pairs=il\.Pairs.*il\.prepare"):
+        il.growth(model, steps=STEPS)
+
+
 def test_a_score_of_a_dense_gradient_is_refused():
     growth = il.GrowthConfig(importance="gradient_norm")
     with pytest.raises(il.InputError, match="gradient_norm reads a dense gradient"):

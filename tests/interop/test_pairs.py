@@ -214,6 +214,10 @@ def test_a_stack_of_layers_has_a_rank_each():
              "w_lora_a": jnp.ones((4, 3)), "w_lora_b": jnp.ones((3, 4))}, {},
             "the pairs have ranks 2, 3",
         ),
+        (
+            {"w_lora_a": jnp.ones((3, 8)), "w_lora_b": jnp.ones((8, 5))}, {},
+            "w has a pair of rank 8, more than its 3 × 5 matrix can have",
+        ),
         (draw_params(), {"growth": replace(GROWTH, max_rank="9")}, "max_rank=9.*have 6 slots"),
         (
             draw_params(),
@@ -259,3 +263,29 @@ def test_one_transformation_begins_several_optimizers_whose_buffers_are_donated(
         return own
 
     jax.tree.map(np.testing.assert_array_equal, end(), end())
+
+
+def test_other_parameters_that_the_optimizer_gets_learn_in_full():
+    params = draw_params()
+    adapter = replace(ADAPTER, target_modules=["layer_0", "layer_1"])
+    grow = il.growth(params, optax.adamw(0.03), **{**OWN, "adapter": adapter})
+    state, step = grow.init(params), make_step(grow, [])
+    before = params
+    losses = []
+    for t in range(STEPS):
+        loss, params, state = step(params, state, *data(t))
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert list(il.ranks_of(state)) == ["layer_0", "layer_1"]
+    for path in (("out", "kernel"), ("layer_2", "lora", "b")):
+        now, then = params, before
+        for key in path:
+            now, then = now[key], then[key]
+        assert not np.array_equal(now, then)
+
+
+def test_a_lora_that_has_learned_is_warned_of():
+    params = draw_params()
+    params["layer_1"]["lora"]["b"] += 1
+    with pytest.warns(UserWarning, match="layer_1 has learned already, and b is set to 0"):
+        il.growth(params, **OWN)
