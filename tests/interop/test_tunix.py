@@ -99,8 +99,17 @@ def frozen_of(model):
     return nnx.state(model, nnx.filterlib.All(nnx.Param, nnx.filterlib.Not(nnx.LoRAParam)))
 
 
-@pytest.mark.parametrize("kind", ["own score", "transformation"])
-@pytest.mark.parametrize("make", [make_qwen3, make_llama3, make_gemma3])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (make_qwen3, "own score"),
+        (make_llama3, "transformation"),
+        (make_gemma3, "own score"),
+        pytest.param(make_qwen3, "transformation", marks=pytest.mark.slow),
+        pytest.param(make_llama3, "own score", marks=pytest.mark.slow),
+        pytest.param(make_gemma3, "transformation", marks=pytest.mark.slow),
+    ],
+)
 def test_tunix_trains_growing_ranks(make, kind):
     model = make()
     before = jax.tree.map(jnp.copy, frozen_of(model))
