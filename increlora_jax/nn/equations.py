@@ -41,7 +41,8 @@ def find_equation(
     A module takes an update as two products if its program arranges the input x and the parameter
     W, and multiplies them once. After that, it may arrange the product and add what depends on
     neither. The equation is the module's own `einsum_str`, or that of an input whose last axes are
-    the parameter's inputs. It is checked on whole numbers: y(x, W + V) − y(x, W) = einsum(equation, x, V).
+    the parameter's inputs. It is checked on whole numbers: y(x, W + V) − y(x, W) must be
+    einsum(equation, x, V).
 
     Args:
         module: it has the parameter.
