@@ -289,7 +289,7 @@ def test_an_unreachable_hub_tells_how_to_work_offline(offline, tmp_path):
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert message.startswith("model google-bert/bert-base-uncased: ")
-    for remedy in ("--model DIR", "hf download google-bert/bert-base-uncased", "HF_HUB_OFFLINE=1"):
+    for remedy in ("model DIR", "hf download google-bert/bert-base-uncased", "HF_HUB_OFFLINE=1"):
         assert remedy in message
 
 
