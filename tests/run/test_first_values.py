@@ -142,7 +142,9 @@ def test_fixed_ranks_are_given_where_they_matter(short_words, init):
     assert max(ranks) <= (4 if init == "eva" else 8)
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(
+    "init", ["pissa", *(pytest.param(init, marks=pytest.mark.slow) for init in ("eva", "gora"))]
+)
 def test_a_run_resumes_scores_again_and_is_exported(init, short_words, tmp_path, capsys):
     words = [*short_words, "--method", "lora", "--init", init]
     train.main([*words, "--output-dir", str(tmp_path / "run")])

@@ -16,7 +16,10 @@ from tests.training.test_loop import SignalAt
 OTHERS = ("lion", "adafactor", "muon", "sgd")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("lion", "muon") else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS],
+)
 def test_a_stop_in_between_changes_nothing(run_once, short_run, tmp_path, name):
     own = ["--optimizer", name]
     ran = run_once(*own)

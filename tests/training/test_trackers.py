@@ -156,7 +156,7 @@ def test_without_a_login_it_says_how_to_log_in(tmp_path):
         text=True,
         check=False,
     )
-    assert "InputError: --report-to wandb: " in done.stderr
+    assert "InputError: report_to wandb: " in done.stderr
     assert "set WANDB_MODE=offline" in done.stderr
 
 
