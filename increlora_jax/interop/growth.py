@@ -126,6 +126,11 @@ class _Wanted(NamedTuple):
     def prepare(self, model: nnx.Module | PyTree, **more: Unpack[Arguments]) -> Prepared:
         """Return a trainer of the model, and its first state; an NNX module gets adapters."""
         given = self.given | more
+        if self.config.gradient_accumulation_steps != 1:
+            raise InputError(
+                "growth: gradient_accumulation_steps is for trainers of il.prepare. Accumulate in "
+                "the host's loop, or by optax.MultiSteps around il.growth(…)"
+            )
         method = increlora(model, steps=self.steps, importance=self.score, **given)
         assert method.steps is not None
         trainer, state, _ = prepare(

@@ -277,6 +277,12 @@ def test_an_optimizer_that_follows_the_loss_asks_for_it():
         optimizer.update(model, nnx.state(model, nnx.LoRAParam))
 
 
+def test_accumulation_is_the_hosts():
+    config = il.TrainingConfig(gradient_accumulation_steps=4)
+    with pytest.raises(il.InputError, match=r"gradient_accumulation_steps is for.*MultiSteps"):
+        il.growth(Net(), steps=STEPS, config=config)
+
+
 def test_scores_of_another_importance_are_refused():
     growth = replace(GROWTH, importance="gradient_norm")
     model, optimizer = grown(growth=growth, is_scored_by_host=True)
