@@ -1,5 +1,6 @@
 """Trackers of experiments, by their own packages and without a network."""
 
+import importlib
 import json
 import os
 import sqlite3
@@ -19,13 +20,14 @@ NUMBERS = {"loss": 0.5, "grad_norm": 1.25}
 
 @pytest.fixture(scope="module")
 def trackio_folder(tmp_path_factory):
-    """The folder of Trackio's databases, which the package reads from the environment once."""
+    """The folder of Trackio's databases, in every module of it that has read the environment."""
     folder = tmp_path_factory.mktemp("trackio")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRACKIO_DIR", str(folder))
-        import trackio.utils
-
-        patch.setattr(trackio.utils, "TRACKIO_DIR", folder)
+        importlib.import_module("trackio")
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "trackio" and "TRACKIO_DIR" in vars(module):
+                patch.setattr(module, "TRACKIO_DIR", folder)
         yield folder
 
 
