@@ -132,8 +132,8 @@ def plan_jobs(name: str, *, is_quick: bool) -> list[Job]:
             common=study["flags"],
         )
         for model in models
-        for task in known
         for rank, budget in study["budgets"].items()
+        for task in known
         for rows, steps in lengths.items()
         for variant, flags in study["variants"].items()
     ]

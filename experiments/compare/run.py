@@ -6,6 +6,7 @@ Finished jobs are lines of results/STUDY.jsonl and are never repeated; a stopped
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ def train(options: argparse.Namespace, jobs: list[Job]) -> None:
     if not options.quick and not (has_model and options.data_dir):
         raise SystemExit("--model and --data-dir are needed, or --quick")
     chosen = jobs if options.job is None else [jobs[options.job]]
-    for job in chosen:
-        done = [line for line in read_lines(job.study) if line | job.key == line]
-        if done or (options.only and not {job.variant, job.task} & set(options.only)):
+    for job in select(chosen, options.only or ()):
+        if any(line | job.key == line for line in read_lines(job.study)):
             continue
         say(f"{job.folder} …")
         data = None if options.quick else options.data_dir
@@ -59,6 +59,22 @@ def train(options: argparse.Namespace, jobs: list[Job]) -> None:
         with results_of(job.study).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         say(f"  {line['metric']} {line['values']}, {line['seconds']:.0f} s")
+
+
+def select(jobs: list[Job], names: Iterable[str]) -> list[Job]:
+    """Return the jobs of the named variants, or all variants, at the named tasks, or all tasks.
+
+    Raises:
+        SystemExit: If a name is neither a variant nor a task of these jobs.
+    """
+    variants, tasks = {job.variant for job in jobs}, {job.task for job in jobs}
+    if unknown := set(names) - variants - tasks:
+        raise SystemExit(
+            f"--only {' '.join(sorted(unknown))}: variants are {', '.join(sorted(variants))};"
+            f" tasks are {', '.join(sorted(tasks))}"
+        )
+    variants, tasks = variants & set(names) or variants, tasks & set(names) or tasks
+    return [job for job in jobs if job.variant in variants and job.task in tasks]
 
 
 def read_lines(study: str) -> list[dict[str, Any]]:
