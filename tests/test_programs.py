@@ -38,7 +38,7 @@ GROWTH = {
     ("method", "other"),
     [
         ("increlora", OTHER | ADAPTERS | GROWTH),
-        ("lora", OTHER | ADAPTERS),
+        pytest.param("lora", OTHER | ADAPTERS, marks=pytest.mark.slow),
         ("full", OTHER),
         ("head", OTHER),
     ],

@@ -23,7 +23,10 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["elalora", pytest.param("flexlora", marks=pytest.mark.slow), "pruned"],
+)
 def kind(request):
     return KINDS[request.param]
 
