@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-WIDTHS = {"default": 1, "pissa": 2, "eva": 2, "gora": 4}
+WIDTHS = {"default": 1, "lora": 1, "pissa": 2, "eva": 2, "gora": 4}
 """Slots of a buffer over the rank, of methods whose ranks do not change.
 
 PiSSA's second half is what it starts from, with λ = -1. EVA (ρ = 2, as in PEFT) and GoRA (from half

@@ -14,6 +14,7 @@ from increlora_jax.core.first_values import (
     ranks_by_gradient,
     ranks_by_shares,
 )
+from increlora_jax.nn.initial import INIT_STD
 from increlora_jax.nn.skeleton import Parts
 from increlora_jax.quantization import as_dense
 
@@ -39,6 +40,25 @@ def begin_pissa(parts: Parts) -> Parts:
         lam = np.repeat([1.0, -1.0], rank)
         adapters[path] = _write(own, A=np.tile(A, 2), B=np.tile(B, (2, 1)), lam=lam)
     return parts._replace(adapters=adapters, slots=slots)
+
+
+def begin_lora(parts: Parts) -> Parts:
+    """Begin with LoRA's values where λ learns: B = 0, λ = 1 and A of variance 1 / (3 in).
+
+    Only active slots begin so. Slots that open later begin as always, at λ = 0.
+    """
+    adapters = dict(parts.adapters)
+    for path, own in parts.adapters.items():
+        if _is_fixed(own):
+            continue
+        active = parts.slots[path].active
+        stretch = (3 * own.A.shape[-2]) ** -0.5 / INIT_STD
+        adapters[path] = Adapter(
+            A=jnp.where(active[..., None, :], own.A * stretch, own.A),
+            lam=jnp.where(active, 1, own.lam),
+            B=jnp.where(active[..., None], 0, own.B),
+        )
+    return parts._replace(adapters=adapters)
 
 
 def begin_eva(parts: Parts, moments: Mapping[str, np.ndarray]) -> Parts:

@@ -16,7 +16,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.effective import set_kind
-from increlora_jax.nn.first_values import begin_eva, begin_gora, begin_pissa
+from increlora_jax.nn.first_values import begin_eva, begin_gora, begin_lora, begin_pissa
 from increlora_jax.nn.low_rank import LowRankAdapter
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.run.build import Run
@@ -37,13 +37,9 @@ def begin_by_init(run: Run) -> Run:
         return run
     if run.plan.start:
         raise InputError(f"--init {adapter.init} and --init-adapter both say how it begins")
-    begin = {"pissa": _begin_pissa, "eva": _begin_eva, "gora": _begin_gora}[adapter.init]
+    begin = _STARTS[adapter.init]
     starts = tuple(begin(run, parts, index) for index, parts in enumerate(run.starts))
     return replace(run, starts=starts)
-
-
-def _begin_pissa(run: Run, parts: Parts, index: int) -> Parts:
-    return begin_pissa(parts)
 
 
 def _begin_eva(run: Run, parts: Parts, index: int) -> Parts:
@@ -56,6 +52,14 @@ def _begin_gora(run: Run, parts: Parts, index: int) -> Parts:
     sums = _add_up(run, parts, index, partial(_gradients, skeleton, kind))
     count = run.plan.config.adapter.init_batches
     return begin_gora(parts, {path: value / count for path, value in sums.items()})
+
+
+_STARTS: Mapping[str, Callable[[Run, Parts, int], Parts]] = {
+    "lora": lambda run, parts, index: begin_lora(parts),
+    "pissa": lambda run, parts, index: begin_pissa(parts),
+    "eva": _begin_eva,
+    "gora": _begin_gora,
+}
 
 
 def _add_up(

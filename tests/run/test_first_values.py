@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from increlora_jax.runtime.signals import Preempted
 from tests.tiny import without
 from tests.training.test_loop import SignalAt
 
-INITS = ("pissa", "eva", "gora")
+INITS = ("lora", "pissa", "eva", "gora")
 DYNAMIC = ("increlora", "adalora", "elalora", "flexlora")
 
 
@@ -35,8 +36,13 @@ def outputs(run, parts):
     return run.plan.data.kind.predict(model, run.batch_at(0))
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", *DYNAMIC])
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(
+    ("method", "init"),
+    [
+        *product(DYNAMIC, INITS),
+        *product(("lora", "dora"), INITS[1:]),
+    ],
+)
 def test_the_model_is_the_base_at_first(short_words, method, init):
     before, after = begin(short_words, "--method", method, "--init", init)
     assert any(
@@ -50,6 +56,28 @@ def test_the_model_is_the_base_at_first(short_words, method, init):
     )  # fmt: skip
     is_a_step = init == "gora" and method in ("lora", "dora")
     assert all(jax.tree.leaves(same)) != is_a_step
+
+
+def test_active_slots_begin_as_those_of_lora(short_words):
+    before, run = begin(short_words, "--init", "lora")
+    for path, own in run.parts.adapters.items():
+        active, first = np.asarray(run.parts.slots[path].active), before.parts.adapters[path]
+        assert active.sum() == 1
+        np.testing.assert_array_equal(own.lam, active)
+        assert not own.B[active].any()
+        std = (3 * own.A.shape[0]) ** -0.5
+        np.testing.assert_allclose(own.A[:, active], first.A[:, active] * std / 0.02, rtol=1e-5)
+        for part, old in ((own.A.T, first.A.T), (own.B, first.B)):
+            np.testing.assert_array_equal(part[~active], old[~active])
+
+
+def test_lora_begins_as_always(short_words):
+    before, after = begin(short_words, "--method", "lora", "--init", "lora")
+    assert all(
+        np.array_equal(*arrays)
+        for path, own in after.parts.adapters.items()
+        for arrays in zip(own, before.parts.adapters[path], strict=True)
+    )
 
 
 def test_pissa_trains_the_principal_part_of_every_kernel(short_words):
