@@ -17,8 +17,12 @@ BUDGETS = {
     "tunix_trainer": 2 * (2 * 7 + 1),  # attention and MLP of two layers, and the output
 }
 
+BY_HAND = ("kauldron_lora",)  # its packages need TensorFlow
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.stem not in BY_HAND], ids=lambda path: path.stem
+)
 def test_an_example_learns_and_spends_its_budget(path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(path)])
     told = runpy.run_path(str(path), run_name="__main__")
