@@ -1,11 +1,13 @@
 """Dropout whose random numbers cost little to compute and to compile."""
 
+from functools import partial
 from math import prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 _GOLDEN = np.uint32(0x9E3779B9)  # 2³² over the golden ratio, for successive calls
@@ -16,18 +18,38 @@ class Dropout(nnx.Dropout):
 
     def __call__(self, inputs: Float[Array, "*shape"], **_: object) -> Float[Array, "*shape"]:
         """Set random entries to 0 and scale the others, so that the mean stays."""
-        is_kept, scale = self.draw(inputs.shape)
-        return inputs if is_kept is None else jnp.where(is_kept, inputs * scale, 0)
+        found: Array = self.take()(inputs)
+        return found
+
+    def take(self) -> Partial:
+        """Return a function that drops entries by the next random numbers of the stream."""
+        if self.rate == 0.0 or self.deterministic:
+            return Partial(_keep_all)
+        return Partial(partial(_drop, 1 - self.rate), self.rngs.key[...], self._next_call())
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Bool[Array, "..."] | None, float]:
         """Draw the mask of the entries to keep, and return it with their scale; None keeps all."""
         if self.rate == 0.0 or self.deterministic:
             return None, 1.0
         kept = 1 - self.rate
+        return draw_mask(self.rngs.key[...], kept, shape, self._next_call()), _scale(kept)
+
+    def _next_call(self) -> Int[Array, ""]:
         call = self.rngs.count[...]
         self.rngs.count[...] = call + 1
-        scale = 1 / kept if kept else 0.0
-        return draw_mask(self.rngs.key[...], kept, shape, call), scale
+        return call
+
+
+def _keep_all(inputs: Array) -> Array:
+    return inputs
+
+
+def _drop(kept: float, key: Array, call: Int[Array, ""], inputs: Array) -> Array:
+    return jnp.where(draw_mask(key, kept, inputs.shape, call), inputs * _scale(kept), 0)
+
+
+def _scale(kept: float) -> float:
+    return 1 / kept if kept else 0.0
 
 
 def make_dropout(rate: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> Dropout:

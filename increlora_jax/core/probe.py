@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update, over_stack
+from increlora_jax.core.meshes import on_any_mesh
 
 Score = Callable[[Array, Update], Array]
 """(∂L/∂ΔW [inputs, outputs], the update) → the raw importance [] of a module."""
@@ -77,7 +78,8 @@ def effective_delta(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _spread(score: Score, value: Array, update: Update) -> Array:
-    return jnp.zeros((*update.A.shape[:-1], update.B.shape[-1]), value.dtype)
+    like = jax.eval_shape(jnp.matmul, update.A, update.B)
+    return jnp.zeros(like.shape, value.dtype, device=like.sharding)
 
 
 def _spread_forward(score: Score, value: Array, update: Update) -> tuple[Array, Update]:
@@ -86,7 +88,8 @@ def _spread_forward(score: Score, value: Array, update: Update) -> tuple[Array, 
 
 def _spread_backward(score: Score, update: Update, gradient: Array) -> tuple[Array, None]:
     scores = over_stack(score, update.scale.ndim)
-    return scores(gradient, update).astype(gradient.dtype), None
+    found = on_any_mesh(scores, gradient, update, like=update.scale)
+    return found.astype(gradient.dtype), None
 
 
 _spread.defvjp(_spread_forward, _spread_backward)

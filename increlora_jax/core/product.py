@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -233,13 +232,4 @@ def _matmul(x: Array, matrix: Array) -> Array:
 def _outer(x: Array, y: Array, dtype: DTypeLike) -> Array:
     """Compute xᵀ·y over all rows, accumulated in the parameters' dtype."""
     over_rows = (((0,), (0,)), ((), ()))
-    wanted = _sharding_of_outer(x, y)
-    return jax.lax.dot_general(x, y, over_rows, preferred_element_type=dtype, out_sharding=wanted)
-
-
-def _sharding_of_outer(x: Array, y: Array) -> NamedSharding | None:
-    """Return the sharding of xᵀ·y if a mesh with explicit axes shards the rows, as JAX asks for."""
-    of_x, of_y = (jax.typeof(array).sharding for array in (x, y))
-    if of_x.spec[0] is None and of_y.spec[0] is None:
-        return None
-    return NamedSharding(of_x.mesh, PartitionSpec(of_x.spec[1], of_y.spec[1]))
+    return jax.lax.dot_general(x, y, over_rows, preferred_element_type=dtype)

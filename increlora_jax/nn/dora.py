@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
+from increlora_jax.core.meshes import on_any_mesh
 from increlora_jax.errors import InputError
 from increlora_jax.nn.attach import adapted_layers, adapters_of
 from increlora_jax.nn.effective import copy_as, derive
@@ -45,7 +46,8 @@ class DoraLinear(AdaptedLinear):
 
     def _gain(self, kernel: Kernel) -> Float[Array, " outputs"]:
         update = jax.tree.map(jax.lax.stop_gradient, self.adapter.update)
-        norms = column_norms(as_dense(kernel).astype(update.A.dtype), update)
+        dense = as_dense(kernel).astype(update.A.dtype)
+        norms = on_any_mesh(column_norms, dense, update, like=self.magnitude[...])
         return self.magnitude[...] / jax.lax.stop_gradient(norms)
 
 

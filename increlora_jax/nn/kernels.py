@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
+from increlora_jax.core.meshes import on_any_mesh
 from increlora_jax.core.probe import Probe, effective_delta
 from increlora_jax.errors import InputError
 
@@ -144,8 +145,12 @@ def effective_weight(
     Returns:
         The effective weight, of the shape of W.
     """
-    delta = axes.as_kernel(effective_delta(update, probe), kernel.shape)
-    return (kernel + delta).astype(kernel.dtype)
+
+    def add(kernel: Array, update: Update, probe: Probe | None) -> Array:
+        delta = axes.as_kernel(effective_delta(update, probe), kernel.shape)
+        return (kernel + delta).astype(kernel.dtype)
+
+    return on_any_mesh(add, kernel, update, probe, like=kernel)
 
 
 def stack_names(path: str, stack: Sequence[int]) -> list[str]:

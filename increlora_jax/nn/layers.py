@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from increlora_jax.core.adapter import Update
+from increlora_jax.core.meshes import find_explicit_mesh
 from increlora_jax.core.probe import ScoreProbe
 from increlora_jax.errors import InputError
 from increlora_jax.nn.effective import (
@@ -114,8 +115,8 @@ class AdaptedLayer(EffectiveModule):
     def _add_adapter(self, x: Array, y: Array) -> Array:
         if self.original is not None:
             return y
-        rows = self._to_rows(x if self.dtype is None else x.astype(self.dtype))
-        return y + self._from_rows(self.adapter(rows)).astype(y.dtype)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        return self.adapter.add_to(y, x, self._to_rows, self._from_rows)
 
     def kernel_axes(self) -> KernelAxes:
         """Return the axes of the kernel, from the end; uses attributes of the plain layer only."""
@@ -144,6 +145,8 @@ class AdaptedLinear(AdaptedLayer, nnx.Linear):
         if self.original is not None or not is_stock:
             return False
         kernel = self._stored.get_value()
+        if find_explicit_mesh((inputs, kernel)):
+            return False  # the sharding of y is known only once the plain layer was called
         dtype = self.dtype or jnp.result_type(inputs.dtype, kernel.dtype)
         rows = prod(inputs.shape[:-1])
         return dtype == kernel.dtype and self.adapter.is_best_summed(rows, kernel.dtype)

@@ -11,6 +11,7 @@ from flax.core import meta, unfreeze
 from jaxtyping import Array, PyTree
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update
+from increlora_jax.core.meshes import on_any_mesh
 from increlora_jax.core.probe import Probe, Spread, spread_probe
 from increlora_jax.core.product import apply_update
 from increlora_jax.errors import InputError
@@ -274,7 +275,11 @@ class WholeModel(NamedTuple):
         if extra is None:
             return y
         x = args[0] if args else options["inputs"]
-        return y + _adapter_output(context.module, x, extra, self.dropout).astype(y.dtype)
+
+        def apply(x: Array, extra: Extra) -> Array:
+            return _adapter_output(context.module, x, extra, self.dropout).astype(y.dtype)
+
+        return y + on_any_mesh(apply, x, extra, like=y)
 
 
 def _adapter_output(layer: Layer, x: Array, extra: Extra, dropout: float) -> Array:

@@ -1,18 +1,22 @@
 """The adapter of one kernel as an NNX module."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from increlora_jax.core.adapter import Adapter, Scaling, Slots, Update, effective_update
+from increlora_jax.core.meshes import on_any_mesh
 from increlora_jax.core.probe import Probe, Score, ScoreProbe
 from increlora_jax.core.product import apply_sum, apply_update, is_sum_cheaper
 from increlora_jax.dropout import Dropout
 from increlora_jax.errors import InputError
+
+Arrange = Callable[[Array], Array]
 
 
 class AdapterParam(nnx.LoRAParam):
@@ -128,14 +132,24 @@ class LowRankAdapter(nnx.Module):
             parameters = parameters._replace(lam=_warn_if_trained(parameters.lam))
         return effective_update(parameters, self.slots, scaling)
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Compute the adapter's part of the layer's output.
+    def add_to(self, y: Array, x: Array, to_rows: Arrange, from_rows: Arrange) -> Array:
+        """Add the adapter's part to the output y of a layer with input x.
+
+        Args:
+            y: the layer's own output.
+            x: the layer's input.
+            to_rows: arranges x as rows of inputs.
+            from_rows: arranges rows of outputs as y.
 
         Raises:
             InputError: a stack of layers that is called as a whole, or not sliced as a whole.
         """
         update = self._one_update()  # before dropout, whose streams it checks
-        return apply_update(self.dropout(x), update, self.probe)
+
+        def apply(x: Array, update: Update, drop: Arrange, probe: Probe | None) -> Array:
+            return from_rows(apply_update(drop(to_rows(x)), update, probe)).astype(y.dtype)
+
+        return y + on_any_mesh(apply, x, update, self.dropout.take(), self.probe, like=y)
 
     def is_best_summed(self, rows: int, dtype: DTypeLike) -> bool:
         """Return whether ΔW is best added to the kernel of a product of so many rows.

@@ -1,8 +1,8 @@
 """Adapters for a parameter of any name and rank, which its module uses in any way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partialmethod
+from functools import cache, partial, partialmethod
 from typing import Any
 
 from flax import nnx
@@ -74,12 +74,6 @@ class ParameterAdapter(LowRankAdapter):
         if self.equation is not None and isinstance(probe, ScoreProbe):
             probe = ScoreProbe.of(refuse_second_use, probe.value)
         return effective_weight(kernel, self.axes, self.update, probe)
-
-    def add_to(self, y: Array, x: Array, shape: Sequence[int]) -> Array:
-        """Add the update's output for an input x of the module; `shape` is the parameter's."""
-        assert self.equation is not None
-        rows = self(self.equation.to_rows(x.astype(y.dtype)))
-        return y + self.equation.from_rows(rows, shape).astype(y.dtype)
 
 
 def _effective_of(name: str) -> EffectiveParameter:
@@ -163,7 +157,9 @@ def _call(
     if len(inputs) == 1 and not more:
         with adapter.in_call():
             y = plain.__call__(module, *inputs)  # reads W
-        return adapter.add_to(y, *inputs, variable.shape)
+        equation, x = adapter.equation, inputs[0].astype(y.dtype)
+        from_rows = partial(equation.from_rows, kernel_shape=variable.shape)
+        return adapter.add_to(y, x, equation.to_rows, from_rows)
     if adapter.dropout.rate and not adapter.dropout.deterministic:
         raise InputError(
             f"an adapted {plain.__name__} is called with more than its input, and dropout of the "

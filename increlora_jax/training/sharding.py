@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from increlora_jax.errors import InputError
 from increlora_jax.tasks.kind import Batch
-from increlora_jax.training.state import TrainState
+from increlora_jax.training.state import Placement, TrainState
 
 Axes = tuple[str | None, ...]
 """The axis of the mesh that shards each axis of an array; None, or no entry, if none does."""
@@ -238,16 +238,17 @@ def _put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def shard(state: TrainState, like: PyTree) -> TrainState:
-    """Place a state on every device of the mesh that other arrays are on.
+    """Place a state on the mesh that other arrays are on, so that a step compiles once.
 
-    A step then compiles once, also on a mesh with explicit axes.
+    A is sharded as the inputs of its kernel, and B as the outputs, if `like` has the kernel as a
+    matrix. So are their moments. Every other array is whole on every device.
 
     Args:
         state: the state, as `il.prepare` or `il.load_state` returns it.
         like: arrays on the mesh, such as the base; on a single device, the state moves there.
 
     Returns:
-        The state, each array whole on every device.
+        The state; a step keeps its shardings.
 
     >>> import increlora_jax as il, jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 4))}
@@ -259,10 +260,36 @@ def shard(state: TrainState, like: PyTree) -> TrainState:
     """
     found = [leaf.sharding for leaf in jax.tree.leaves(like)]
     named = next((own for own in found if isinstance(own, NamedSharding)), None)
+    if named is None:
+        return jax.device_put(state, found[0])
+    kernels = like if isinstance(like, Mapping) else {}
+    flat, structure = jax.tree.flatten_with_path(state._replace(placement=Placement()))
+    specs = [_spec_beside(kernels, path, leaf) for path, leaf in flat]
+    placed: TrainState = jax.tree.unflatten(
+        structure,
+        [
+            jax.device_put(leaf, NamedSharding(named.mesh, spec))
+            for (_, leaf), spec in zip(flat, specs, strict=True)
+        ],
+    )
+    return placed._replace(placement=Placement(tuple(named.mesh.shape.items()), tuple(specs)))
 
-    def place(leaf: Array) -> Array:
-        # Every axis by name: a step returns arrays so, and P() would count as another sharding.
-        whole = PartitionSpec(*[None] * leaf.ndim)
-        return jax.device_put(leaf, NamedSharding(named.mesh, whole) if named else found[0])
 
-    return jax.tree.map(place, state)
+def _spec_beside(kernels: Mapping[str, PyTree], path: KeyPath, leaf: Array) -> PartitionSpec:
+    """Return how an array of a state is sharded beside the kernels, with every axis named."""
+    match path:
+        case (*_, DictKey(key=str(name)), GetAttrKey(name="A" | "B" as side)):
+            kernel = kernels.get(f"{name}.kernel", kernels.get(name))
+            axes = _axes_on_mesh(kernel) if getattr(kernel, "ndim", 0) == leaf.ndim else ()
+            shared = -2 if side == "A" else -1
+            if axes and kernel.shape[shared] == leaf.shape[shared]:
+                both = (axes[-2], None) if side == "A" else (None, axes[-1])
+                return PartitionSpec(*axes[:-2], *both)
+    return PartitionSpec(*[None] * leaf.ndim)
+
+
+def _axes_on_mesh(array: PyTree) -> tuple[PyTree, ...]:
+    """Return what shards each axis of an array; empty of one that is on no mesh."""
+    if not isinstance(array, jax.Array) or not isinstance(array.sharding, NamedSharding):
+        return ()
+    return (*array.sharding.spec, *[None] * array.ndim)[: array.ndim]

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from increlora_jax.config import VARIABLE
 from increlora_jax.core.adapter import NEVER, Slots
+from increlora_jax.core.meshes import on_any_mesh
 from increlora_jax.core.optimizer import Trainable, births, mask_unborn
 from increlora_jax.core.schedule import Number
 from increlora_jax.core.stacking import Groups, by_name, is_stacked
@@ -201,13 +202,16 @@ class Trainer(NamedTuple):
         `rank` and, of a scored step, `importance`, `sensitivity` and `uncertainty` [modules], in
         the order of `trainer.skeleton.modules`.
         """
-        if is_stacked(state.params.adapter):
-            return self._update(state, gradients)
-        groups = Groups(state.params.adapter)
-        new, info = self._update(*groups.stack((state, gradients)))
-        return groups.unstack(new), info
+        return on_any_mesh(self._update, state, gradients, like=(state, state.step))
 
     def _update(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
+        if is_stacked(state.params.adapter):
+            return self._update_stacks(state, gradients)
+        groups = Groups(state.params.adapter)
+        new, info = self._update_stacks(*groups.stack((state, gradients)))
+        return state.placement.keep(groups.unstack(new)), info
+
+    def _update_stacks(self, state: TrainState, gradients: Gradients) -> tuple[TrainState, Info]:
         """Update a state whose modules are stacked."""
         key, settings = _step_keys(state)[1], state.settings
         orth, pull = self._regularization(state)
@@ -315,7 +319,9 @@ class Trainer(NamedTuple):
         first = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
         start = state.statistics
         shapes = jax.eval_shape(lambda: differentiate(state.params, probes, start, *first))
-        (loss, (weight, _)), gradients = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (loss, (weight, _)), gradients = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes
+        )
         (sums, statistics), _ = jax.lax.scan(add, ((loss, weight, gradients), start), (batch, keys))
         loss, weight, gradients = sums
         params, evidence = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
