@@ -42,6 +42,7 @@ from increlora_jax.nn.targets import (
     Unknown,
     choose_known,
     declared_axes,
+    describe_unknown,
     select,
 )
 
@@ -51,7 +52,8 @@ _NORMALIZES = "computes another kernel from the one it holds: no update could be
 OPAQUE: dict[type[nnx.Module], str] = {
     nnx.WeightNorm: _NORMALIZES,
     nnx.SpectralNorm: _NORMALIZES,
-    nnx.bridge.ToNNX: "calls Linen with its parameters. Give the Linen module as a LinenModel",
+    nnx.bridge.ToNNX: "calls Linen with its parameters. Give il.LinenModel(module, variables, "
+    "*inputs) in its place",
 }
 """Wrappers whose layers and parameters cannot be adapted, and why."""
 
@@ -216,6 +218,8 @@ def find_targets(model: nnx.Module, selection: Selection) -> dict[str, ModuleSit
             f"the model is itself a {type(model).__name__}, and an adapted layer could not take "
             "its place. Put it into a module, as in nnx.Sequential(layer)"
         )
+    if why := _find_opacity(model):
+        raise InputError(f"the model is itself a {why}")
     modules, first = _modules(model), _first_paths(model)
     declared = _declared_sites(model, selection.parameters)
     for path, site in _declared_sites(model, _derived_axes(modules)).items():
@@ -340,12 +344,18 @@ def _refused(
             )
     places = [p for p, m in modules.items() if isinstance(m, LAYER_TYPES)] + [*declared]
     for wrapper, module in nnx.iter_modules(model):
-        why = next((why for kind, why in OPAQUE.items() if isinstance(module, kind)), None)
-        if why is not None:
+        if why := _find_opacity(module):
             inside = [path for path in places if path.startswith(name_path((*wrapper, "")))]
             held = inside or [name_path(wrapper)] * isinstance(module, nnx.bridge.ToNNX)
-            refused |= dict.fromkeys(held, f"part of a {type(module).__name__}, which {why}")
+            refused |= dict.fromkeys(held, f"part of a {why}")
     return refused
+
+
+def _find_opacity(module: nnx.Module) -> str | None:
+    """Return the class of a wrapper whose layers cannot be adapted, and why; None of others."""
+    name = type(module).__name__
+    reasons = (why for kind, why in OPAQUE.items() if isinstance(module, kind))
+    return next((f"{name}, which {why}" for why in reasons), None)
 
 
 def _derived_axes(modules: dict[str, nnx.Module]) -> dict[str, KernelAxes]:
@@ -375,7 +385,7 @@ def _unknown_modules(
         if isinstance(module, LAYER_TYPES) or is_layer(module) or held.keys() <= declared.keys():
             continue
         of = quiet if type(module).__module__.startswith("flax.") else unknown
-        of[path] = Unknown(f"a {type(module).__name__}", held)
+        of[path] = describe_unknown(module, held, is_lookup=isinstance(module, nnx.Embed))
     return unknown, quiet
 
 

@@ -112,7 +112,9 @@ def find_places(model: nnx.Module, targets: Targets, exclude: Targets) -> dict[s
     if exclude:
         chosen -= select(ordered, exclude, "exclude_modules", "module")
     if not chosen:
-        raise InputError("exclude_modules leaves no module of target_modules. Exclude fewer")
+        raise InputError(
+            f"exclude_modules: {exclude!r} leaves none of the targets {targets!r}. Exclude fewer"
+        )
     return {path: _features(path, nodes[path]) for path in ordered if path in chosen}
 
 

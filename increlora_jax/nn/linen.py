@@ -44,6 +44,7 @@ from increlora_jax.nn.targets import (
     Unknown,
     choose_known,
     declared_axes,
+    describe_unknown,
     subtree_selector,
 )
 from increlora_jax.nn.tree import TreeShape, is_kernel, split_arrays, take_apart, warn_of_copies
@@ -107,10 +108,10 @@ def find_targets(model: LinenModel, selection: Selection) -> dict[str, LinenSite
     free = set(map(_layer_of, shapes.keys() - declared.keys()))
     found = {p: m for p, m in modules.items() if isinstance(m.module, LAYER_TYPES) and p in free}
     layers = {path: called for path, called in found.items() if called.obstacle is None}
-    unknown = _unknown(modules, layers, declared, shapes)
+    unknown, quiet = _unknown(modules, layers, declared, shapes)
     obstacles = {path: called.obstacle for path, called in found.items()}
     refused = {path: obstacle for path, obstacle in obstacles.items() if obstacle is not None}
-    places = Places([*layers, *declared], unknown, refused, declared)
+    places = Places([*layers, *declared], unknown, refused, declared, quiet)
     return {
         path: declared.get(path) or _layer_site(path, layers[path], shapes)
         for path in choose_known(places, selection, LAYERS)
@@ -122,16 +123,21 @@ def _unknown(
     layers: Mapping[str, Called],
     declared: Mapping[str, LinenSite],
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Unknown]:
-    """Return the modules of classes outside Flax, with their kernels that are not declared."""
+) -> tuple[dict[str, Unknown], dict[str, Unknown]]:
+    """Return the modules with kernels that must be declared: of other classes, and of Flax."""
     held: dict[str, dict[str, tuple[int, ...]]] = {}
     for kernel, shape in shapes.items():
         path = kernel.rpartition(".")[0]
-        is_theirs = path and path in modules and not _is_flax(modules[path].module)
-        if is_theirs and path not in layers and kernel not in declared:
+        is_other = path in modules and not isinstance(modules[path].module, LAYER_TYPES)
+        if path and is_other and path not in layers and kernel not in declared:
             held.setdefault(path, {})[kernel] = shape
-    kinds = {path: f"a {type(modules[path].module).__name__}" for path in held}
-    return {path: Unknown(kinds[path], kernels) for path, kernels in held.items()}
+    unknown: dict[str, Unknown] = {}
+    quiet: dict[str, Unknown] = {}
+    for path, kernels in held.items():
+        module = modules[path].module
+        of = quiet if _is_flax(module) else unknown
+        of[path] = describe_unknown(module, kernels, is_lookup=isinstance(module, nn.Embed))
+    return unknown, quiet
 
 
 def _is_flax(module: nn.Module) -> bool:

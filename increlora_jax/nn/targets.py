@@ -27,10 +27,27 @@ class Unknown(NamedTuple):
     Attributes:
         kind: its class.
         kernels: the shapes of its arrays by path.
+        use: what it does with its arrays, after "which".
     """
 
     kind: str
     kernels: Mapping[str, Sequence[int]]
+    use: str = "is not known to be a matrix"
+
+
+LOOKUP = (
+    "looks rows up and multiplies nothing: an update costs a dense ΔW of its table in every step"
+)
+"""Use of an array by an embedding."""
+
+
+def describe_unknown(
+    module: object, kernels: Mapping[str, Sequence[int]], *, is_lookup: bool
+) -> Unknown:
+    """Describe a module with arrays that must be declared, by its class and its use of them."""
+    name = type(module).__name__
+    kind = f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return Unknown(kind, kernels, LOOKUP) if is_lookup else Unknown(kind, kernels)
 
 
 IsTrained = Callable[[str], bool]
@@ -138,10 +155,9 @@ def select(
                 f"{option}: {pattern!r} is not a regular expression: {error}"
             ) from None
         if not has_match:
-            known = ", ".join(paths[:8]) + (", …" if len(paths) > 8 else "")
             raise InputError(
                 f"{option}: {pattern!r} matches no {kind} of the model, which has {len(paths)}: "
-                f"{known}"
+                f"{_shorten(paths)}"
             )
     return {path for path in paths if path_matches(path, patterns, owned)}
 
@@ -180,20 +196,20 @@ def choose_known(places: Places, selection: Selection, kind: str) -> list[str]:
     targets, exclude = selection.targets, selection.exclude
     everything = sorted({*known, *unknown, *refused}, key=module_order)
     possible = [p for p in everything if p in known] if targets == ALL_LINEAR else everything
+    _check_quiet(quiet, everything, targets)
     if not possible:
         raise InputError(
             f"target_modules: {targets!r} matches nothing: the model has no {kind}"
-            + _describe_others(unknown, refused)
+            + _describe_others({**unknown, **quiet}, refused)
         )
-    _check_quiet(quiet, everything, targets)
     chosen = select(possible, targets, "target_modules", kind, owned)
     left_out = select(everything, exclude, "exclude_modules", kind, owned) if exclude else set()
     if targets == ALL_LINEAR:
         _warn_of_passing({path: why for path, why in refused.items() if path not in left_out})
     if not chosen - left_out:
         raise InputError(
-            f"exclude {exclude!r} leaves none of the targets {targets!r}, which are "
-            f"{', '.join(sorted(chosen, key=module_order))}. Exclude fewer"
+            f"exclude_modules: {exclude!r} leaves none of the targets {targets!r}. "
+            f"{_describe_choice(places)}. Exclude fewer, or target others"
         )
     found = [path for path in possible if path in chosen - left_out]
     _check_known(found, unknown, refused)
@@ -207,7 +223,23 @@ def _describe_others(unknown: Mapping[str, Unknown], refused: Mapping[str, str])
     if not unknown:
         return ""
     path, first = next(iter(unknown.items()))
-    return f". Declare an array to adapt, as in {_declaration(first)}, and target {path}"
+    about = f"{path} is {first.kind}, which {first.use}"
+    return f". {about}. Declare an array to adapt, as in {_declaration(first)}, and target {path}"
+
+
+def _describe_choice(places: Places) -> str:
+    """List the places that can be adapted, and the arrays that could be declared."""
+    others = {**places.unknown, **places.quiet}.values()
+    arrays = [kernel for other in others for kernel in other.kernels]
+    known = _shorten(sorted(places.known, key=module_order))
+    return f"The model can adapt {known}" + (
+        f"; parameters={{…}} can declare {_shorten(arrays)}" * bool(arrays)
+    )
+
+
+def _shorten(paths: Sequence[str]) -> str:
+    """Join paths, and leave out those after the eighth."""
+    return ", ".join(paths[:8]) + (", …" if len(paths) > 8 else "")
 
 
 def _check_quiet(quiet: Mapping[str, Unknown], places: Sequence[str], targets: Targets) -> None:
@@ -291,8 +323,8 @@ def _ask_to_declare(path: str, unknown: Unknown) -> str:
     """Describe how to declare an array of an unknown target."""
     shown = ", ".join(f"{kernel} {list(shape)}" for kernel, shape in unknown.kernels.items())
     return (
-        f"target_modules: {path} is {unknown.kind}, which is not known to be a matrix; it holds "
-        f"{shown}. Declare the array to adapt and target it by its path, as in "
+        f"target_modules: {path} is {unknown.kind}, which {unknown.use}; it holds {shown}. "
+        "Declare the array to adapt and target it by its path, as in "
         f"{_declaration(unknown)}, or exclude {path}"
     )
 

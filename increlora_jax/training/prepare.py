@@ -86,14 +86,14 @@ def _with_optimizer(
     told = [name for name in OF_OPTIMIZER if getattr(config, name) != getattr(usual, name)]
     if told:
         raise InputError(
-            f"prepare: {', '.join(told)} of the configuration would have no effect beside "
-            "optimizer=…. Leave them out, and give the optimizer its own"
+            f"optimizer: {', '.join(told)} of config would have no effect beside an optimizer of "
+            "your own. Set it there, and leave it out of config"
         )
     kind = find_kind(optimizer)
     own = slotwise(optimizer) if kind == "slotwise" else whole(optimizer)
     if kind == "mixing":
         warnings.warn(
-            "prepare: optimizer=… mixes the entries of a matrix or of several. Slots born later "
+            "optimizer: it mixes the entries of a matrix or of several. Slots born later "
             "share its counts and schedules. Wrap the parts of a chain that do not, as "
             "il.slotwise(optax.adamw(1e-3))",
             stacklevel=3,

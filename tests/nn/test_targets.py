@@ -1,5 +1,8 @@
 """Names of targets in the spelling of other libraries, and the messages about the others."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -76,7 +79,7 @@ def test_a_declared_module_answers_to_its_own_name_too():
 
 @pytest.mark.parametrize(("targets", "message"), [
     (["conv"], r"conv is a Conv, .* conv\.kernel \[3, 3, 4\]\. Declare .*inputs=\(0, 1\), outputs"),
-    (["embed"], r"embed is a Embed.*inputs=\(0,\), outputs=\(1,\)\)\}, or exclude embed"),
+    (["embed"], r"embed is an Embed, which looks rows up .*outputs=\(1,\)\)\}, or exclude embed"),
     (["strange"], r"strange\.w \[3, 16, 32\]\. .*outputs=\(1, 2\)\)\} \(or .* that meet x\)"),
     (["nothing"], r"'nothing' matches no"),
 ])  # fmt: skip
@@ -93,9 +96,48 @@ def test_every_linear_layer_is_one_of_flax_or_one_that_multiplies_by_its_equatio
     assert adapted(Model(), "all-linear") == ["out", "q.w"]
 
 
-def test_an_exclusion_of_everything_names_the_targets():
-    with pytest.raises(il.InputError, match="leaves none of the targets 'all-linear', which are o"):
-        il.attach(Model(), exclude=["out", "q"])
+def linen_model(module, x):
+    return il.LinenModel(module, module.init(jax.random.key(0), x), x)
+
+
+class DenseAndEmbed(nn.Module):
+    @nn.compact
+    def __call__(self, i):
+        return nn.Dense(4)(nn.Embed(3, 4)(i))
+
+
+@pytest.mark.parametrize(("make", "exclude", "known", "declarable"), [
+    (Model, ["out", "q"], "out, q.w", "strange.w, conv.kernel, embed.embedding"),
+    (lambda: linen_model(DenseAndEmbed(), jnp.ones((1, 4), int)), ["Dense_0"],
+     "Dense_0", "Embed_0.embedding"),
+    (lambda: {"w": jnp.ones((4, 4)), "k": jnp.ones((2, 4, 4))}, ["w"], "w", "k"),
+])  # fmt: skip
+def test_an_exclusion_of_everything_names_the_choice(make, exclude, known, declarable):
+    message = re.escape(
+        f"exclude_modules: {exclude} leaves none of the targets 'all-linear'. The model can adapt "
+        f"{known}; parameters={{…}} can declare {declarable}. "
+    )
+    with pytest.raises(il.InputError, match=message):
+        il.attach(make(), exclude=exclude)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (lambda: nnx.Sequential(nnx.Embed(3, 4, rngs=nnx.Rngs(0))),
+     r"no Linear, .* layer\. layers\.0 is an Embed, which looks .*layers\\\.0\\\.embedding"),
+    (lambda: linen_model(nn.Sequential([nn.Embed(3, 4)]), jnp.ones((1, 4), int)),
+     r"no Dense, .* layer\. layers_0 is an Embed, which looks .*layers_0\\\.embedding"),
+])  # fmt: skip
+def test_a_model_of_a_lookup_says_so(model, message):
+    with pytest.raises(il.InputError, match=message):
+        il.attach(model())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["Dense_0"]])
+def test_a_bridge_to_linen_asks_for_the_linen_model(targets):
+    bridge = nnx.bridge.ToNNX(DenseAndEmbed(), rngs=nnx.Rngs(0))
+    bridge.lazy_init(jnp.ones((1, 4), int))
+    with pytest.raises(il.InputError, match=r"the model is itself a ToNNX, .*il\.LinenModel\("):
+        il.attach(bridge, targets)
 
 
 def test_a_bare_linen_module_asks_for_its_variables():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import increlora_jax as il
 
@@ -122,5 +123,16 @@ def test_optax_adam_given_and_by_name_are_one(problem):
 def test_settings_that_the_own_optimizer_replaces_are_refused(problem):
     params, *_ = problem
     config = il.TrainingConfig(learning_rate=0.5, adam_beta1=0.5)
-    with pytest.raises(il.InputError, match="learning_rate, adam_beta1 of the configuration"):
+    with pytest.raises(il.InputError, match="optimizer: learning_rate, adam_beta1 of config would"):
         il.prepare(params, il.lora(params), config, total_steps=9, optimizer=optax.sgd(1.0))
+
+
+def test_no_message_about_an_optimizer_names_a_function_that_was_not_called():
+    config = il.TrainingConfig(learning_rate=0.5)
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(il.InputError, match=r"^optimizer: learning_rate of config"):
+        il.growth(model, optax.adam(1e-3), steps=99, config=config)
+    with pytest.warns(UserWarning, match=r"^optimizer: it mixes the entries"):
+        il.growth(
+            nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))), optax.contrib.muon(1e-3), steps=99
+        )
