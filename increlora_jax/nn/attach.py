@@ -315,8 +315,10 @@ def _declared_sites(model: nnx.Module, parameters: Parameters) -> dict[str, Modu
         depth = len(axes_of_path.stack_shape(shapes[path]))
         if max(axes_of_path.stack_axes(len(shapes[path])), default=-1) != depth - 1:
             raise InputError(
-                f"{path} {list(shapes[path])} has stack axes behind others by {axes_of_path}; only "
-                "leading axes can stack layers. Declare all others as inputs or outputs"
+                f"{path} {list(shapes[path])} has stack axes behind others by {axes_of_path}, and "
+                "an adapted module is sliced along its first axes. Adapt the pytree "
+                "nnx.to_pure_dict(nnx.state(model)) with these parameters, or declare all other "
+                "axes as inputs or outputs"
             )
     first = _first_paths(model)
     sites, trials = {}, Trials()

@@ -257,7 +257,8 @@ def find_obstacle(layer: nnx.Module) -> str | None:
     if len(shape) > len(own) and shape[-len(own) :] != own:
         return (
             f"a {name} with a kernel {list(shape)}, which does not end with its own {list(own)}. "
-            "Stack layers along leading axes, as nnx.vmap(…, out_axes=0) does"
+            "Stack layers along leading axes, as nnx.vmap(…, out_axes=0) does, or give the pytree "
+            "nnx.to_pure_dict(nnx.state(model))"
         )
     return None
 

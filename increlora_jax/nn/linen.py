@@ -1,5 +1,6 @@
 """Adapters on any Linen model, by interception of its layers' calls; its params stay."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -149,7 +150,8 @@ def _layer_site(path: str, called: Called, shapes: Mapping[str, tuple[int, ...]]
     if shape[len(shape) - len(inner) :] != inner:
         raise InputError(
             f"{path}.kernel {list(shape)} is used as {list(inner)}: it is stacked along another "
-            "axis than the first. Use variable_axes={'params': 0}, or exclude it"
+            f"axis than the first. Declare it in parameters={{r'{re.escape(path)}\\.kernel': "
+            "KernelAxes(…)}, use variable_axes={'params': 0}, or exclude it"
         )
     return LinenSite(f"{path}.kernel", _layer_axes(called.module), shape, not called.is_read)
 

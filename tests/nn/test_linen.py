@@ -168,8 +168,11 @@ def test_a_stack_along_another_axis_is_refused(x):
             return layers(name="layers")(x, None)[0]
 
     stack = LinenModel(Stack(), jax.eval_shape(Stack().init, jax.random.key(0), x), x)
-    with pytest.raises(InputError, match=r"is stacked along another axis than the first"):
+    message = r"is stacked along another axis than the first\. Declare .*layers\\\.dense\\\.kernel"
+    with pytest.raises(InputError, match=message):
         plan_targets(stack, "all-linear")
+    declared = {r"layers\.dense\.kernel": KernelAxes((0,), (2,))}
+    assert len(plan_targets(stack, "all-linear", parameters=declared).sizes) == 3
 
 
 def test_modules_to_train_in_full_are_said_as_targets(model):

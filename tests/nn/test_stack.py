@@ -11,7 +11,7 @@ from increlora_jax.errors import InputError
 from increlora_jax.nn.any_model import attach, plan_targets
 from increlora_jax.nn.skeleton import split
 
-LAYERS = 3
+LAYERS, WIDTH = 3, 8
 
 
 class Stack(nnx.Module):
@@ -91,3 +91,55 @@ def test_a_stack_along_another_axis_is_refused():
     model = nnx.Dict(layers=make(jax.random.split(jax.random.key(0), LAYERS)))
     with pytest.raises(InputError, match=r"\[4, 3, 6\], which does not end with its own \[4, 6\]"):
         attach(model, "layers")
+
+
+class AlongAxis(nnx.Module):
+    """Layers whose kernels are stacked along an axis of choice."""
+
+    def __init__(self, axis):
+        self.axes = nnx.static(nnx.StateAxes({nnx.Param: axis, ...: 0}))
+        options = {"use_bias": False, "param_dtype": jnp.float64}
+        make = lambda key: nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(key), **options)  # noqa: E731
+        self.layers = nnx.vmap(make, out_axes=self.axes)(jax.random.split(jax.random.key(0), 3))
+
+    def __call__(self, x):
+        scan = nnx.scan(in_axes=(self.axes, nnx.Carry), out_axes=nnx.Carry)
+        return scan(lambda layer, x: jnp.tanh(layer(x)))(self.layers, x)
+
+
+def train_pytree(axis):
+    """Train the state of a module, whose kernels stack along an axis; return losses and ranks."""
+    graphdef, state = nnx.split(AlongAxis(axis))
+    params = nnx.to_pure_dict(state)
+    inputs = 1 - axis
+    parameters = {r"layers\.kernel": il.KernelAxes((inputs,), (2,))}
+    growth = il.GrowthConfig(target_rank=2, top_h=1, init_warmup=1, incre_interval=1)
+    method = il.increlora(params, steps=8, growth=growth, parameters=parameters, dtype=jnp.float64)
+    trainer, state, base = il.prepare(params, method, total_steps=8, dtype=jnp.float64)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, WIDTH)))
+
+    def loss(params):
+        moved = nnx.State(jax.tree.map(nnx.Param, params))
+        return jnp.mean(jnp.square(nnx.merge(graphdef, moved)(x) - 1))
+
+    @jax.jit
+    def step(state):
+        value, gradients = trainer.value_and_grad(loss)(state, base)
+        state, info = trainer.update(state, gradients)
+        return state, (value, info["rank"], info["importance"])
+
+    told = []
+    for _ in range(8):
+        state, found = step(state)
+        told.append(found)
+    merged = trainer.merge(state, base)
+    kernel = jnp.moveaxis(merged["layers"]["kernel"], axis, 0)
+    return told, kernel, loss(merged) - trainer.predict(state, base, loss)
+
+
+def test_a_pytree_stacks_along_any_axis(float64):
+    first, second = (train_pytree(axis) for axis in (0, 1))
+    assert sum(first[0][-1][1]) == 6
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)  # noqa: E731
+    jax.tree.map(close, first, second)
+    assert first[2] == 0
