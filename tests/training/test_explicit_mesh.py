@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -149,6 +150,45 @@ def train(kind, *, mesh=None, **options):
     }
 
 
+def train_in_host(mesh=None):
+    """Train by an optimizer of NNX, and return the losses and the ranks."""
+    model, rows = Linears(nnx.Rngs(0)), None
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 4, WIDTH)))
+    if mesh is not None:
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            spec = SHARDINGS.get(".".join(path), P())
+            variable.set_value(jax.device_put(variable.get_value(), NamedSharding(mesh, spec)))
+            nnx.update(model, nnx.from_flat_state({path: variable}))
+        x, rows = jax.device_put(x, NamedSharding(mesh, P("data"))), P("data", None, None)
+    grow = il.growth(
+        model,
+        optax.adam(0.01),
+        steps=STEPS,
+        growth=GROWTH,
+        is_scored_by_host=True,
+        dtype=jnp.float64,
+    )
+    optimizer = nnx.Optimizer(model, grow, wrt=nnx.LoRAParam)
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        loss = lambda model, x: jnp.mean((model(x, rows) - 1) ** 2)  # noqa: E731
+        value, gradients, scores = il.scored_value_and_grad(loss)(model, x)
+        optimizer.update(model, gradients, scores=scores)
+        return value
+
+    losses = [float(step(model, optimizer, x)) for _ in range(STEPS)]
+    return {"losses": losses, "ranks": il.ranks_of(optimizer)}
+
+
+def measure_host():
+    """Train alone and on a mesh, in a process of four devices."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    alone = train_in_host()
+    with jax.set_mesh(mesh):
+        return {"alone": alone, "mesh": train_in_host(mesh)}
+
+
 def measure(kind):
     """Train alone and on meshes, in a process of four devices."""
     found = {"alone": train(kind)}
@@ -161,13 +201,24 @@ def measure(kind):
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kernels_over_a_mesh_train_as_on_one_device_in_one_program(kind):
+def run(kind):
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_ENABLE_X64": "1"}
     done = subprocess.run([sys.executable, __file__, kind], env=os.environ | devices, check=False,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_growth_in_the_loop_of_a_host_does_not_depend_on_the_mesh():
+    found = run("host")
+    assert found["mesh"]["ranks"] == found["alone"]["ranks"]
+    assert sum(found["alone"]["ranks"].values()) == 4
+    np.testing.assert_allclose(found["mesh"]["losses"], found["alone"]["losses"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_over_a_mesh_train_as_on_one_device_in_one_program(kind):
+    found = run(kind)
     alone = found.pop("alone")["told"]
     assert alone[-2]["total_rank"] == 2 * len(alone[-2]["rank"]) > sum(alone[0]["rank"])
     for own in found.values():
@@ -189,4 +240,5 @@ def test_a_state_goes_where_one_array_is():
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(sys.argv[1])))
+    which = sys.argv[1]
+    sys.stdout.write(json.dumps(measure_host() if which == "host" else measure(which)))
