@@ -359,16 +359,8 @@ def load_parts(
         The model without its arrays, the start of each run, and a report of the loading.
     """
     model, report = load_base(plan, param_dtype)
-    set_remat(model, plan.config.training.remat)
-    if plan.config.training.scan_layers:
-        set_scanned(model)
-    set_attention(model, plan.config.training.attn_implementation)
     seeds = [member.config.training.seed for member in plan.members]
-    plan.method.attach(model, nnx.Rngs(seeds[0]))
-    own = layer_parameters(model)
-    late = {name: own[name] for name in own if name in plan.layout.gathered_late}
-    set_places(model, plan.layout.in_use(late))
-    skeleton, parts = split(model, plan.method.is_trained, is_called_once=True)
+    skeleton, parts = adapt(model, plan.method, plan.layout, plan.config.training, seed=seeds[0])
     starts = {seeds[0]: parts}
     for seed in seeds:
         if seed not in starts:
@@ -378,6 +370,32 @@ def load_parts(
     if plan.start:
         starts = {seed: begin_from(own, plan.start) for seed, own in starts.items()}
     return skeleton, tuple(starts[seed] for seed in seeds), report
+
+
+def adapt(
+    model: nnx.Module, method: Method, layout: Layout, training: TrainingConfig, *, seed: int
+) -> tuple[Skeleton, Parts]:
+    """Attach a method to a model and take it apart, with the settings of its layers.
+
+    Args:
+        model: The base model with its head, which is changed in place.
+        method: The method.
+        layout: The shardings; the layers gather the parameters of `gathered_late`.
+        training: Recomputation, loop over layers and implementation of attention.
+        seed: Seed of the adapters.
+
+    Returns:
+        The model without its arrays, and the arrays.
+    """
+    set_remat(model, training.remat)
+    if training.scan_layers:
+        set_scanned(model)
+    set_attention(model, training.attn_implementation)
+    method.attach(model, nnx.Rngs(seed))
+    own = layer_parameters(model)
+    late = {name: own[name] for name in own if name in layout.gathered_late}
+    set_places(model, layout.in_use(late))
+    return split(model, method.is_trained, is_called_once=True)
 
 
 def load_base(plan: Plan, param_dtype: DTypeLike | None = None) -> tuple[nnx.Module, LoadReport]:

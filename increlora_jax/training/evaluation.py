@@ -52,17 +52,7 @@ class Evaluator:
             program_cost=program_cost,
         )
 
-        def predict(model: tuple[TrainState, Base], batch: Batch) -> Predictions:
-            state, base = model
-
-            def of_one(state: TrainState) -> Predictions:
-                state = state._replace(params=layout.gather(state.params))
-                whole = layout.gather(base)
-                return trainer.predict(state, whole, lambda model: data.kind.predict(model, batch))
-
-            return over_members(state, of_one, out_axes=1)(state)
-
-        self._forward = Forward(predict, layout)
+        self._forward = Forward(predictor(trainer, layout, data.kind), layout)
 
     @property
     def kind(self) -> Kind:
@@ -107,6 +97,24 @@ class Evaluator:
             for _, batch in self._batches_of(encoded):
                 self._forward.compile_ahead(batch, (state, base), background)
                 return
+
+
+def predictor(
+    trainer: Trainer, layout: Layout, kind: Kind
+) -> Callable[[tuple[TrainState, Base], Batch], Predictions]:
+    """Return the function ((state, base), batch) → predictions, for one run or several."""
+
+    def predict(model: tuple[TrainState, Base], batch: Batch) -> Predictions:
+        state, base = model
+
+        def of_one(state: TrainState) -> Predictions:
+            state = state._replace(params=layout.gather(state.params))
+            whole = layout.gather(base)
+            return trainer.predict(state, whole, lambda model: kind.predict(model, batch))
+
+        return over_members(state, of_one, out_axes=1)(state)
+
+    return predict
 
 
 def choose_batches(

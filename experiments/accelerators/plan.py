@@ -1,0 +1,53 @@
+"""Programs of the study, by name: their topology, and the settings of each."""
+
+from pathlib import Path
+from typing import Any
+
+from programs import KINDS, Program
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "programs.jsonl"
+
+ONE, POD = "v5e:1x1", "v5e:4x4"
+
+FAMILIES = (
+    "bert", "roberta", "deberta-v2", "gpt2", "llama", "mistral", "qwen2", "qwen3", "t5", "bart",
+)  # fmt: skip
+
+_LLAMA: dict[str, Any] = {
+    "batch": 16,
+    "length": 512,
+    "remat": "full",
+    "scan": True,
+    "mesh": "fsdp=16",
+}
+_MINILM: dict[str, dict[str, Any]] = {
+    "five seeds": {"seeds": 5},
+    "scan": {"scan": True},
+    "remat": {"remat": "full"},
+}
+
+
+def plan() -> dict[str, tuple[str, Program]]:
+    """Return the topology and the program of every name."""
+    found: dict[str, tuple[str, Program]] = {}
+    for kind in KINDS:
+        found[f"minilm {kind}"] = ONE, Program("minilm-l6", kind)
+    for name, more in _MINILM.items():
+        found[f"minilm {name}"] = ONE, Program("minilm-l6", "scored", **more)
+    for kind in KINDS:
+        found[f"llama-7b {kind}"] = POD, Program("llama-7b", kind, **_LLAMA)
+    for quantize in ("int8", "nf4"):
+        more = _LLAMA | {"quantize": quantize}
+        found[f"llama-7b {quantize}"] = POD, Program("llama-7b", "scored", **more)
+    for family in FAMILIES:
+        for kind in ("scored", "evaluation"):
+            found[f"{family} {kind}"] = ONE, Program(family, kind, batch=8)
+    for quantize in ("int8", "nf4"):
+        found[f"llama {quantize}"] = ONE, Program("llama", "scored", batch=8, quantize=quantize)
+    for kind in KINDS:
+        found[f"deberta-v3-base two layers {kind}"] = (
+            ONE,
+            Program("deberta-v3-base", kind, layers=2),
+        )
+    return found

@@ -1,0 +1,62 @@
+"""Table of the README, from the lines of results."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from chips import find_chip
+
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- table: python compile.py --render -->", "<!-- end of table -->"
+HEAD = (
+    "program", "chips", "arguments + temporaries, GiB of", "HBM traffic, GB", "TFLOP",
+    "roofline, ms", "bound by", "collectives, count: MB", "gathers, scatters", "compiled in, s",
+)  # fmt: skip
+GIB = 2**30
+
+Line = Mapping[str, Any]
+
+
+def render(lines: Iterable[Line]) -> None:
+    """Write the table between the README's markers."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n\n{table(lines)}\n{END}{after}", encoding="utf-8")
+
+
+def table(lines: Iterable[Line]) -> str:
+    """Return a row for each line, per chip and step."""
+    rows = [HEAD, ("---",) * len(HEAD), *map(_row, lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def roofline(line: Line) -> tuple[float, float]:
+    """Return the seconds of the FLOPs and those of the traffic at the chip's peaks."""
+    chip = find_chip(line["topology"])
+    traffic = line["traffic"]["read"] + line["traffic"]["written"]
+    return line["flops"] / chip.flops, traffic / chip.bandwidth
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    chips = line["topology"] + (f", {line['mesh']}" if line["mesh"] else "")
+    if "error" in line:
+        return (line["name"], chips, line["error"], *("",) * (len(HEAD) - 3))
+    chip, memory, traffic = find_chip(line["topology"]), line["memory"], line["traffic"]
+    computing, moving = roofline(line)
+    return (
+        line["name"],
+        chips,
+        f"{memory['arguments'] / GIB:.2f} + {memory['temporaries'] / GIB:.2f} of "
+        f"{chip.memory / GIB:.0f}",
+        f"{(traffic['read'] + traffic['written']) / 1e9:.2f}",
+        f"{line['flops'] / 1e12:.3f}",
+        f"{1e3 * max(computing, moving):.2f}",
+        "FLOPs" if computing > moving else "traffic",
+        "; ".join(
+            f"{kind} {found['count']}: {found['bytes'] / 1e6:.1f}"
+            for kind, found in line["collectives"].items()
+        ),
+        f"{line['gathers']}, {line['scatters']}",
+        f"{line['compile seconds']:.0f}",
+    )
