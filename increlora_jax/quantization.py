@@ -95,9 +95,31 @@ def as_dense(kernel: Kernel) -> Array:
     if not isinstance(kernel, QuantizedKernel):
         return kernel
     qwix = _import_qwix()
+    if kernel.kind == "nf4":
+        return _from_quantiles(_unpack(kernel.values), kernel.scale)
     values = kernel.values if kernel.kind == "int8" else _unpack(kernel.values)
     zero = jnp.full((1, 1), _ZERO, jnp.uint8) if kernel.kind == "int4" else None
     return qwix.dequantize(qwix.QArray(values, kernel.scale, zero, kernel.kind))
+
+
+def _from_quantiles(
+    values: UInt8[Array, "inputs outputs"], scale: Float[Array, "tiles outputs"]
+) -> Float[Array, "inputs outputs"]:
+    """Return the dense form of nf4: its 16 quantiles, chosen bit by bit, times the scales.
+
+    Qwix looks each weight up in a table. A TPU gathers so many single numbers slowly, and its
+    compiler needs too long for them. Choices are exact too, and a product is fused with them.
+    """
+    qwix = _import_qwix()
+    all_values = jnp.arange(16, dtype=jnp.uint8)[:, None]
+    one = jnp.ones((1, 1), jnp.float32)  # a CPU chooses narrower numbers at more cost
+    found = list(qwix.dequantize(qwix.QArray(all_values, one, None, "nf4"))[:, 0])
+    for bit in range(4):
+        is_set = (values >> bit) & 1 == 1
+        found = [jnp.where(is_set, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+    tiles, outputs = scale.shape
+    chosen = found[0].astype(scale.dtype).reshape(tiles, -1, outputs)
+    return (chosen * scale[:, None]).reshape(values.shape)
 
 
 def store_like(parameter: Any, value: Array) -> Kernel:
