@@ -1,13 +1,13 @@
 """The study of accelerators: counts from a program's text, and a program compiled for a TPU."""
 
 import os
+import sys
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 HERE = Path(__file__).parents[1] / "experiments" / "accelerators"
@@ -18,9 +18,14 @@ TEXT = Path(__file__).with_name("small_program.hlo").read_text(encoding="utf-8")
 
 @pytest.fixture
 def study(monkeypatch):
-    """Give a module of the study by its name."""
+    """Give a module of the study by its name; other studies have modules of the same names."""
+    names = [path.stem for path in HERE.glob("*.py")]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(str(HERE))
-    return import_module
+    yield import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 def test_traffic_is_that_outside_vmem(study):
@@ -48,20 +53,53 @@ def test_gathers_of_activations_are_those_of_many_elements(study):
     assert study("hlo").Module(text, least=100).count().gathers == 1
 
 
-def test_flops_are_those_of_products_as_often_as_they_run(study):
-    def step(x):
-        looped = jax.lax.scan(lambda c, _: (c @ x, None), x, length=3)[0]
-        return jax.lax.cond(x[0, 0] > 0, lambda: looped @ x, lambda: looped)
+@pytest.mark.parametrize(
+    ("operands", "product", "flops"),
+    [
+        (("8,16", "16,4"), "bf16[8,4] convolution(%a, %b), dim_labels=bf_io->bf", 2 * 8 * 16 * 4),
+        (
+            ("3,8,16", "3,4,16"),
+            "f32[3,8,4] convolution(%a, %b), window={size=3 stride=2 lhs_dilate=3}, "
+            "dim_labels=0bf_0oi->0bf",
+            2 * 3 * 8 * 16 * 4,
+        ),
+        (
+            ("3,8,16", "3,16,4"),
+            "f32[3,8,4] dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}",
+            2 * 3 * 8 * 16 * 4,
+        ),
+    ],
+    ids=["convolution", "dilated", "dot"],
+)
+def test_flops_follow_from_sizes(study, operands, product, flops):
+    left, right = operands
+    text = f"""ENTRY %main (a: f32[{left}], b: f32[{right}]) -> f32[1] {{
+  %a = f32[{left}] parameter(0)
+  %b = f32[{right}] parameter(1)
+  ROOT %c = {product}
+}}
+"""
+    assert study("hlo").Module(text).count().flops == flops
 
-    jaxpr = jax.make_jaxpr(step)(jnp.ones((4, 4)))
-    assert study("flops").count_flops(jaxpr) == 4 * 2 * 4**3
+
+def test_kernels_are_read_from_the_assemblers_remarks(study):
+    remarks = "\n".join(
+        f"ptxas info    : Compiling entry function '{name}' for 'sm_90a'\n"
+        f"    0 bytes stack frame, {spills} bytes spill stores, 4 bytes spill loads\n"
+        f"ptxas info    : Used {registers} registers, used 1 barriers{more}\n"
+        for name, spills, registers, more in [("a", 8, 40, ""), ("b", 0, 60, ", 512 bytes smem")]
+    )
+    first, second = study("kernels").read_kernels(remarks)
+    assert first == {"name": "a", "registers": 40, "spills": 12, "shared": 0}
+    assert second == {"name": "b", "registers": 60, "spills": 4, "shared": 512}
+    assert study("kernels").describe_kernels(remarks)["registers"] == 60
 
 
 def test_every_program_has_a_chip_and_a_mesh_of_its_size(study):
     for topology, program in study("plan").plan().values():
         study("chips").find_chip(topology)
-        sizes = [int(size) for size in topology.partition(":")[2].split("x")]
-        assert program.chips in (1, sizes[0] * sizes[1])
+        sizes = topology.partition(":")[2].split("x")
+        assert program.chips in (1, prod(map(int, sizes)))
         assert program.config.model_type == study("programs").MODELS[program.model][0]
 
 

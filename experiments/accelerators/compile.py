@@ -19,7 +19,7 @@ from plan import HERE, RESULTS, plan
 from programs import Program
 from render import render
 
-VERSIONS = ("jax", "jaxlib", "libtpu")
+VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt")
 
 
 def main() -> None:
@@ -92,14 +92,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _compile_once(name: str, topology: str, program: Program, options: argparse.Namespace) -> None:
     """Compile a program and add its line, unless there is one that was finished."""
     key = {"name": name, "topology": topology, **asdict(program)}
-    lines = read_lines(options.results)
-    held = [line for line in lines if line | key == line]
+    held = [line for line in read_lines(options.results) if line | key == line]
     if not options.again and any("error" not in line for line in held):
         return
     sys.stderr.write(f"{name}, {topology} …\n")
     text = options.text / f"{name.replace(' ', '-')}.txt" if options.text else None
     line = key | {"versions": _versions()} | compile_apart(topology, program, options.limit, text)
-    kept = [line for line in lines if line not in held]
+    kept = [each for each in read_lines(options.results) if each | key != each]
     written = "".join(json.dumps(each) + "\n" for each in [*kept, line])
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(written, encoding="utf-8")
@@ -120,7 +119,7 @@ def _versions() -> dict[str, str]:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", help="names of programs; default: all")
-    parser.add_argument("--topology", help="other chips, as v6e:1x1 or v5e:4x4")
+    parser.add_argument("--topology", help="other chips, as v6e:1x1, v5e:4x4 or h100:1")
     parser.add_argument("--mesh", help="another mesh of the chips, as data=4,fsdp=4")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results")
     parser.add_argument("--text", type=Path, help="folder that scheduled programs are written to")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import isqrt, prod
 
 BITS = {"pred": 8, "token": 0, "opaque": 0}
 """Bits of element types whose names hold no number."""
@@ -35,6 +35,8 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
 _CHAIN = re.compile(r'channel_id=(\d+).*chain_id="(\d+)"')
+_BATCH = re.compile(r"lhs_batch_dims=\{([\d,]+)\}")
+_DILATED = re.compile(r"\blhs_dilate=([\dx]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
@@ -121,6 +123,7 @@ class Counts:
     written: int = 0
     copied: int = 0
     products: int = 0
+    flops: int = 0
     gathers: int = 0
     scatters: int = 0
     collectives: Counter[str] = field(default_factory=Counter)
@@ -133,7 +136,7 @@ class Counts:
 
     def add(self, other: "Counts", times: int = 1) -> None:
         """Add the counts of a part that runs several times."""
-        for name in ("read", "written", "copied", "products", "gathers", "scatters"):
+        for name in ("read", "written", "copied", "products", "flops", "gathers", "scatters"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for name in ("collectives", "collective_bytes"):
             for kind, count in getattr(other, name).items():
@@ -211,8 +214,8 @@ class Module:
             case "call" | "async-start":
                 for name in instruction.called:
                     total.add(self._count(name))
-        for inside in self._inside(instruction):
-            self._note(total, inside)
+        for inside, around in self._inside(instruction, own):
+            self._note(total, inside, around)
         if self._is_free(instruction):
             return
         read = sum(self._bytes_read(instruction, place, own) for place in _places(instruction))
@@ -234,17 +237,22 @@ class Module:
         ]
         return bounds[0] if len(bounds) == 1 else 1
 
-    def _inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yield an instruction, and those that are fused into it."""
-        yield instruction
+    def _inside(
+        self, instruction: Instruction, own: Computation
+    ) -> Iterator[tuple[Instruction, Computation]]:
+        """Yield an instruction, and those that are fused into it, each with its computation."""
+        yield instruction, own
         if instruction.opcode == "fusion":
             for name in instruction.called:
-                for inner in self.computations[name].values():
-                    yield from self._inside(inner)
+                inner = self.computations[name]
+                for one in inner.values():
+                    yield from self._inside(one, inner)
 
-    def _note(self, total: Counts, instruction: Instruction) -> None:
+    def _note(self, total: Counts, instruction: Instruction, own: Computation) -> None:
         """Add the operation to the counts by kind."""
-        total.products += instruction.opcode in PRODUCTS
+        if instruction.opcode in PRODUCTS:
+            total.products += 1
+            total.flops += _flops(instruction, own)
         size = max((prod(array.shape) for array in instruction.arrays), default=0)
         if size >= self._least:
             total.gathers += instruction.opcode == "gather"
@@ -341,6 +349,22 @@ class Module:
             return None
         name = instruction.called[0]
         return self.computations[name][self.roots[name]]
+
+
+def _flops(product: Instruction, own: Computation) -> int:
+    """Return two for each multiplication of a product of [B, M, K] and [B, K, N].
+
+    The sizes of operands and result give it: √(BMK · BKN · BMN / B) = B·M·N·K. A TPU's products are
+    convolutions, and axes of a batch are windows with a dilated operand.
+    """
+    shapes = [own[name].arrays[0].shape for name in product.operands[:2]]
+    sizes = prod(map(prod, [*shapes, product.arrays[0].shape]))
+    if found := _BATCH.search(product.rest):
+        batch = prod(shapes[0][int(axis)] for axis in found[1].split(","))
+    else:
+        dilated = _DILATED.search(product.rest)
+        batch = prod(map(int, dilated[1].split("x"))) if dilated else 1
+    return 2 * isqrt(sizes // batch)
 
 
 def _places(instruction: Instruction) -> range:

@@ -8,7 +8,7 @@ from programs import KINDS, Program
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "programs.jsonl"
 
-ONE, POD = "v5e:1x1", "v5e:4x4"
+ONE, POD, GPU = "v5e:1x1", "v5e:4x4", "h100:1"
 
 FAMILIES = (
     "bert", "roberta", "deberta-v2", "gpt2", "llama", "mistral", "qwen2", "qwen3", "t5", "bart",
@@ -20,6 +20,13 @@ _LLAMA: dict[str, Any] = {
     "remat": "full",
     "scan": True,
     "mesh": "fsdp=16",
+}
+_ON_ONE: dict[str, Any] = {
+    "batch": 8,
+    "length": 1024,
+    "remat": "full",
+    "scan": True,
+    "quantize": "nf4",
 }
 _MINILM: dict[str, dict[str, Any]] = {
     "five seeds": {"seeds": 5},
@@ -50,4 +57,11 @@ def plan() -> dict[str, tuple[str, Program]]:
             ONE,
             Program("deberta-v3-base", kind, layers=2),
         )
+    for kind in ("unscored", "scored"):
+        found[f"H100, minilm {kind}"] = GPU, Program("minilm-l6", kind)
+        for attention in ("xla", "pallas"):
+            name = f"H100, deberta-v3-base, two layers, {attention}, {kind}"
+            two = Program("deberta-v3-base", kind, layers=2, attention=attention)
+            found[name] = GPU, two
+        found[f"H100, llama-7b nf4 {kind}"] = GPU, Program("llama-7b", kind, **_ON_ONE)
     return found

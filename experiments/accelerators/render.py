@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from chips import find_chip
+from plan import plan
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table: python compile.py --render -->", "<!-- end of table -->"
 HEAD = (
     "program", "chips", "arguments + temporaries, GiB of", "HBM traffic, GB", "TFLOP",
-    "roofline, ms", "bound by", "collectives, count: MB", "gathers, scatters", "compiled in, s",
+    "roofline, ms", "bound by", "collectives, GB", "gathers, scatters", "compiled in, s",
 )  # fmt: skip
 GIB = 2**30
 
@@ -26,8 +27,12 @@ def render(lines: Iterable[Line]) -> None:
 
 
 def table(lines: Iterable[Line]) -> str:
-    """Return a row for each line, per chip and step."""
-    rows = [HEAD, ("---",) * len(HEAD), *map(_row, lines)]
+    """Return a row for each line, per chip and step, in the order of the plan."""
+    order = list(plan())
+    known = sorted(
+        (line for line in lines if line["name"] in order), key=lambda x: order.index(x["name"])
+    )
+    rows = [HEAD, ("---",) * len(HEAD), *map(_row, known)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -47,14 +52,14 @@ def _row(line: Line) -> tuple[str, ...]:
     return (
         line["name"],
         chips,
-        f"{memory['arguments'] / GIB:.2f} + {memory['temporaries'] / GIB:.2f} of "
+        f"{memory['arguments'] / GIB:.3g} + {memory['temporaries'] / GIB:.3g} of "
         f"{chip.memory / GIB:.0f}",
-        f"{(traffic['read'] + traffic['written']) / 1e9:.2f}",
-        f"{line['flops'] / 1e12:.3f}",
-        f"{1e3 * max(computing, moving):.2f}",
+        f"{(traffic['read'] + traffic['written']) / 1e9:.3g}",
+        f"{line['flops'] / 1e12:.3g}",
+        f"{1e3 * max(computing, moving):.3g}",
         "FLOPs" if computing > moving else "traffic",
         "; ".join(
-            f"{kind} {found['count']}: {found['bytes'] / 1e6:.1f}"
+            f"{found['count']} {kind}: {found['bytes'] / 1e9:.3g}"
             for kind, found in line["collectives"].items()
         ),
         f"{line['gathers']}, {line['scatters']}",

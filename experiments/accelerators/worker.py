@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 from chips import find_chip
-from flops import count_flops
 from hlo import Counts, Module
+from kernels import describe_kernels, listened
 from programs import Program, as_if_on, trace
 
 SIZES = {
@@ -35,8 +35,9 @@ def measure(program: Program, topology: str, text: Path | None = None) -> dict[s
     line: dict[str, Any] = {"trace seconds": _since(start)}
     start, processor = time.perf_counter(), time.process_time()
     try:
-        with as_if_on(chip.platform):
+        with as_if_on(chip.platform), listened() as heard:
             compiled = traced.lower().compile()
+            remarks = heard.read_text(encoding="utf-8")
     except jax.errors.JaxRuntimeError as error:
         return line | {"error": str(error).strip().splitlines()[0]}
     line["compile seconds"] = _since(start)
@@ -47,8 +48,8 @@ def measure(program: Program, topology: str, text: Path | None = None) -> dict[s
     counts = Module(written, program.batch * program.length // program.chips).count()
     sizes = compiled.memory_analysis()
     memory = {name: getattr(sizes, field) for name, field in SIZES.items()}
-    flops = count_flops(traced.jaxpr) / program.chips
-    return line | {"memory": memory, "flops": flops, **describe(counts)}
+    kernels = {"kernels": describe_kernels(remarks)} if remarks else {}
+    return line | {"memory": memory, **describe(counts), **kernels}
 
 
 def describe(counts: Counts) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def describe(counts: Counts) -> dict[str, Any]:
         for kind, count in sorted(counts.collectives.items())
     }
     return {
+        "flops": counts.flops,
         "traffic": {"read": counts.read, "written": counts.written, "copied": counts.copied},
         "collectives": kinds,
         "products": counts.products,
