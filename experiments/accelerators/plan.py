@@ -28,7 +28,7 @@ _ON_ONE: dict[str, Any] = {
     "scan": True,
     "quantize": "nf4",
 }
-_MINILM: dict[str, dict[str, Any]] = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     "five seeds": {"seeds": 5},
     "scan": {"scan": True},
     "remat": {"remat": "full"},
@@ -40,8 +40,6 @@ def plan() -> dict[str, tuple[str, Program]]:
     found: dict[str, tuple[str, Program]] = {}
     for kind in KINDS:
         found[f"minilm {kind}"] = ONE, Program("minilm-l6", kind)
-    for name, more in _MINILM.items():
-        found[f"minilm {name}"] = ONE, Program("minilm-l6", "scored", **more)
     for kind in KINDS:
         found[f"llama-7b {kind}"] = POD, Program("llama-7b", kind, **_LLAMA)
     for quantize in ("int8", "nf4"):
@@ -50,13 +48,13 @@ def plan() -> dict[str, tuple[str, Program]]:
     for family in FAMILIES:
         for kind in ("scored", "evaluation"):
             found[f"{family} {kind}"] = ONE, Program(family, kind, batch=8)
+    for name, more in _VARIANTS.items():
+        found[f"bert {name}"] = ONE, Program("bert", "scored", batch=8, **more)
     for quantize in ("int8", "nf4"):
         found[f"llama {quantize}"] = ONE, Program("llama", "scored", batch=8, quantize=quantize)
     for kind in KINDS:
-        found[f"deberta-v3-base two layers {kind}"] = (
-            ONE,
-            Program("deberta-v3-base", kind, layers=2),
-        )
+        two = Program("deberta-v3-base", kind, layers=2)
+        found[f"deberta-v3-base, two layers, {kind}"] = ONE, two
     for kind in ("unscored", "scored"):
         found[f"H100, minilm {kind}"] = GPU, Program("minilm-l6", kind)
         for attention in ("xla", "pallas"):

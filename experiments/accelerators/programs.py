@@ -74,7 +74,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size": 1536,
         },
     ),
-    "deberta-v3-base": ("deberta-v2", {"vocab_size": 128100, **_RELATIVE}),
+    "deberta-v3-base": (
+        "deberta-v2",
+        {
+            "vocab_size": 128100,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            **_RELATIVE,
+        },
+    ),
     "llama-7b": ("llama", {}),
     "bert": ("bert", _ENCODER),
     "roberta": ("roberta", _ENCODER),

@@ -1,6 +1,6 @@
 """Table of the README, from the lines of results."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,35 @@ GIB = 2**30
 Line = Mapping[str, Any]
 
 
-def render(lines: Iterable[Line]) -> None:
+def render(lines: Sequence[Line]) -> None:
     """Write the table between the README's markers."""
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n\n{table(lines)}\n{END}{after}", encoding="utf-8")
+    drawn = f"{table(lines)}\n{kernel_table(lines)}"
+    README.write_text(f"{before}{BEGIN}\n\n{drawn}\n{END}{after}", encoding="utf-8")
 
 
-def table(lines: Iterable[Line]) -> str:
+def table(lines: Sequence[Line]) -> str:
     """Return a row for each line, per chip and step, in the order of the plan."""
     order = list(plan())
     known = sorted(
         (line for line in lines if line["name"] in order), key=lambda x: order.index(x["name"])
     )
     rows = [HEAD, ("---",) * len(HEAD), *map(_row, known)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def kernel_table(lines: Sequence[Line]) -> str:
+    """Return the registers and spills of CUDA's kernels: the worst, and each of this project."""
+    head = ("program", "kernels", "most registers", "kernels that spill", "this project's own")
+    rows = [head, ("---",) * len(head)]
+    for line in lines:
+        if kernels := line.get("kernels"):
+            own = (f"`{one['name']}` {one['registers']}" for one in kernels["own"])
+            spilling = (f"{one['spills']} bytes" for one in kernels["spilling"])
+            told = str(kernels["count"]), str(kernels["registers"])
+            rows.append((line["name"], *told, ", ".join(spilling) or "none", ", ".join(own)))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
