@@ -96,6 +96,8 @@ def _compile_once(name: str, topology: str, program: Program, options: argparse.
     if not options.again and any("error" not in line for line in held):
         return
     sys.stderr.write(f"{name}, {topology} …\n")
+    if options.text:
+        options.text.mkdir(parents=True, exist_ok=True)
     text = options.text / f"{name.replace(' ', '-')}.txt" if options.text else None
     line = key | {"versions": _versions()} | compile_apart(topology, program, options.limit, text)
     kept = [each for each in read_lines(options.results) if each | key != each]

@@ -113,7 +113,7 @@ def test_places_that_cannot_be_are_refused():
         il.houlsby({"w": jnp.ones((4, 4))})
     with pytest.raises(InputError, match="target_modules: 'query' matches no module"):
         il.houlsby(MLP(), targets=["query"])
-    with pytest.raises(InputError, match="leaves no module"):
+    with pytest.raises(InputError, match="leaves none of the targets"):
         il.pfeiffer(MLP(), targets=MODULES, exclude=MODULES)
     with pytest.raises(InputError, match="layers, a List, does not say how wide"):
         il.houlsby(MLP(), targets=["layers"])
