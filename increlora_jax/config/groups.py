@@ -125,9 +125,9 @@ class AdapterConfig:
         None, "modules trained in full and saved; default: the model's pooler and classifier"
     )
     init: Literal["default", "lora", "pissa", "eva", "gora"] = option(
-        "default", "how adapters begin: drawn; with B = 0 and λ = 1, where λ learns (lora); from "
-        "singular vectors of the kernels (pissa) or of the first batches' inputs (eva); or from "
-        "the first gradients (gora)"
+        "default", "how adapters begin: drawn; with B = 0 and lambda = 1 if lambda learns (lora); "
+        "from singular vectors of the kernels (pissa) or of the inputs of the first batches (eva); "
+        "or from the first gradients (gora)"
     )  # fmt: skip
     init_batches: int = option(8, "batches that eva and gora look at")
     match_budget: str | None = option(

@@ -17,7 +17,7 @@ from increlora_jax.models.repeated_layer import RepeatedLayer
 from increlora_jax.nn.attach import adapters_of
 from increlora_jax.nn.effective import set_kind
 from increlora_jax.nn.first_values import begin_eva, begin_gora, begin_lora, begin_pissa
-from increlora_jax.nn.low_rank import LowRankAdapter
+from increlora_jax.nn.low_rank import Arrange, LowRankAdapter
 from increlora_jax.nn.skeleton import Parts, Skeleton
 from increlora_jax.run.build import Run
 from increlora_jax.tasks.kind import Batch, Kind
@@ -100,14 +100,14 @@ class _Recorder(LowRankAdapter):
     mask: Bool[Array, "batch length"]
     moment: Float[Array, "inputs inputs"]
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Compute the adapter's part; keep Xᵀ X of the tokens that are no padding."""
-        rows, mask = x, self.mask
-        if x.shape[: mask.ndim] == mask.shape:
-            rows = jnp.where(mask[..., None], x, 0)
+    def add_to(self, y: Array, x: Array, to_rows: Arrange, from_rows: Arrange) -> Array:
+        """Add the adapter's part to y; keep Xᵀ X of the tokens that are no padding."""
+        rows, mask = to_rows(x), self.mask
+        if rows.shape[: mask.ndim] == mask.shape:
+            rows = jnp.where(mask[..., None], rows, 0)
         flat = rows.reshape(-1, rows.shape[-1]).astype(jnp.float32)
         self.moment = nnx.data(flat.T @ flat)
-        return super().__call__(x)
+        return super().add_to(y, x, to_rows, from_rows)
 
     def is_best_summed(self, *_: object) -> bool:
         """Return False: W + ΔW would be applied without a call of this adapter."""
